@@ -59,15 +59,19 @@ function(ferry_test)
   endif()
   if(T_WHOLE)
     add_test(NAME ${T_NAME} COMMAND ${T_NAME} --gtest_brief=1)
-    set_tests_properties(${T_NAME} PROPERTIES ${properties} LABELS "${T_LABELS}" ENVIRONMENT "${environment}"
-      SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+    set_tests_properties(${T_NAME} PROPERTIES ${properties} LABELS "${T_LABELS}" ENVIRONMENT "${environment}")
   else()
-    # A list inside PROPERTIES has to reach the generated script with its semicolons escaped.
-    string(REPLACE ";" "\\;" labels "${T_LABELS}")
-    string(REPLACE ";" "\\;" environment "${environment}")
     # PRE_TEST: a build never runs what it has built; the list is made when ctest starts.
     gtest_discover_tests(${T_NAME}
-      TEST_PREFIX "${T_NAME}." DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
-      PROPERTIES ${properties} LABELS "${labels}" ENVIRONMENT "${environment}")
+      TEST_PREFIX "${T_NAME}." TEST_LIST discovered_tests DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+      PROPERTIES ${properties})
+    # Properties that are lists do not survive the way through PROPERTIES above.
+    set(script ${CMAKE_CURRENT_BINARY_DIR}/${T_NAME}_lists.cmake)
+    file(WRITE ${script} "foreach(test IN LISTS discovered_tests)
+  set_tests_properties(\"\${test}\" PROPERTIES LABELS [==[${T_LABELS}]==] ENVIRONMENT [==[${environment}]==])
+endforeach()
+set(discovered_tests)
+")
+    set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${script})
   endif()
 endfunction()
