@@ -1,0 +1,93 @@
+// What the core asks of the machine. src/linux performs actions with system calls, src/sim performs them in virtual
+// time from a seed; the core cannot tell which. Actions with an id are answered by Core::action_done exactly once, in
+// any order; actions without (id 0) are never answered and cannot fail.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "base/types.h"
+
+namespace ferry::core {
+
+using ActionId = std::uint64_t;
+
+/// Names a parked wave to the executor; opaque to the core.
+struct FaultToken {
+  std::uint64_t value = 0;
+  friend constexpr bool operator==(const FaultToken&, const FaultToken&) = default;
+};
+
+/// Names a request to the executor; opaque to the core.
+struct Cookie {
+  std::uint64_t value = 0;
+};
+
+/// Why pages move or change hands. Told in the trace, in `ferry explain`, and counted in Stats.
+enum class Cause : std::uint8_t {
+  none,
+  device_fault,
+  cpu_fault,
+  prefetch,     ///< asked for by the application
+  speculation,  ///< asked for by the prefetch policy
+  evict,        ///< room for other pages was needed
+  contention,   ///< device and CPU keep taking the page from each other: it stays in system memory, mapped by both
+  freed,
+  client_gone,
+  device_gone,
+};
+inline constexpr unsigned cause_count = 10;
+[[nodiscard]] const char* to_string(Cause cause);
+
+/// Where a copy of a page lies.
+enum class Place : std::uint8_t { system, vram };
+
+/// | verb           | means                                                            | may fail with                    |
+/// |----------------|------------------------------------------------------------------|----------------------------------|
+/// | revoke_cpu     | no CPU thread can reach `pages` any more; a later touch faults   | client_gone                      |
+/// | map_cpu        | CPU threads reach system pages read-write; wakes their CPU faults| client_gone, no_memory           |
+/// | wake_cpu       | CPU faults on `pages` retry (id 0)                               | -                                |
+/// | revoke_device  | the device cannot reach `pages` any more; a later touch faults   | device_lost                      |
+/// | map_device     | the device reaches `pages` in `place` with `prot`                | device_lost, no_mappings, no_memory |
+/// | copy           | bytes from `source` to the other place; source stays as it was   | io_error, no_memory              |
+/// | wake_wave      | the wave behind `token` retries (status ok) or fails (id 0)      | -                                |
+/// | release_chunk  | the VRAM chunk's memory goes back to the machine                 | -  (must succeed)                |
+/// | discard_system | system pages may lose their contents and memory                  | -  (must succeed)                |
+/// | reply          | the request behind `cookie` ended with `status` (id 0)           | -                                |
+///
+/// On client_gone / device_lost the executor promises that the process has ended (or is certain to run no further
+/// instruction on managed memory), so the core may treat the pages as revoked.
+enum class Verb : std::uint8_t {
+  revoke_cpu,
+  map_cpu,
+  wake_cpu,
+  revoke_device,
+  map_device,
+  copy,
+  wake_wave,
+  release_chunk,
+  discard_system,
+  reply,
+};
+inline constexpr unsigned verb_count = 10;
+[[nodiscard]] const char* to_string(Verb verb);
+
+struct Action {
+  ActionId id = 0;
+  Verb verb = Verb::reply;
+  Place place = Place::system;  ///< map_device: where the pages lie; copy: the source
+  Prot prot = Prot::read_write;
+  Cause cause = Cause::none;
+  DeviceId device = no_device;  ///< *_device, copy, release_chunk, wake_wave
+  ClientId client = 0;
+  PageSpan pages;          ///< never crosses a block's end, except for discard_system, wake_cpu
+  VramPage vram_first = 0; ///< map_device(vram), copy: the VRAM page of pages.first, the rest follow; release_chunk: first page
+  /// wake_wave: whom. map_device: if has_token, a wave that waits for just this mapping and may perform it itself on
+  /// its way back (the executor reports done when it has; the wave then needs no wake_wave of its own).
+  FaultToken token;
+  bool has_token = false;
+  Cookie cookie;           ///< reply
+  Status status;           ///< wake_wave, reply
+};
+
+}  // namespace ferry::core

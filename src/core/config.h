@@ -1,0 +1,51 @@
+// What a core is built for. Fixed over its life.
+#pragma once
+
+#include <cstdint>
+
+#include "base/types.h"
+
+namespace ferry::core {
+
+/// Bugs planted on purpose, one at a time, to show that the checkers can fail. Only tests and the simulator set one.
+/// docs/INVARIANTS.md says which checker finds which.
+enum class PlantedBug : std::uint8_t {
+  none,
+  skip_cpu_revoke,        ///< copy to VRAM while CPU threads can still write the source
+  skip_device_revoke,     ///< copy back while the device can still write the source
+  drop_wake,              ///< one waiter in a merged fault is never woken
+  lose_dirty,             ///< a written VRAM page counts as clean and is evicted without a copy
+  free_before_revoke,     ///< a VRAM granule is reused before the device's mapping of it is gone
+  free_before_copy,       ///< a VRAM granule is reused before its copy home is done
+  stale_map,              ///< map the system copy on the CPU although VRAM holds the newest
+  write_map_on_read,      ///< a read fault maps writable, so the write that follows is not seen
+  over_budget,            ///< one chunk more than the budget
+  ignore_copy_error,      ///< a failed copy counts as done
+  wrong_vram_page,        ///< off by one granule when a chunk has several
+  forget_free_waiter,     ///< a free during a migration is never answered
+  leak_chunk,             ///< a dead client's chunk is never given back
+  keep_chunk_contents,    ///< a chunk passes to another client without being released
+  map_both_writable,      ///< after a CPU fault the device keeps its writable mapping of VRAM
+};
+inline constexpr unsigned planted_bug_count = 16;
+[[nodiscard]] const char* to_string(PlantedBug bug);
+
+struct Config {
+  unsigned device_count = 1;
+  /// Budget of VRAM for each device, in pages, rounded down to whole chunks; at least one chunk.
+  std::uint64_t vram_pages = 64 * block_pages;
+  /// Pages that move together; a power of two, 1 to block_pages.
+  unsigned granularity_pages = block_pages;
+  /// Times that a granule changes between CPU and device within `contention_window_ns` before it stays in system
+  /// memory, mapped by both, for `contention_hold_ns` (the numbers follow nvidia-uvm's thrash detection).
+  unsigned contention_threshold = 4;
+  std::uint64_t contention_window_ns = 20'000'000;
+  std::uint64_t contention_hold_ns = 300'000'000;
+  /// Copies that failed in a row for one granule before the fault is served in place, or fails where it cannot be.
+  unsigned copy_retries = 3;
+  /// Most granules that the speculation policy may bring ahead of a sequential fault; 0 switches it off.
+  unsigned speculation_granules = 4;
+  PlantedBug bug = PlantedBug::none;
+};
+
+}  // namespace ferry::core

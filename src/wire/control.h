@@ -1,0 +1,106 @@
+// Layout of the shared control files. All are memfds made and sealed (size) by the manager, zero at birth.
+//   AppControl     manager <-> application: the agent's port
+//   DeviceControl  manager <-> one device process: a port for each compute unit and one for its agent
+//   QueueControl   application <-> one device process: user-mode queues. The manager maps nothing of it, so launching a
+//                  kernel costs no manager time and a hostile queue can hurt only its own application.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "wire/port.h"
+
+namespace ferry::wire {
+
+inline constexpr std::uint32_t control_magic = 0x59525246;  // "FRRY"
+/// Changes with every change of this folder. Both sides must agree exactly.
+inline constexpr std::uint32_t wire_version = 1;
+
+inline constexpr unsigned max_cus = 64;
+inline constexpr unsigned max_queues = 16;
+
+struct ControlHead {
+  std::uint32_t magic;
+  std::uint32_t version;
+  /// 1 while the manager sleeps or is about to: posters must then write to the kick eventfd. See wire/port.h.
+  std::atomic<std::uint32_t> manager_sleeping;
+  std::uint32_t reserved0;
+};
+
+struct AppControl {
+  alignas(64) ControlHead head;
+  alignas(64) Port agent;
+};
+
+struct DeviceControl {
+  alignas(64) ControlHead head;
+  std::uint32_t cu_count;
+  alignas(64) Port agent;
+  Port cus[max_cus];  ///< cus[0 .. cu_count)
+};
+
+// --- user-mode queues ------------------------------------------------------------------------------------------------
+
+inline constexpr unsigned queue_entries = 64;
+inline constexpr unsigned capture_bytes_max = 768;
+inline constexpr unsigned kernel_name_bytes = 96;
+
+/// Runs items [first, first + count) of a grid on the device. Lives in the program's text.
+using KernelEntry = void (*)(const void* captures, std::uint64_t first, std::uint64_t count);
+
+struct LaunchPacket {
+  std::uint64_t entry;        ///< KernelEntry, as an address
+  std::uint64_t items;        ///< size of the grid
+  std::uint64_t items_per_wave;
+  std::uint32_t capture_bytes;
+  std::uint32_t reserved0;
+  char name[kernel_name_bytes];                   ///< NUL-terminated, for errors and the trace
+  alignas(16) unsigned char captures[capture_bytes_max];
+};
+
+/// How a launch ended. Slot of launch n is n % queue_entries; valid once completed > n and until launch n +
+/// queue_entries is submitted.
+struct LaunchResult {
+  std::uint32_t code;         ///< ferry::Code, 0 if well
+  std::uint32_t reserved0;
+  std::uint64_t wave;         ///< first wave that failed
+  std::uint64_t address;      ///< address that it touched, 0 if none
+  std::uint64_t device_time_ns;  ///< from its first wave's start to its last one's end
+  char text[480];             ///< NUL-terminated
+};
+
+struct Queue {
+  alignas(64) std::atomic<std::uint64_t> submitted;  ///< launches written by the application so far
+  std::atomic<std::uint32_t> submit_futex;           ///< bumped with `submitted`
+  alignas(64) std::atomic<std::uint64_t> completed;  ///< launches ended so far, in order; written by the device
+  std::atomic<std::uint32_t> complete_futex;         ///< bumped with `completed`
+  std::atomic<std::uint32_t> app_sleeping;           ///< waiters in the application that sleep on complete_futex
+  std::atomic<std::uint64_t> waves_done;             ///< of the launch that runs, for progress
+  alignas(64) LaunchPacket packets[queue_entries];
+  LaunchResult results[queue_entries];
+};
+
+/// Text of ferry::print: a byte ring from device to application. Writers reserve by compare-and-swap on `reserved` and
+/// publish in order through `written`; what finds no room within a bounded wait is dropped and counted.
+inline constexpr std::uint32_t print_ring_bytes = 1U << 20;
+struct PrintRing {
+  alignas(64) std::atomic<std::uint64_t> reserved;
+  std::atomic<std::uint64_t> written;
+  std::atomic<std::uint64_t> dropped_bytes;
+  alignas(64) std::atomic<std::uint64_t> read;  ///< written by the application
+  char bytes[print_ring_bytes];
+};
+
+struct QueueControl {
+  alignas(64) ControlHead head;
+  /// 0 starting, 1 running, 2 gone (set by the application or manager side that noticed). Futex word.
+  std::atomic<std::uint32_t> device_state;
+  /// Bumped on every submit on any queue; the device's idle compute units sleep on it.
+  std::atomic<std::uint32_t> doorbell;
+  std::atomic<std::uint32_t> device_sleepers;  ///< compute units asleep on doorbell: a submit wakes only if not 0
+  alignas(64) Queue queues[max_queues];
+  PrintRing print;
+};
+
+}  // namespace ferry::wire

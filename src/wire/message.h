@@ -1,0 +1,141 @@
+// Messages on the SOCK_SEQPACKET sockets: one datagram, one message: a fixed header, then a body of fixed size, then
+// (reply_text, configuration) a tail of text. Descriptors travel with SCM_RIGHTS in the order that the table names.
+// Every receiver checks size, type and each field before it believes any; the sizes are asserted here.
+//
+// Application -> manager (socket at $FERRY_SOCKET or the private manager's socketpair):
+// | type           | body          | descriptors                            | answer                                       |
+// |----------------|---------------|----------------------------------------|----------------------------------------------|
+// | hello          | Hello         | application's userfaultfd              | welcome or refused                           |
+// | attach_device  | AttachDevice  | manager's end of the device's socket   | attached once the device said device_hello   |
+// | alloc          | Span          | -                                      | done                                         |
+// | free           | Span          | -                                      | done (when nothing uses the span any more)   |
+// | prefetch       | Span          | -                                      | done                                         |
+// | query          | Span          | -                                      | residency                                    |
+// | stats          | -             | -                                      | reply_text (JSON)                            |
+// | device_control | AttachDevice  | -                                      | device_files (fresh control files after loss)|
+// Administration (any connection of the same user, without hello): explain, stats, shutdown.
+// Manager -> application: also device_lost (unasked), when a device process ended.
+// Device -> manager (its own socketpair): device_hello{pid} with its userfaultfd. Manager -> device: nothing; end of
+// file means that the manager or the application is gone, and the device ends.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "base/types.h"
+#include "wire/control.h"
+
+namespace ferry::wire {
+
+enum class MessageType : std::uint32_t {
+  hello = 1,
+  welcome = 2,
+  refused = 3,
+  attach_device = 4,
+  attached = 5,
+  alloc = 6,
+  free = 7,
+  prefetch = 8,
+  query = 9,
+  residency = 10,
+  stats = 11,
+  reply_text = 12,
+  done = 13,
+  device_hello = 14,
+  device_lost = 15,
+  explain = 16,
+  shutdown = 17,
+  device_control = 18,
+  device_files = 19,
+};
+
+struct MessageHead {
+  std::uint32_t magic;    ///< control_magic
+  std::uint32_t version;  ///< wire_version
+  std::uint32_t type;
+  std::uint32_t reserved0;
+  std::uint64_t request;  ///< chosen by the asker, echoed in the answer
+};
+static_assert(sizeof(MessageHead) == 24);
+
+struct Hello {
+  std::uint64_t window_base;
+  std::uint64_t window_bytes;
+  std::uint32_t pid;
+  std::uint32_t full_userfaultfd;  ///< 1: its descriptor serves faults inside system calls too
+  char program[64];                ///< NUL-terminated, for people
+};
+
+/// Answer to hello. Descriptors: kick eventfd, system file, AppControl, then for each device: VRAM file,
+/// DeviceControl, QueueControl.
+struct Welcome {
+  std::uint32_t client;
+  std::uint32_t device_count;
+  std::uint32_t cu_count;
+  std::uint32_t waves_per_cu;
+  std::uint32_t granularity_pages;
+  std::uint32_t manager_pid;
+  std::uint64_t vram_bytes;  ///< budget of each device
+};
+
+struct Refused {
+  std::uint32_t code;     ///< ferry::Code
+  std::uint32_t version;  ///< the manager's wire_version
+  char text[240];
+};
+
+struct AttachDevice {
+  std::uint32_t device;
+  std::uint32_t reserved0;
+};
+
+struct DeviceHello {
+  std::uint32_t pid;
+  std::uint32_t device;
+};
+
+inline constexpr std::uint32_t span_place_system = 1;  ///< alloc: Placement::system; cleared: automatic
+inline constexpr std::uint32_t to_system = 0xffff'ffff;
+
+struct Span {
+  std::uint64_t first_page;
+  std::uint64_t count_pages;
+  std::uint32_t device;  ///< prefetch: device number, or to_system
+  std::uint32_t flags;   ///< alloc: span_place_system
+  std::uint32_t pid;     ///< explain: whose address; 0 elsewhere
+  std::uint32_t reserved0;
+};
+
+struct Done {
+  std::uint32_t code;  ///< ferry::Code
+  std::int32_t sys_errno;
+};
+
+/// Answer to query and explain, for span.first_page.
+struct PageResidency {
+  std::uint32_t client;
+  std::uint8_t allocated;
+  std::uint8_t system_current;
+  std::uint8_t vram_device;  ///< no_device if none
+  std::uint8_t dirty;
+  std::uint8_t cpu_may_map;
+  std::uint8_t moving;
+  std::uint8_t contended;
+  std::uint8_t cause;        ///< core::Cause of the last move
+  std::uint16_t device_mapped;
+  std::uint16_t device_writable;
+  std::uint64_t last_move_age_ns;  ///< ~0: never moved
+};
+
+/// Largest message with its tail of text.
+inline constexpr std::size_t message_bytes_max = 65536;
+inline constexpr unsigned message_fds_max = 3 + 3 * max_devices;
+
+static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 88);
+static_assert(std::is_trivially_copyable_v<Welcome> && sizeof(Welcome) == 32);
+static_assert(std::is_trivially_copyable_v<Refused> && sizeof(Refused) == 248);
+static_assert(std::is_trivially_copyable_v<Span> && sizeof(Span) == 32);
+static_assert(sizeof(PageResidency) == 24);
+static_assert(message_fds_max <= 253, "SCM_MAX_FD");
+
+}  // namespace ferry::wire
