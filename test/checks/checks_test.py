@@ -1,0 +1,166 @@
+"""The checks of ./dev check find what they are there to find, and pass what is right."""
+
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "scripts"))
+import check_docs
+import check_layers
+import check_style
+import check_trace
+
+
+class Tree(unittest.TestCase):
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.root = Path(temporary.name)
+        for layer in ("base", "core", "wire", "linux", "sim", "device", "client", "manager", "cli"):
+            self.write(f"src/{layer}/{layer}.h", "#pragma once\n")
+        self.write("include/ferry/ferry.hpp", "#pragma once\n")
+
+    def write(self, path, content):
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_text(content)
+
+    def assert_passes(self, check):
+        self.assertEqual(check.check(self.root), [])
+
+    def assert_finds(self, check, *parts):
+        """Exactly one complaint, with all these parts in it."""
+        complaints = check.check(self.root)
+        self.assertEqual(len(complaints), 1, complaints)
+        for part in parts:
+            self.assertIn(part, complaints[0])
+
+
+class Layers(Tree):
+    def test_a_clean_tree_passes(self):
+        self.write("src/core/a.cpp", '#include "core/core.h"\n#include "base/base.h"\n#include <vector>\n// mmap(2), "std::thread"\n')
+        self.write("src/cli/a.cpp", '#include "sim/sim.h"\n#include <ferry/ferry.hpp>\n#include <chrono>\n')
+        self.write("src/linux/a.cpp", '#include <linux/userfaultfd.h>\n#include "wire/wire.h"\n')
+        self.write("examples/a/main.cpp", '#include <ferry/ferry.hpp>\n#include "image.h"\n')
+        self.assert_passes(check_layers)
+
+    def test_every_forbidden_pair_of_layers(self):
+        pairs = [("base", "core"), ("core", "wire"), ("core", "linux"), ("wire", "core"), ("linux", "sim"), ("sim", "linux"),
+                 ("linux", "device"), ("device", "client"), ("client", "manager"), ("manager", "cli"), ("manager", "sim"),
+                 ("device", "sim")]
+        for layer, other in pairs:
+            with self.subTest(layer=layer, other=other):
+                self.write(f"src/{layer}/bad.cpp", f'\n#include "{other}/{other}.h"\n')
+                self.assert_finds(check_layers, f"src/{layer}/bad.cpp:2:", f"{layer} may not include {other}")
+                (self.root / f"src/{layer}/bad.cpp").unlink()
+
+    def test_a_public_header_knows_no_layer(self):
+        self.write("include/ferry/bad.hpp", '#pragma once\n#include "base/base.h"\n')
+        self.assert_finds(check_layers, "ferry may not include base")
+
+    def test_core_and_base_know_no_system_thread_or_clock(self):
+        for header in ("unistd.h", "sys/mman.h", "linux/futex.h", "thread", "mutex", "atomic", "chrono", "random", "pthread.h"):
+            for layer in ("core", "base"):
+                with self.subTest(header=header, layer=layer):
+                    self.write(f"src/{layer}/bad.cpp", f"#include <{header}>\n")
+                    self.assert_finds(check_layers, f"src/{layer}/bad.cpp:1:", f"<{header}>")
+                    (self.root / f"src/{layer}/bad.cpp").unlink()
+
+    def test_core_calls_none_of_them_either(self):
+        for call in ("mmap(0, 1, 2, 3, 4, 5)", "::write(1, p, n)", "std::chrono::steady_clock::now()", "getenv(name)", "__rdtsc()",
+                     "std::thread t", "syscall(1)"):
+            with self.subTest(call=call):
+                self.write("src/core/bad.cpp", f"void f() {{\n  {call};\n}}\n")
+                self.assert_finds(check_layers, "src/core/bad.cpp:2:")
+        self.write("src/core/bad.cpp", "void f(Page p) {\n  p.mmap(1);\n  q->fork(); r.write(2);\n}\n")
+        self.assert_passes(check_layers)
+
+    def test_paths_are_written_from_the_root_of_src(self):
+        self.write("src/core/bad.cpp", '#include "core.h"\n')
+        self.assert_finds(check_layers, "from the root of src")
+        self.write("src/core/bad.cpp", '#include "core/gone.h"\n')
+        self.assert_finds(check_layers, "does not exist")
+
+    def test_an_example_uses_the_public_interface(self):
+        self.write("examples/a/main.cpp", '#include "core/core.h"\n')
+        self.assert_finds(check_layers, "public interface")
+
+    def test_a_folder_that_is_no_layer(self):
+        self.write("src/util/a.h", "#pragma once\n")
+        self.assert_finds(check_layers, "no layer of this name")
+
+
+class Style(Tree):
+    def test_length(self):
+        self.write("src/core/long.cpp", "\n" * 600)
+        self.assert_passes(check_style)
+        self.write("src/core/long.cpp", "\n" * 601)
+        self.assert_finds(check_style, "src/core/long.cpp", "601 lines")
+        self.write("src/core/long.cpp", "// Longer than 600 lines because it is one table.\n" + "\n" * 601)
+        self.assert_passes(check_style)
+
+    def test_include_guard(self):
+        self.write("src/core/a.h", "int f();\n")
+        self.assert_finds(check_style, "src/core/a.h", "#pragma once")
+
+    def test_words(self):
+        for line in ("// TODO: later", "// not implemented", "# /home/someone/ferry/build", "// see issue 12", "// fixes #12"):
+            with self.subTest(line=line):
+                self.write("src/core/a.cpp", f"\n{line}\n")
+                self.assert_finds(check_style, "src/core/a.cpp:2:")
+        self.write("src/core/a.cpp", "// /proc/self/maps, /framework/x, tissue 3, frame #0\n")
+        self.assert_passes(check_style)
+
+    def test_sleep_in_a_test(self):
+        self.write("test/a/a_test.cpp", "void f() {\n  std::this_thread::sleep_for(1s);\n}\n")
+        self.assert_finds(check_style, "test/a/a_test.cpp:2:", "does not sleep")
+        self.write("test/a/a_test.cpp", "// sleep(1)\nint asleep(int);\n")
+        self.assert_passes(check_style)
+
+
+class Docs(Tree):
+    def test_links(self):
+        self.write("docs/A.md", "# One `two`, three\n[b](B.md) [c](https://example.org/x) [d](#one-two-three) `[e](gone.md)`\n")
+        self.write("docs/B.md", "[a](A.md#one-two-three)\n\n```\n[x](gone.md)\n```\n")
+        self.assert_passes(check_docs)
+        self.write("docs/B.md", "\n[a](C.md)\n")
+        self.assert_finds(check_docs, "docs/B.md:2:", "C.md")
+        self.write("docs/B.md", "[a](A.md#four)\n")
+        self.assert_finds(check_docs, "docs/B.md:1:", "no such heading")
+
+    def test_invariants(self):
+        self.write("docs/INVARIANTS.md", "| I-01 | text, see K-2 |\n## I-02: more\n")
+        self.write("docs/KERNEL.md", "- **K-2** fact\n")
+        self.write("src/core/a.cpp", "// I-01, I-02 and K-2; not UI-7, nor I-x\n")
+        self.assert_passes(check_docs)
+        self.write("src/core/a.cpp", "\n// I-03\n")
+        self.assert_finds(check_docs, "src/core/a.cpp:2:", "I-03")
+        self.write("src/core/a.cpp", "")
+        self.write("docs/KERNEL.md", "- K-2: fact\n- K-2: other\n")
+        self.assert_finds(check_docs, "docs/KERNEL.md:2:", "second time")
+
+
+class Trace(unittest.TestCase):
+    GOOD = {"name": "kernel", "ph": "X", "ts": 1.5, "dur": 2, "pid": 1, "tid": 2, "args": {"why": "fault"}}
+
+    def test_what_the_format_allows(self):
+        events = [self.GOOD, {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "a"}},
+                  {"name": "vram", "ph": "C", "ts": 3, "pid": 1, "args": {"bytes": 7}}]
+        self.assertEqual(check_trace.check({"traceEvents": events}), [])
+        self.assertEqual(check_trace.check(events), [])
+
+    def test_what_it_does_not(self):
+        bad = [{"ph": "?"}, {"ts": -1}, {"ts": "1"}, {"dur": -2}, {"dur": None}, {"pid": "x"}, {"args": []}, {"name": 3}]
+        for change in bad:
+            with self.subTest(change=change):
+                self.assertEqual(len(check_trace.check([{**self.GOOD, **change}])), 1)
+        self.assertEqual(len(check_trace.check([{"ph": "C", "name": "c", "ts": 1, "pid": 1, "args": {"a": "b"}}])), 1)
+        self.assertEqual(len(check_trace.check([{"ph": "E", "name": "c", "ts": 1, "pid": 1, "tid": 1}])), 1)
+        self.assertEqual(len(check_trace.check([{"ph": "B", "name": "c", "ts": 1, "pid": 1, "tid": 1}])), 1)
+        self.assertEqual(len(check_trace.check({"traceEvents": []})), 1)
+        self.assertEqual(len(check_trace.check("x")), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
