@@ -15,8 +15,12 @@ find_package(Threads REQUIRED)
 
 add_library(ferry_options INTERFACE)
 target_compile_features(ferry_options INTERFACE cxx_std_20)
-target_include_directories(ferry_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_include_directories(ferry_options INTERFACE ${PROJECT_SOURCE_DIR}/include)
 target_compile_options(ferry_options INTERFACE
+  # Quoted includes only: src/linux has names that the kernel's <linux/...> headers have too.
+  "SHELL:-iquote ${PROJECT_SOURCE_DIR}/src"
+  # GCC's GNU dialects predefine it as 1; it is a layer and a namespace here.
+  -Ulinux
   -Wall -Wextra -Wconversion
   $<$<BOOL:${FERRY_WERROR}>:-Werror>
   # Backtraces out of signal handlers and fibers walk frame pointers.

@@ -1,0 +1,105 @@
+// Sleeping on a word of shared memory, and how long to poll before that. Header only.
+// Futexes here are the shared kind: their words lie in memfds that several processes map at different addresses.
+#pragma once
+
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+
+namespace ferry::linux_os {
+
+[[nodiscard]] inline std::uint64_t monotonic_ns() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+/// Sleeps while word == expected. Returns 0 when woken, else EAGAIN (the word differs), ETIMEDOUT or EINTR.
+/// timeout_ns 0: no timeout. Leaves errno as it was: signal handlers may call this.
+inline int futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected, std::uint64_t timeout_ns = 0) {
+  timespec timeout{};
+  timeout.tv_sec = static_cast<time_t>(timeout_ns / 1'000'000'000U);
+  timeout.tv_nsec = static_cast<long>(timeout_ns % 1'000'000'000U);
+  const int saved = errno;
+  const long rc = syscall(SYS_futex, &word, FUTEX_WAIT, expected, timeout_ns == 0 ? nullptr : &timeout, nullptr, 0);
+  const int error = rc == 0 ? 0 : errno;
+  errno = saved;
+  return error;
+}
+
+/// Wakes up to `count` sleepers. Leaves errno as it was.
+inline void futex_wake(std::atomic<std::uint32_t>& word, int count) {
+  const int saved = errno;
+  syscall(SYS_futex, &word, FUTEX_WAKE, count, nullptr, nullptr, 0);
+  errno = saved;
+}
+
+/// Polls before sleeping, as long as polling has paid off lately: each wait that ends while polling doubles the
+/// time that the next one may take, each that does not halves it. Where another thread wants the CPU (a yield that
+/// comes back late), it stops at once: the one who waits must not keep from running the one it waits for.
+/// One object a waiting thread.
+class AdaptiveSpin {
+ public:
+  /// Bounds of one wait's polling.
+  AdaptiveSpin(std::uint64_t min_ns, std::uint64_t max_ns) : min_ns_(min_ns), max_ns_(max_ns), budget_ns_(max_ns) {}
+
+  /// True: ready() came true. False: the caller should sleep.
+  template <typename Ready>
+  [[nodiscard]] bool until(Ready&& ready) {
+    // Answers that are under way come within this; nothing is accounted for them.
+    for (unsigned i = 0; i < quick_turns; ++i) {
+      if (ready()) return true;
+      relax();
+    }
+    const std::uint64_t begin = monotonic_ns();
+    std::uint64_t yielded = begin;
+    for (std::uint64_t now = begin; now - begin < budget_ns_; now = monotonic_ns()) {
+      for (unsigned i = 0; i < turns_per_look; ++i) {
+        if (ready()) {
+          if (now - begin >= budget_ns_ / 4) budget_ns_ = budget_ns_ * 2 < max_ns_ ? budget_ns_ * 2 : max_ns_;
+          return true;
+        }
+        relax();
+      }
+      if (now - yielded >= yield_every_ns) {
+        sched_yield();
+        yielded = monotonic_ns();
+        if (yielded - now > contended_ns) {
+          if (ready()) return true;
+          break;
+        }
+      }
+    }
+    budget_ns_ = budget_ns_ / 2 > min_ns_ ? budget_ns_ / 2 : min_ns_;
+    return ready();
+  }
+
+  /// What was waited for keeps coming: poll for the longest time again.
+  void restart() { budget_ns_ = max_ns_; }
+
+ private:
+  static constexpr unsigned quick_turns = 64;
+  static constexpr unsigned turns_per_look = 16;
+  static constexpr std::uint64_t yield_every_ns = 20'000;
+  static constexpr std::uint64_t contended_ns = 50'000;
+
+  static void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb" ::: "memory");
+#endif
+  }
+
+  std::uint64_t min_ns_;
+  std::uint64_t max_ns_;
+  std::uint64_t budget_ns_;
+};
+
+}  // namespace ferry::linux_os
