@@ -12,7 +12,7 @@
 #include <cerrno>
 #include <cstdint>
 
-namespace ferry::linux_os {
+namespace ferry::linux {
 
 [[nodiscard]] inline std::uint64_t monotonic_ns() {
   timespec now{};
@@ -102,4 +102,4 @@ class AdaptiveSpin {
   std::uint64_t budget_ns_;
 };
 
-}  // namespace ferry::linux_os
+}  // namespace ferry::linux
