@@ -10,6 +10,9 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 # -g1: line numbers for backtraces without the weight of full debug information.
 set(CMAKE_CXX_FLAGS_RELEASE "-O3 -g1 -DNDEBUG")
 set(CMAKE_C_FLAGS_RELEASE "-O3 -g1 -DNDEBUG")
+# Used by the sanitizer presets: fast enough to finish, and with the debug checks (no NDEBUG).
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g")
+set(CMAKE_C_FLAGS_RELWITHDEBINFO "-O2 -g")
 
 find_package(Threads REQUIRED)
 
@@ -29,7 +32,8 @@ target_link_libraries(ferry_options INTERFACE Threads::Threads)
 
 # For the whole tree, not only for users of ferry_options: sanitized and plain objects do not mix.
 if(FERRY_SANITIZE)
-  add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-sanitize-recover=all)
+  # The instrumentation itself makes g++ 12 see uninitialized uses where there are none.
+  add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-sanitize-recover=all -Wno-maybe-uninitialized)
   add_link_options(-fsanitize=${FERRY_SANITIZE})
 endif()
 set(FERRY_ASAN OFF)
