@@ -1,0 +1,75 @@
+"""Installs the build into an empty folder, moves that folder, and builds and runs an outside program against it: once
+through find_package(ferry), once through pkg-config. Every public header has to compile alone.
+
+usage: install_test.py BUILD_FOLDER
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CONSUMER = Path(__file__).resolve().parent / "consumer"
+LIMIT_S = 300
+
+
+def run(*command, **options):
+    print("+", *command, flush=True)
+    done = subprocess.run([str(part) for part in command], timeout=LIMIT_S, stdin=subprocess.DEVNULL, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    print(done.stdout, end="", flush=True)
+    if done.returncode != 0:
+        sys.exit(f"exit status {done.returncode}: {' '.join(map(str, command))}")
+    return done.stdout
+
+
+def expect(condition, message):
+    if not condition:
+        sys.exit(message)
+
+
+def check_program(program, environment):
+    expect("sum of squares on the device: 333328333350000" in run(program, env=environment),
+           f"{program} did not say what it should")
+
+
+def main():
+    build = Path(sys.argv[1]).resolve()
+    # Nothing of the build tree or of this process may help the installed tree along.
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("LD_LIBRARY_PATH", "CMAKE_PREFIX_PATH", "PKG_CONFIG_PATH", "CPATH", "LIBRARY_PATH")}
+    with tempfile.TemporaryDirectory(prefix="ferry-install-") as scratch:
+        scratch = Path(scratch)
+        run("cmake", "--install", build, "--prefix", scratch / "first")
+        prefix = scratch / "moved"
+        shutil.move(scratch / "first", prefix)
+
+        for program in ("ferry", "ferryd"):
+            run(prefix / "bin" / program, "--help", env=environment)
+
+        for header in sorted((prefix / "include/ferry").iterdir()):
+            compilers = [("g++", "-std=c++20", "-x", "c++")]
+            if header.suffix == ".h":
+                compilers.append(("gcc", "-std=c11", "-x", "c"))
+            for compiler in compilers:
+                run(*compiler, "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I", prefix / "include",
+                    "-include", header, "/dev/null", env=environment)
+
+        tree = scratch / "with-cmake"
+        run("cmake", "-S", CONSUMER, "-B", tree, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", env=environment)
+        run("cmake", "--build", tree, env=environment)
+        check_program(tree / "consumer", environment)
+        check_program(tree / "consumer_c", environment)
+
+        asks = dict(environment, PKG_CONFIG_PATH=str(next(prefix.glob("lib*/**/pkgconfig"))))
+        flags = run("pkg-config", "--cflags", "--libs", "ferry", env=asks).split()
+        library = run("pkg-config", "--variable=libdir", "ferry", env=asks).strip()
+        run("g++", "-std=c++20", CONSUMER / "main.cpp", "-o", scratch / "consumer", *flags, f"-Wl,-rpath,{library}",
+            env=environment)
+        check_program(scratch / "consumer", environment)
+
+
+if __name__ == "__main__":
+    main()
