@@ -1,0 +1,233 @@
+#include "manager/options.h"
+
+#include <sched.h>
+
+#include <toml++/toml.h>
+#include <bit>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <map>
+
+#include "base/size.h"
+#include "wire/control.h"
+#include "wire/port.h"
+
+namespace ferry::manager {
+namespace {
+
+using Error = std::optional<std::string>;
+
+constexpr unsigned waves_limit = wire::max_waves_per_cu;
+constexpr std::uint64_t vram_limit = std::uint64_t{1} << 44;  // VramPage counts 2^32 pages
+
+Error vram_of(std::uint64_t bytes, MachineOptions& options) {
+  if (bytes < block_bytes) return "is too small: a device needs at least 2M";
+  if (bytes >= vram_limit) return "is too large: a device has less than 16T";
+  options.vram_bytes = bytes / block_bytes * block_bytes;
+  return {};
+}
+
+Error granularity_of(std::uint64_t bytes, MachineOptions& options) {
+  if (!std::has_single_bit(bytes) || bytes < page_bytes || bytes > block_bytes) {
+    return "has to be a power of two from 4K to 2M";
+  }
+  options.granularity_bytes = bytes;
+  return {};
+}
+
+Error count_of(std::int64_t value, unsigned least, unsigned most, unsigned& out) {
+  if (value < least || value > most) {
+    return "has to be " + std::to_string(least) + " to " + std::to_string(most);
+  }
+  out = static_cast<unsigned>(value);
+  return {};
+}
+
+Error milliseconds_of(std::int64_t value, std::uint64_t& out_ns) {
+  if (value < 0 || value > 3'600'000) return "has to be 0 to 3600000 (milliseconds)";
+  out_ns = static_cast<std::uint64_t>(value) * 1'000'000;
+  return {};
+}
+
+Error cus_of(std::int64_t value, MachineOptions& o) { return count_of(value, 1, wire::max_cus, o.cus); }
+Error devices_of(std::int64_t value, MachineOptions& o) { return count_of(value, 1, max_devices, o.devices); }
+
+// --- flags -----------------------------------------------------------------------------------------------------------
+
+template <typename Fn>
+Error flag_size(const char* name, const std::optional<std::string>& text, MachineOptions& options, Fn&& take) {
+  if (!text) return {};
+  const ParsedSize size = parse_size(*text);
+  const Error error = size.ok() ? take(size.bytes, options) : Error(to_string(size.error));
+  if (error) return std::string(name) + " '" + *text + "' " + *error;
+  return {};
+}
+
+template <typename Fn>
+Error flag_count(const char* name, const std::optional<std::string>& text, MachineOptions& options, Fn&& take) {
+  if (!text) return {};
+  std::int64_t value = 0;
+  const auto [end, code] = std::from_chars(text->data(), text->data() + text->size(), value);
+  Error error;
+  if (text->empty() || code != std::errc() || end != text->data() + text->size()) {
+    error = "is not a whole number";
+  } else {
+    error = take(value, options);
+  }
+  if (error) return std::string(name) + " '" + *text + "' " + *error;
+  return {};
+}
+
+// --- TOML ------------------------------------------------------------------------------------------------------------
+
+using Setter = std::function<Error(const toml::node&, MachineOptions&)>;
+
+template <typename Fn>
+Setter size_key(Fn take) {
+  return [take](const toml::node& node, MachineOptions& options) -> Error {
+    if (const auto number = node.value_exact<std::int64_t>()) {
+      if (*number < 0) return "is negative";
+      return take(static_cast<std::uint64_t>(*number), options);
+    }
+    const auto text = node.value_exact<std::string>();
+    if (!text) return "has to be a size, such as \"64M\"";
+    const ParsedSize size = parse_size(*text);
+    if (!size.ok()) return to_string(size.error);
+    return take(size.bytes, options);
+  };
+}
+
+template <typename Fn>
+Setter count_key(Fn take) {
+  return [take](const toml::node& node, MachineOptions& options) -> Error {
+    const auto number = node.value_exact<std::int64_t>();
+    if (!number) return "has to be a whole number";
+    return take(*number, options);
+  };
+}
+
+using Table = std::map<std::string, Setter, std::less<>>;
+
+const std::map<std::string, Table, std::less<>>& tables() {
+  static const std::map<std::string, Table, std::less<>> all = {
+      {"machine",
+       {{"vram", size_key(vram_of)},
+        {"granularity", size_key(granularity_of)},
+        {"cus", count_key(cus_of)},
+        {"devices", count_key(devices_of)},
+        {"waves_per_cu",
+         count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 1, waves_limit, o.waves_per_cu); })}}},
+      {"policy",
+       {{"speculation",
+         count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 512, o.speculation_granules); })},
+        {"contention_threshold",
+         count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 1, 1000, o.contention_threshold); })},
+        {"contention_window_ms",
+         count_key([](std::int64_t v, MachineOptions& o) { return milliseconds_of(v, o.contention_window_ns); })},
+        {"contention_hold_ms",
+         count_key([](std::int64_t v, MachineOptions& o) { return milliseconds_of(v, o.contention_hold_ns); })},
+        {"copy_retries",
+         count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 100, o.copy_retries); })}}},
+  };
+  return all;
+}
+
+template <typename Map>
+std::string names(const Map& map) {
+  std::string out;
+  for (const auto& entry : map) out += (out.empty() ? "" : ", ") + entry.first;
+  return out;
+}
+
+std::string where(const std::string& name, const toml::node& node) {
+  return name + ":" + std::to_string(node.source().begin.line) + ": ";
+}
+
+/// errno, or 0.
+int read_file(const std::string& path, std::string& out) {
+  std::FILE* file = std::fopen(path.c_str(), "re");
+  if (file == nullptr) return errno;
+  char buffer[4096];
+  std::size_t got = 0;
+  errno = 0;
+  while ((got = std::fread(buffer, 1, sizeof buffer, file)) > 0) out.append(buffer, got);
+  const int e = std::ferror(file) != 0 ? (errno != 0 ? errno : EIO) : 0;
+  std::fclose(file);
+  return e;
+}
+
+}  // namespace
+
+unsigned MachineOptions::cu_count() const {
+  if (cus != 0) return cus;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  return static_cast<unsigned>(count) < wire::max_cus ? static_cast<unsigned>(count) : wire::max_cus;
+}
+
+core::Config MachineOptions::core_config() const {
+  core::Config config;
+  config.device_count = devices;
+  config.vram_pages = vram_bytes / page_bytes;
+  config.granularity_pages = static_cast<unsigned>(granularity_bytes / page_bytes);
+  config.contention_threshold = contention_threshold;
+  config.contention_window_ns = contention_window_ns;
+  config.contention_hold_ns = contention_hold_ns;
+  config.copy_retries = copy_retries;
+  config.speculation_granules = speculation_granules;
+  return config;
+}
+
+std::optional<std::string> read_toml(std::string_view text, const std::string& name, MachineOptions& options) {
+  toml::table document;
+  try {
+    document = toml::parse(text, name);
+  } catch (const toml::parse_error& e) {
+    return name + ":" + std::to_string(e.source().begin.line) + ": " + std::string(e.description());
+  }
+  for (const auto& [table_name, node] : document) {
+    const auto known = tables().find(table_name.str());
+    if (known == tables().end() || !node.is_table()) {
+      return where(name, node) + "'" + std::string(table_name.str()) + "' is not a table known here: there are " +
+             names(tables());
+    }
+    for (const auto& [key, value] : *node.as_table()) {
+      const auto setter = known->second.find(key.str());
+      if (setter == known->second.end()) {
+        return where(name, value) + "no key '" + std::string(key.str()) + "' in [" + known->first + "]: there are " +
+               names(known->second);
+      }
+      if (const Error error = setter->second(value, options)) {
+        return where(name, value) + "'" + known->first + "." + std::string(key.str()) + "' " + *error;
+      }
+    }
+  }
+  return {};
+}
+
+std::optional<std::string> read_options(const MachineFlags& flags, MachineOptions& options) {
+  if (flags.config) {
+    std::string text;
+    if (const int e = read_file(*flags.config, text); e != 0) {
+      return "cannot read --config '" + *flags.config + "': " + std::strerror(e);
+    }
+    if (auto error = read_toml(text, *flags.config, options)) return error;
+  }
+  if (auto error = flag_size("--vram", flags.vram, options, vram_of)) return error;
+  if (auto error = flag_size("--granularity", flags.granularity, options, granularity_of)) return error;
+  if (auto error = flag_count("--cus", flags.cus, options, cus_of)) return error;
+  return flag_count("--devices", flags.devices, options, devices_of);
+}
+
+std::string machine_line(const MachineOptions& options) {
+  const unsigned cus = options.cu_count();
+  return std::to_string(options.devices) + (options.devices == 1 ? " device, " : " devices, each ") +
+         format_size(options.vram_bytes) + " VRAM, " + std::to_string(cus) + (cus == 1 ? " CU, " : " CUs, ") +
+         "granules of " + format_size(options.granularity_bytes);
+}
+
+}  // namespace ferry::manager

@@ -1,0 +1,58 @@
+// The machine that a manager models and its policy, as `ferry run`, `ferryd` and the TOML file name them. Owns parsing
+// and bounds, not the meaning: core/config.h has that. Pure but for reading the file; any thread.
+//
+//   [machine]                     [policy]
+//   vram = "64M"                  speculation = 4             # granules
+//   cus = 4                       contention_threshold = 4
+//   devices = 1                   contention_window_ms = 20
+//   granularity = "2M"            contention_hold_ms = 300
+//   waves_per_cu = 16             copy_retries = 3
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "core/config.h"
+
+namespace ferry::manager {
+
+struct MachineOptions {
+  std::uint64_t vram_bytes = std::uint64_t{256} << 20;  ///< of each device; whole blocks
+  unsigned devices = 1;
+  unsigned cus = 0;  ///< of each device; 0: one for each CPU that this process may run on
+  std::uint64_t granularity_bytes = block_bytes;
+  unsigned waves_per_cu = 16;
+  unsigned speculation_granules = 4;
+  unsigned contention_threshold = 4;
+  std::uint64_t contention_window_ns = 20'000'000;
+  std::uint64_t contention_hold_ns = 300'000'000;
+  unsigned copy_retries = 3;
+
+  /// CUs with 0 resolved.
+  [[nodiscard]] unsigned cu_count() const;
+  [[nodiscard]] core::Config core_config() const;
+};
+
+/// What the command line said; what is empty was not said.
+struct MachineFlags {
+  std::optional<std::string> vram;
+  std::optional<std::string> cus;
+  std::optional<std::string> devices;
+  std::optional<std::string> granularity;
+  std::optional<std::string> config;  ///< a TOML file
+};
+
+/// Reads the file, then the flags over it. On error `options` is unspecified and the text says which flag or key (with
+/// file and line) is wrong, and what may stand there. Nothing: all well.
+[[nodiscard]] std::optional<std::string> read_options(const MachineFlags& flags, MachineOptions& options);
+
+/// The TOML part alone; `name` stands in messages.
+[[nodiscard]] std::optional<std::string> read_toml(std::string_view text, const std::string& name,
+                                                   MachineOptions& options);
+
+/// "1 device, 64 MiB VRAM, 4 CUs, granules of 2 MiB".
+[[nodiscard]] std::string machine_line(const MachineOptions& options);
+
+}  // namespace ferry::manager

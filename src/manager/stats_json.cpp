@@ -1,0 +1,83 @@
+#include "manager/stats_json.h"
+
+#include <algorithm>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+namespace ferry::manager {
+
+std::string clean_text(const char* text, std::size_t size_max) {
+  std::string out(text, strnlen(text, size_max));
+  for (char& c : out) {
+    if (c < 0x20 || c > 0x7e) c = '?';
+  }
+  return out;
+}
+
+std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
+  using Json = nlohmann::ordered_json;
+  const core::Stats& s = d.stats;
+  const auto bytes = [](std::uint64_t pages) { return pages * page_bytes; };
+  Json json;
+  json["format"] = 1;
+  json["machine"] = {
+      {"devices", d.machine.devices},
+      {"vram_bytes", d.machine.vram_bytes},
+      {"cus", d.machine.cu_count()},
+      {"waves_per_cu", d.machine.waves_per_cu},
+      {"granularity_bytes", d.machine.granularity_bytes},
+  };
+  json["clients"] = d.clients;
+  json["device_faults"] = s.device_faults;
+  json["cpu_faults"] = s.cpu_faults;
+  json["merged"] = s.device_faults_merged + s.cpu_faults_merged;
+  json["device_faults_merged"] = s.device_faults_merged;
+  json["cpu_faults_merged"] = s.cpu_faults_merged;
+  json["faults_failed"] = s.faults_failed;
+  json["bytes_to_vram"] = bytes(s.pages_to_vram);
+  json["bytes_to_system"] = bytes(s.pages_to_system);
+  json["bytes_dropped_clean"] = bytes(s.pages_dropped_clean);
+  json["migrations_to_vram"] = s.migrations_to_vram;
+  json["migrations_to_system"] = s.migrations_to_system;
+  json["evictions"] = s.evictions;
+  json["evicted_bytes"] = bytes(s.evicted_pages);
+  json["refaults"] = s.refaults;
+  json["peak_vram_bytes"] = bytes(s.vram_peak_pages);
+  json["vram_bytes_now"] = bytes(s.vram_pages);
+  json["in_place_maps"] = s.in_place_maps;
+  json["contention_pins"] = s.contention_pins;
+  json["speculated_bytes"] = bytes(s.speculated_pages);
+  json["copy_errors"] = s.copy_errors;
+  json["dma_mapped_pages"] = s.dma_mapped_pages;
+  json["dma_unmapped_pages"] = s.dma_unmapped_pages;
+  json["time"] = {
+      {"wall_ns", d.time.wall_ns},
+      {"kernels_ns", d.time.kernels_ns},
+      {"moving_ns", d.time.moving_ns},
+      {"copy_to_vram_ns", d.time.copy_to_vram_ns},
+      {"copy_to_system_ns", d.time.copy_to_system_ns},
+      {"manager_busy_ns", d.time.manager_busy_ns},
+      {"manager_poll_ns", d.time.manager_poll_ns},
+      {"manager_sleep_ns", d.time.manager_sleep_ns},
+  };
+  std::vector<const KernelRow*> rows;
+  for (const KernelRow& row : d.kernels) rows.push_back(&row);
+  std::stable_sort(rows.begin(), rows.end(), [](auto* a, auto* b) { return a->total_ns > b->total_ns; });
+  json["kernels_not_listed"] = rows.size() > kernels_max ? rows.size() - kernels_max : 0;
+  if (rows.size() > kernels_max) rows.resize(kernels_max);
+  json["kernels"] = Json::array();
+  for (const KernelRow* row : rows) {
+    json["kernels"].push_back({
+        {"name", clean_text(row->name.data(), row->name.size())},
+        {"launches", row->launches},
+        {"failed", row->failed},
+        {"waves", row->waves},
+        {"total_ns", row->total_ns},
+        {"longest_ns", row->longest_ns},
+        {"device_faults", row->device_faults},
+    });
+  }
+  return json.dump(1) + "\n";
+}
+
+}  // namespace ferry::manager
