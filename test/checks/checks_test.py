@@ -1,12 +1,14 @@
 """The checks of ./dev check find what they are there to find, and pass what is right."""
 
+import subprocess
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "scripts"))
+SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
 import check_docs
 import check_layers
 import check_style
@@ -160,6 +162,27 @@ class Trace(unittest.TestCase):
         self.assertEqual(len(check_trace.check([{"ph": "B", "name": "c", "ts": 1, "pid": 1, "tid": 1}])), 1)
         self.assertEqual(len(check_trace.check({"traceEvents": []})), 1)
         self.assertEqual(len(check_trace.check("x")), 1)
+
+
+class LeaveNothing(unittest.TestCase):
+    def run_in_shell(self, command):
+        return subprocess.run([sys.executable, str(SCRIPTS / "leave_nothing.py"), "--grace", "0.2", "sh", "-c", command], text=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60)
+
+    def test_the_status_is_the_commands(self):
+        self.assertEqual(self.run_in_shell("exit 0").returncode, 0)
+        self.assertEqual(self.run_in_shell("exit 3").returncode, 3)
+        self.assertEqual(self.run_in_shell("kill -KILL $$").returncode, 137)
+
+    def test_a_file_is_found(self):
+        done = self.run_in_shell("touch $TMPDIR/forgotten.sock")
+        self.assertEqual(done.returncode, 70)
+        self.assertIn("forgotten.sock", done.stderr)
+
+    def test_a_process_is_found_and_ended(self):
+        done = self.run_in_shell("(trap '' TERM HUP; exec sleep 1000) >/dev/null 2>&1 & exit 0")
+        self.assertEqual(done.returncode, 70)
+        self.assertIn("sleep 1000", done.stderr)
 
 
 if __name__ == "__main__":
