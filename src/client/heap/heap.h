@@ -60,7 +60,7 @@ struct HeapObject {
 };
 
 struct HeapStats {
-  std::uint64_t span_bytes = 0;      ///< held from the SpanSource, large ones included
+  std::uint64_t span_bytes = 0;  ///< held from the SpanSource, large ones included
   std::uint64_t large_bytes = 0;
   std::uint64_t large_count = 0;
   std::uint64_t slab_bytes = 0;      ///< parts of spans that slabs occupy
@@ -68,7 +68,7 @@ struct HeapStats {
   std::uint64_t live_bytes = 0;      ///< in whole slots
   std::uint64_t metadata_bytes = 0;  ///< address space of the metadata
   std::uint64_t bad_frees = 0;
-  std::uint64_t deferred_lost = 0;   ///< free_later() calls that found no room: leaked
+  std::uint64_t deferred_lost = 0;  ///< free_later() calls that found no room: leaked
 };
 
 class Heap {
@@ -148,9 +148,9 @@ class Heap {
   template <bool zeroed>
   void* allocate_any(std::size_t bytes, std::size_t align) noexcept;
   template <bool zeroed>
-  void* allocate_class(unsigned size_class) noexcept;
+  void* allocate_class(unsigned size_class, std::size_t bytes) noexcept;
   template <bool zeroed>
-  void* allocate_class_slow(unsigned size_class) noexcept;
+  void* allocate_class_slow(unsigned size_class, std::size_t bytes) noexcept;
   template <bool zeroed>
   static void* hand_out(const CacheItem& item, std::size_t bytes) noexcept;
   void* allocate_large(std::size_t bytes, std::size_t align) noexcept;
@@ -161,6 +161,7 @@ class Heap {
 
   // Thread caches (heap.cpp).
   static void on_thread_exit(void* cache) noexcept;
+  static void detach_thread_cache(ThreadCache* cache) noexcept;
   ThreadCache* own_cache() noexcept;
   ThreadCache* new_cache() noexcept;
   void retire_cache(ThreadCache* cache) noexcept;
@@ -168,7 +169,11 @@ class Heap {
 
   // Central lists and spans (heap_spans.cpp).
   std::size_t central_take(unsigned size_class, CacheItem* out, std::size_t want) noexcept;
-  void central_give(unsigned size_class, const CacheItem* items, std::size_t count) noexcept;
+  std::size_t central_take_into(CacheBin& bin, unsigned size_class) noexcept;
+  /// With `bin`, the items are its oldest and are taken out of it.
+  void central_give(unsigned size_class, const CacheItem* items, std::size_t count, CacheBin* bin = nullptr) noexcept;
+  std::size_t take_from_partial(Central& central, unsigned size_class, CacheItem* out, std::size_t want) noexcept;
+  bool add_slab(Central& central, unsigned size_class) noexcept;
   Slab* make_slab(unsigned size_class) noexcept;
   void retire_slab(Slab* slab) noexcept;
   SlabSpan* span_with_run(unsigned order) noexcept;
@@ -181,6 +186,7 @@ class Heap {
   SpanSource& source_;
   MetadataArena arena_;
   RadixMap<PageRecord> map_;
+  PageRecord retired_record_;
   std::atomic<HeapReporter> reporter_{nullptr};
   std::atomic<void*> reporter_context_{nullptr};
   std::atomic<std::uint64_t> bad_frees_{0};
