@@ -33,6 +33,26 @@ inline int futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected, 
   return error;
 }
 
+/// Sleeps while both words are as expected; returns as futex_wait does. On a kernel without futex_waitv (before 5.16,
+/// or hidden by a sandbox) it sleeps on the first word for at most 1 ms.
+inline int futex_wait_either(std::atomic<std::uint32_t>& first, std::uint32_t first_expected,
+                             std::atomic<std::uint32_t>& second, std::uint32_t second_expected) {
+  static_assert(sizeof(::futex_waitv) == 24);
+  ::futex_waitv waiters[2]{};
+  waiters[0].val = first_expected;
+  waiters[0].uaddr = reinterpret_cast<std::uint64_t>(&first);
+  waiters[0].flags = FUTEX_32;
+  waiters[1].val = second_expected;
+  waiters[1].uaddr = reinterpret_cast<std::uint64_t>(&second);
+  waiters[1].flags = FUTEX_32;
+  const int saved = errno;
+  const long rc = syscall(SYS_futex_waitv, waiters, 2, 0, nullptr, CLOCK_MONOTONIC);
+  const int error = rc >= 0 ? 0 : errno;
+  errno = saved;
+  if (error == ENOSYS || error == EPERM) return futex_wait(first, first_expected, 1'000'000);
+  return error;
+}
+
 /// Wakes up to `count` sleepers. Leaves errno as it was.
 inline void futex_wake(std::atomic<std::uint32_t>& word, int count) {
   const int saved = errno;

@@ -55,6 +55,14 @@ class PeerPort {
     return true;
   }
 
+  /// The same for records that can wait until the manager polls anyway (the trace): wakes nobody.
+  [[nodiscard]] bool post_quiet(const UpRecord& record) {
+    if (up_pending() >= ring_entries) return false;
+    port_->up[up_tail_ % ring_entries] = record;
+    port_->up_tail.store(++up_tail_, std::memory_order_release);
+    return true;
+  }
+
   /// Records that the manager has not taken yet.
   [[nodiscard]] std::uint32_t up_pending() const {
     return up_tail_ - port_->up_head.load(std::memory_order_acquire);
