@@ -1,0 +1,148 @@
+#include "linux/userfaultfd.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+namespace ferry::linux {
+namespace {
+
+constexpr std::uint64_t needed_features = UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MISSING_SHMEM;
+
+Fd open_raw(bool full, bool& is_full) {
+  constexpr int flags = O_CLOEXEC | O_NONBLOCK;
+  is_full = false;
+  if (full) {
+    Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, flags)));
+    if (!fd) {
+      const Fd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+      if (device) fd.reset(::ioctl(device.get(), USERFAULTFD_IOC_NEW, flags));
+    }
+    if (fd) {
+      is_full = true;
+      return fd;
+    }
+  }
+  return Fd(static_cast<int>(::syscall(SYS_userfaultfd, flags | UFFD_USER_MODE_ONLY)));
+}
+
+}  // namespace
+
+Fault classify_userfault(int error) {
+  switch (error) {
+    case 0: return Fault::ok;
+    case EEXIST: return Fault::exists;
+    case EFAULT: return Fault::hole;
+    case EAGAIN: return Fault::again;
+    case ENOENT:
+    case EINVAL:
+    case EBUSY: return Fault::range_gone;
+    case ESRCH: return Fault::process_gone;
+    case ENOMEM:
+    case ENOSPC: return Fault::no_memory;
+    default: return Fault::other;
+  }
+}
+
+const char* to_string(Fault fault) {
+  switch (fault) {
+    case Fault::ok: return "ok";
+    case Fault::exists: return "mapped already";
+    case Fault::hole: return "no page";
+    case Fault::again: return "again";
+    case Fault::range_gone: return "range gone";
+    case Fault::process_gone: return "process gone";
+    case Fault::no_memory: return "no memory";
+    case Fault::other: return "other error";
+  }
+  return "?";
+}
+
+Result<Userfaultfd> Userfaultfd::open(const Options& options) {
+  Userfaultfd u;
+  u.fd_ = open_raw(options.prefer_full_service, u.full_service_);
+  if (!u.fd_) {
+    const int error = errno;
+    return Status(error == EPERM || error == EACCES ? Code::not_permitted : Code::unsupported, error);
+  }
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = needed_features | (options.sigbus ? std::uint64_t{UFFD_FEATURE_SIGBUS} : 0);
+  if (::ioctl(u.fd_.get(), UFFDIO_API, &api) != 0) return Status(Code::unsupported, errno);
+  return u;
+}
+
+Result<Userfaultfd> Userfaultfd::adopt(Fd fd) {
+  char path[64];
+  char target[64];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd.get());
+  const ssize_t n = ::readlink(path, target, sizeof target - 1);
+  if (n <= 0) return Code::bad_message;
+  target[n] = '\0';
+  if (std::strcmp(target, "anon_inode:[userfaultfd]") != 0) return Code::bad_message;
+  Userfaultfd u;
+  u.fd_ = std::move(fd);
+  return u;
+}
+
+Fault Userfaultfd::register_span(std::uint64_t address, std::uint64_t bytes, unsigned modes) const {
+  uffdio_register r{};
+  r.range = {address, bytes};
+  r.mode = modes;
+  return ::ioctl(fd_.get(), UFFDIO_REGISTER, &r) == 0 ? Fault::ok : classify_userfault(errno);
+}
+
+Fault Userfaultfd::unregister_span(std::uint64_t address, std::uint64_t bytes) const {
+  uffdio_range range{address, bytes};
+  return ::ioctl(fd_.get(), UFFDIO_UNREGISTER, &range) == 0 ? Fault::ok : classify_userfault(errno);
+}
+
+Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool wake,
+                               std::uint64_t& done_bytes) const {
+  done_bytes = 0;
+  while (done_bytes < bytes) {
+    uffdio_continue c{};
+    c.range = {address + done_bytes, bytes - done_bytes};
+    c.mode = wake ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE;
+    if (::ioctl(fd_.get(), UFFDIO_CONTINUE, &c) == 0) {
+      done_bytes = bytes;
+      return Fault::ok;
+    }
+    const int error = errno;
+    if (c.mapped > 0) {
+      // The kernel stopped part of the way and says EAGAIN for it, whatever the reason: the next try tells.
+      done_bytes += static_cast<std::uint64_t>(c.mapped);
+      if (error == EAGAIN) continue;
+    }
+    return classify_userfault(error);
+  }
+  return Fault::ok;
+}
+
+Fault Userfaultfd::wake(std::uint64_t address, std::uint64_t bytes) const {
+  uffdio_range range{address, bytes};
+  return ::ioctl(fd_.get(), UFFDIO_WAKE, &range) == 0 ? Fault::ok : classify_userfault(errno);
+}
+
+int Userfaultfd::read(std::span<uffd_msg> messages) const {
+  iovec iov{messages.data(), messages.size_bytes()};
+  // The peer shares the file's flags and may clear O_NONBLOCK at any time; RWF_NOWAIT is ours alone. Kernels that
+  // cannot (before 6.10) say EOPNOTSUPP; there the flag is set again right before the read.
+  ssize_t n = ::preadv2(fd_.get(), &iov, 1, -1, RWF_NOWAIT);
+  if (n < 0 && (errno == EOPNOTSUPP || errno == ESPIPE || errno == EINVAL)) {
+    ::fcntl(fd_.get(), F_SETFL, O_NONBLOCK);
+    n = ::read(fd_.get(), messages.data(), messages.size_bytes());
+  }
+  if (n >= 0) return static_cast<int>(static_cast<std::size_t>(n) / sizeof(uffd_msg));
+  return errno == EAGAIN || errno == EINTR ? 0 : -1;
+}
+
+}  // namespace ferry::linux

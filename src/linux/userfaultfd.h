@@ -1,0 +1,75 @@
+// A userfaultfd: opening one for one's own process, adopting one that a peer sent, and every ioctl through one table of
+// what its errno means. Any thread; calls on one object may run side by side.
+//
+// | errno          | from                        | means                                                    | Fault      |
+// |----------------|-----------------------------|----------------------------------------------------------|------------|
+// | EEXIST         | CONTINUE, COPY              | somebody mapped the page first: wake whoever waits       | exists     |
+// | EFAULT         | CONTINUE                    | the file has no page there: populate, then again         | hole       |
+// | EAGAIN         | any                         | mappings change or an event is queued: drain, then again | again      |
+// | ENOENT, EINVAL | any                         | not mapped, or not registered (any more)                 | range_gone |
+// | EBUSY          | REGISTER                    | another userfaultfd has the range                        | range_gone |
+// | ESRCH          | any                         | the process has ended                                    | process_gone |
+// | ENOMEM, ENOSPC | any                         | no page table or page to be had                          | no_memory  |
+// Anything else is other: logged by the caller and treated as range_gone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/status.h"
+#include "linux/fd.h"
+
+struct uffd_msg;
+
+namespace ferry::linux {
+
+enum class Fault { ok, exists, hole, again, range_gone, process_gone, no_memory, other };
+[[nodiscard]] Fault classify_userfault(int error);
+[[nodiscard]] const char* to_string(Fault fault);
+
+/// Registration modes, as bits.
+inline constexpr unsigned track_missing = 1;
+inline constexpr unsigned track_minor = 4;
+
+class Userfaultfd {
+ public:
+  struct Options {
+    bool sigbus = false;          ///< faults raise SIGBUS in the thread that made them, and no message
+    /// Ask for /dev/userfaultfd or the system call without UFFD_USER_MODE_ONLY first: faults in system calls are then
+    /// served too. Where that is not allowed, user mode only.
+    bool prefer_full_service = true;
+  };
+
+  Userfaultfd() = default;
+  /// For faults of the calling process, MINOR and MISSING on shared memory. Non-blocking, close-on-exec.
+  /// ERRORS: unsupported (a feature is missing, with errno), not_permitted.
+  static Result<Userfaultfd> open(const Options& options);
+  /// Takes one that another process opened. ERRORS: bad_message (it is something else).
+  static Result<Userfaultfd> adopt(Fd fd);
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  explicit operator bool() const { return fd_.valid(); }
+  /// Faults inside system calls are served too. Known only to who opened it.
+  [[nodiscard]] bool full_service() const { return full_service_; }
+  void close() { fd_.reset(); }
+
+  /// `modes`: track_* bits. Gaps in the span are passed over; something unfit in it fails the whole.
+  Fault register_span(std::uint64_t address, std::uint64_t bytes, unsigned modes) const;
+  Fault unregister_span(std::uint64_t address, std::uint64_t bytes) const;
+  /// Maps pages that the file has, read-write. `done_bytes`: how far it came before the result; the page there is the
+  /// one that the result is about. Wakes those that wait for pages it mapped unless `wake` is false.
+  Fault map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes) const;
+  /// Threads that wait for a page of the span retry.
+  Fault wake(std::uint64_t address, std::uint64_t bytes) const;
+
+  /// Takes waiting messages without ever blocking, whatever the peer does to the descriptor's flags. 0: none.
+  /// -1: not to be read any more.
+  int read(std::span<uffd_msg> messages) const;
+
+ private:
+  Fd fd_;
+  bool full_service_ = false;
+};
+
+}  // namespace ferry::linux
