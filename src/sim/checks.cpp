@@ -1,0 +1,183 @@
+// Checks that compare what the core says with what the machine holds, and those of quiet moments.
+#include <string>
+
+#include "sim/violation.h"
+#include "sim/world.h"
+
+namespace ferry::sim {
+namespace {
+unsigned long long u(std::uint64_t v) { return v; }
+}  // namespace
+
+void World::periodic_check() {
+  core_->verify();
+  memory_.check_all();
+  check_view(false);
+  for (DeviceId d = 0; d < swarm_.devices; ++d) {
+    if (core_->vram_used_pages(d) > swarm_.core.vram_pages) {
+      violate(Invariant::budget, "the core says that device %u has %llu pages in use; its budget is %llu", unsigned{d},
+              u(core_->vram_used_pages(d)), u(swarm_.core.vram_pages));
+    }
+    if (core_->vram_used_pages(d) < memory_.chunks_used(d) * block_pages) {
+      violate(Invariant::view_is_true, "the core says that device %u has %llu pages in use, but %llu chunks are",
+              unsigned{d}, u(core_->vram_used_pages(d)), u(memory_.chunks_used(d)));
+    }
+  }
+}
+
+/// I-15, for the pages that no action is about. `quiet`: nothing is, anywhere, and no page may be said to move.
+void World::check_view(bool quiet) const {
+  std::vector<bool> busy(memory_.window().count_pages);
+  for (unsigned slot = 0; slot < clients_.size(); ++slot) {
+    const Client& c = clients_[slot];
+    if (c.state != ClientState::running) continue;
+    std::fill(busy.begin(), busy.end(), false);
+    for (const Flight& f : flights_) {
+      if (!f.in_use || f.slot != slot || f.action.id == 0) continue;
+      for (Page p = f.action.pages.first; p < f.action.pages.end(); ++p) busy[p - memory_.window().first] = true;
+    }
+    // Every page in quiet moments, else a share of them that shifts.
+    const std::uint64_t stride = quiet ? 1 : 7;
+    for (std::uint64_t i = quiet ? 0 : steps_ / 64 % stride; i < memory_.window().count_pages; i += stride) {
+      const Page page = memory_.window().first + i;
+      const AllocState state = memory_.state(slot, page);
+      if (busy[i] || state == AllocState::freeing) continue;
+      const core::Residency r = core_->query(c.id, page);
+      if (r.allocated != (state == AllocState::allocated)) {
+        violate(Invariant::view_is_true, "the core says that page %llu of client %u is %s", u(page), c.id,
+                r.allocated ? "allocated; it is not" : "not allocated; it is");
+      }
+      if (state == AllocState::none) continue;
+      if (r.moving) {
+        if (quiet) violate(Invariant::progress, "page %llu of client %u moves, but nothing is under way", u(page), c.id);
+        continue;
+      }
+      if (r.system_current && !memory_.system_is_current(slot, page)) {
+        violate(Invariant::view_is_true, "the core says that page %llu of client %u is current in system memory; it is not",
+                u(page), c.id);
+      }
+      if (r.vram_device != no_device && !memory_.vram_is_current(slot, r.vram_device, page)) {
+        violate(Invariant::view_is_true, "the core says that page %llu of client %u is current in VRAM of device %u; it is not",
+                u(page), c.id, unsigned{r.vram_device});
+      }
+      if (!r.system_current && r.vram_device == no_device) {
+        violate(Invariant::current_copy, "the core knows no current copy of page %llu of client %u", u(page), c.id);
+      }
+      if (memory_.cpu_entry(slot, page) == CpuEntry::mapped && !r.cpu_may_map) {
+        violate(Invariant::view_is_true, "the core says that no CPU thread reaches page %llu of client %u; they do", u(page),
+                c.id);
+      }
+      for (DeviceId d = 0; d < swarm_.devices; ++d) {
+        const DeviceEntry e = memory_.device_entry(slot, d, page);
+        const bool mapped = (r.device_mapped >> d & 1) != 0;
+        const bool writable = (r.device_writable >> d & 1) != 0;
+        const bool alive = c.devices[d].state == DeviceState::attached;
+        if (e.kind != DeviceKind::absent && (!mapped || (e.writable && !writable))) {
+          violate(Invariant::view_is_true, "device %u reaches page %llu of client %u%s; the core says that it does not",
+                  unsigned{d}, u(page), c.id, e.writable ? " for writing" : "");
+        }
+        if (e.kind == DeviceKind::vram && e.writable && !r.dirty) {
+          violate(Invariant::view_is_true, "device %u can write VRAM of page %llu of client %u, which the core says is clean",
+                  unsigned{d}, u(page), c.id);
+        }
+        if (writable && !mapped) {
+          violate(Invariant::view_is_true, "device_writable without device_mapped for page %llu of client %u", u(page), c.id);
+        }
+        if (quiet && alive && mapped && e.kind == DeviceKind::absent && stats_.failed_actions == 0) {
+          violate(Invariant::view_is_true, "the core says that device %u maps page %llu of client %u; it does not",
+                  unsigned{d}, u(page), c.id);
+        }
+      }
+    }
+  }
+}
+
+std::string World::who_waits() const {
+  std::string text;
+  unsigned shown = 0;
+  const auto add = [&](const std::string& one) {
+    if (++shown <= 12) text += "\n  " + one;
+  };
+  for (const auto& [token, f] : faults_) {
+    if (agents_[f.agent].life != f.agent_life) continue;
+    add("wave " + std::to_string(agents_[f.agent].number) + " of client " + std::to_string(clients_[f.slot].id) +
+        " on device " + std::to_string(unsigned{f.device}) + " waits for page " + std::to_string(f.page) + " (token " +
+        std::to_string(token) + (f.delivered ? ", told to the core" : ", not yet told") +
+        (f.carried ? ", carried by a map_device" : "") + (f.ended ? ", its wake is on the way)" : ")"));
+  }
+  for (const Agent& a : agents_) {
+    if (a.is_wave || !a.alive || !a.blocked) continue;
+    add("CPU thread " + std::to_string(a.number) + " of client " + std::to_string(clients_[a.slot].id) +
+        " waits for page " + std::to_string(a.page));
+  }
+  for (const auto& [cookie, r] : requests_) {
+    const char* kind = r.kind == RequestKind::free ? "free" : r.kind == RequestKind::gone ? "client_gone" : "prefetch";
+    add(std::string(kind) + " (cookie " + std::to_string(cookie) + ") of client " + std::to_string(clients_[r.slot].id) +
+        " for pages " + std::to_string(r.span.first) + "+" + std::to_string(r.span.count_pages) + " waits for its answer");
+  }
+  for (const Flight& f : flights_) {
+    if (!f.in_use) continue;
+    add(std::string("action #") + std::to_string(f.action.id) + " " + core::to_string(f.action.verb) + " of " +
+        std::to_string(f.action.pages.first) + "+" + std::to_string(f.action.pages.count_pages) + " is not answered");
+  }
+  if (shown > 12) text += "\n  and " + std::to_string(shown - 12) + " more";
+  return text.empty() ? "nobody" : text;
+}
+
+/// The event queue is empty: whoever still waits would wait for ever.
+void World::check_stuck(const char* doing) const {
+  for (const auto& [token, f] : faults_) {
+    if (agents_[f.agent].life == f.agent_life) {
+      violate(Invariant::fault_ends_once, "%s: nothing is under way any more, but they wait:%s", doing, who_waits().c_str());
+    }
+  }
+  for (const Agent& a : agents_) {
+    if (!a.is_wave && a.alive && a.blocked) {
+      violate(Invariant::cpu_fault_ends, "%s: nothing is under way any more, but they wait:%s", doing, who_waits().c_str());
+    }
+  }
+  for (const auto& [cookie, r] : requests_) {
+    if (clients_[r.slot].life == r.client_life) {
+      violate(Invariant::reply_once, "%s: nothing is under way any more, but they wait:%s", doing, who_waits().c_str());
+    }
+  }
+}
+
+void World::check_settled() const {
+  for (const Flight& f : flights_) {
+    if (f.in_use) {
+      violate(Invariant::progress, "action #%llu (%s) was never answered", u(f.action.id), core::to_string(f.action.verb));
+    }
+  }
+  for (const Client& c : clients_) {
+    if (c.state != ClientState::running && c.state != ClientState::closed) {
+      violate(Invariant::all_given_back, "client %u ended and is not closed", c.id);
+    }
+  }
+  core_->verify();
+  if (!core_->quiescent()) violate(Invariant::progress, "all is done, but the core says that something is in flight");
+  memory_.check_all();
+  check_view(true);
+}
+
+void World::check_empty() const {
+  check_settled();
+  const core::Stats& s = core_->stats();
+  if (s.dma_mapped_pages != s.dma_unmapped_pages) {
+    violate(Invariant::dma_balance, "%llu system pages were opened to devices and %llu closed", u(s.dma_mapped_pages),
+            u(s.dma_unmapped_pages));
+  }
+  for (DeviceId d = 0; d < swarm_.devices; ++d) {
+    if (memory_.chunks_used(d) != 0 || core_->vram_used_pages(d) != 0) {
+      violate(Invariant::all_given_back, "all clients are gone, but device %u has %llu chunks in use (the core says %llu pages)",
+              unsigned{d}, u(memory_.chunks_used(d)), u(core_->vram_used_pages(d)));
+    }
+  }
+  if (s.vram_pages != 0) violate(Invariant::all_given_back, "all clients are gone, but stats say vram_pages %llu", u(s.vram_pages));
+  if (s.vram_peak_pages > swarm_.core.vram_pages) {
+    violate(Invariant::budget, "stats say a peak of %llu pages; the budget is %llu", u(s.vram_peak_pages),
+            u(swarm_.core.vram_pages));
+  }
+}
+
+}  // namespace ferry::sim

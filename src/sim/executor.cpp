@@ -1,0 +1,380 @@
+// The executor: what src/linux does with system calls, late, in any order, in parts, and with failures. The checks here
+// are those that see an action before it is performed, so that they need no luck with its timing.
+#include <algorithm>
+
+#include "sim/violation.h"
+#include "sim/world.h"
+
+namespace ferry::sim {
+namespace {
+using core::Action;
+using core::Place;
+using core::Verb;
+
+bool touches_cpu_table(Verb v) { return v == Verb::revoke_cpu || v == Verb::map_cpu; }
+bool touches_device_table(Verb v) { return v == Verb::revoke_device || v == Verb::map_device; }
+bool is_answered(Verb v) { return v != Verb::wake_cpu && v != Verb::wake_wave && v != Verb::reply; }
+bool uses_vram(const Action& a) {
+  return a.verb == Verb::copy || (a.verb == Verb::map_device && a.place == Place::vram);
+}
+bool in_one_chunk(VramPage a, std::uint64_t count, VramPage chunk_first) {
+  return a < chunk_first + block_pages && chunk_first < a + count;
+}
+Place target_of(const Action& copy) { return copy.place == Place::system ? Place::vram : Place::system; }
+bool writes_system(const Action& a) {
+  return a.verb == Verb::discard_system || (a.verb == Verb::copy && target_of(a) == Place::system);
+}
+bool uses_system(const Action& a) {
+  return a.verb == Verb::map_cpu || (a.verb == Verb::map_device && a.place == Place::system) ||
+         (a.verb == Verb::copy && target_of(a) == Place::vram);
+}
+
+/// Whether the result depends on which of the two is performed first. Both belong to one client.
+bool order_matters(const Action& a, const Action& b) {
+  const bool same_device = a.device == b.device;
+  if (a.verb == Verb::release_chunk || b.verb == Verb::release_chunk) {
+    const Action& release = a.verb == Verb::release_chunk ? a : b;
+    const Action& other = a.verb == Verb::release_chunk ? b : a;
+    if (!same_device) return false;
+    if (other.verb == Verb::release_chunk) return other.vram_first == release.vram_first;
+    return uses_vram(other) && in_one_chunk(other.vram_first, other.pages.count_pages, release.vram_first);
+  }
+  if (a.verb == Verb::copy && b.verb == Verb::copy && same_device) {
+    const std::uint64_t a_end = a.vram_first + a.pages.count_pages;
+    const std::uint64_t b_end = b.vram_first + b.pages.count_pages;
+    const bool share_vram = a.vram_first < b_end && b.vram_first < a_end;
+    if (share_vram && (target_of(a) == Place::vram || target_of(b) == Place::vram)) return true;
+  }
+  if (!a.pages.overlaps(b.pages)) return false;
+  if (touches_cpu_table(a.verb) && touches_cpu_table(b.verb)) return true;
+  if (touches_device_table(a.verb) && touches_device_table(b.verb) && same_device) return true;
+  if (writes_system(a) && (uses_system(b) || writes_system(b))) return true;
+  if (writes_system(b) && uses_system(a)) return true;
+  const auto fills_and_maps = [&](const Action& x, const Action& y) {
+    return x.verb == Verb::copy && target_of(x) == Place::vram && y.verb == Verb::map_device &&
+           y.place == Place::vram && same_device;
+  };
+  if (fills_and_maps(a, b) || fills_and_maps(b, a)) return true;
+  // A copy's source must be quiet before it starts, and its target unreachable until it is done.
+  const auto copies_and_hides = [&](const Action& x, const Action& y) {
+    return x.verb == Verb::copy &&
+           (y.verb == Verb::revoke_cpu || (y.verb == Verb::revoke_device && target_of(x) == Place::system && same_device));
+  };
+  return copies_and_hides(a, b) || copies_and_hides(b, a);
+}
+}  // namespace
+
+void World::take_actions() {
+  // Answers are never given from inside, so one round is enough.
+  core_->take_actions(taken_);
+  for (const Action& a : taken_) issue(a);
+}
+
+unsigned World::slot_of(const Action& a) const {
+  for (unsigned slot = 0; slot < clients_.size(); ++slot) {
+    if (clients_[slot].id == a.client && clients_[slot].state != ClientState::closed) return slot;
+  }
+  violate(Invariant::all_given_back, "the core asks for %s for client %u, which is not there", core::to_string(a.verb),
+          a.client);
+}
+
+void World::issue(const Action& a) {
+  ++stats_.actions;
+  trace_.add_action(now_ns_, steps_, a);
+  const unsigned slot = slot_of(a);
+  if (is_answered(a.verb) != (a.id != 0)) {
+    violate(Invariant::answers_right, "%s #%llu: an id is for actions that are answered", core::to_string(a.verb),
+            static_cast<unsigned long long>(a.id));
+  }
+  const bool has_pages = a.verb != Verb::wake_wave && a.verb != Verb::reply && a.verb != Verb::release_chunk;
+  if (has_pages) {
+    if (a.pages.count_pages == 0 || (!memory_.inside(a.pages) && a.verb != Verb::wake_cpu)) {
+      violate(Invariant::answers_right, "%s of %llu+%llu: no pages that client %u ever had", core::to_string(a.verb),
+              static_cast<unsigned long long>(a.pages.first), static_cast<unsigned long long>(a.pages.count_pages),
+              a.client);
+    }
+    const bool may_cross = a.verb == Verb::discard_system || a.verb == Verb::wake_cpu;
+    if (!may_cross && block_of(a.pages.first) != block_of(a.pages.end() - 1)) {
+      violate(Invariant::answers_right, "%s of %llu+%llu crosses a block's end", core::to_string(a.verb),
+              static_cast<unsigned long long>(a.pages.first), static_cast<unsigned long long>(a.pages.count_pages));
+    }
+  }
+  const bool has_device = touches_device_table(a.verb) || a.verb == Verb::copy || a.verb == Verb::release_chunk;
+  if (has_device && (a.device >= swarm_.devices || clients_[slot].devices[a.device].state == DeviceState::none)) {
+    violate(Invariant::answers_right, "%s for client %u on device %u, which it never attached", core::to_string(a.verb),
+            a.client, unsigned{a.device});
+  }
+  check_conflicts(a);
+  if (uses_vram(a)) memory_.use_vram(slot, a.device, a.vram_first, a.pages.count_pages);
+  if (a.verb == Verb::wake_wave || (a.verb == Verb::map_device && a.has_token)) check_wake(a);
+  if (a.verb == Verb::reply) check_reply(a);
+
+  std::uint32_t index;
+  if (flight_holes_.empty()) {
+    index = static_cast<std::uint32_t>(flights_.size());
+    flights_.emplace_back();
+  } else {
+    index = flight_holes_.back();
+    flight_holes_.pop_back();
+  }
+  Flight& f = flights_[index];
+  f = Flight{a, f.stamp + 1, true, false, slot, 1, 0, {}};
+  const bool may_split = has_pages && a.pages.count_pages > 1 && a.verb != Verb::wake_cpu;
+  if (may_split && random_.chance(swarm_.split)) {
+    f.parts_left = 2;
+    f.split = 1 + static_cast<std::uint32_t>(random_.below(a.pages.count_pages - 1));
+    schedule(delay(), Kind::part, index, f.stamp, 1);
+  }
+  schedule(delay(), Kind::part, index, f.stamp, 0);
+}
+
+void World::check_conflicts(const Action& a) const {
+  if (!is_answered(a.verb)) return;
+  for (const Flight& f : flights_) {
+    if (!f.in_use || f.action.id == 0 || f.action.client != a.client || !order_matters(f.action, a)) continue;
+    violate(Invariant::order_free,
+            "%s #%llu of %llu+%llu is asked for while %s #%llu of %llu+%llu is not answered: the result depends on which "
+            "comes first (client %u, device %u)",
+            core::to_string(a.verb), static_cast<unsigned long long>(a.id),
+            static_cast<unsigned long long>(a.pages.first), static_cast<unsigned long long>(a.pages.count_pages),
+            core::to_string(f.action.verb), static_cast<unsigned long long>(f.action.id),
+            static_cast<unsigned long long>(f.action.pages.first),
+            static_cast<unsigned long long>(f.action.pages.count_pages), a.client, unsigned{a.device});
+  }
+}
+
+void World::check_wake(const Action& a) {
+  const auto token = static_cast<unsigned long long>(a.token.value);
+  const auto it = faults_.find(a.token.value);
+  if (it == faults_.end() || it->second.ended || it->second.carried) {
+    violate(Invariant::fault_ends_once, "%s for token %llu of client %u, whose fault has ended or never was",
+            core::to_string(a.verb), token, a.client);
+  }
+  Fault& f = it->second;
+  if (!f.delivered || clients_[f.slot].id != a.client || f.device != a.device) {
+    violate(Invariant::fault_ends_once, "%s for token %llu names client %u device %u; the fault is of client %u device %u",
+            core::to_string(a.verb), token, a.client, unsigned{a.device}, clients_[f.slot].id, unsigned{f.device});
+  }
+  if (f.forgotten) {
+    violate(Invariant::fault_ends_once, "%s for token %llu: device %u of client %u was reported gone before",
+            core::to_string(a.verb), token, unsigned{a.device}, a.client);
+  }
+  if (a.verb == Verb::map_device) {
+    if (!a.pages.contains(f.page) || (f.access == Access::write && a.prot == Prot::read)) {
+      violate(Invariant::fault_ends_once, "map_device carries token %llu, but does not serve its fault at page %llu", token,
+              static_cast<unsigned long long>(f.page));
+    }
+    f.carried = true;
+    return;
+  }
+  f.ended = true;
+  const bool never_there = !memory_.inside({f.page, 1});
+  switch (a.status.code) {
+    case Code::ok:
+      if (never_there) {
+        violate(Invariant::answers_right, "the fault at page %llu of client %u, where nothing is, ends well",
+                static_cast<unsigned long long>(f.page), a.client);
+      }
+      break;
+    case Code::not_allocated:
+      if (!never_there && f.was_allocated && memory_.state(f.slot, f.page) == AllocState::allocated &&
+          memory_.generation(f.slot, f.page) == f.page_generation) {
+        violate(Invariant::answers_right, "the fault at page %llu of client %u fails: not allocated; but it is",
+                static_cast<unsigned long long>(f.page), a.client);
+      }
+      break;
+    case Code::io_error:
+    case Code::no_memory:
+    case Code::no_mappings:
+      // Fair only in a run whose machine fails.
+      if (stats_.failed_actions == 0) {
+        violate(Invariant::answers_right, "the fault at page %llu of client %u fails: %s; but nothing has failed yet",
+                static_cast<unsigned long long>(f.page), a.client, to_string(a.status.code));
+      }
+      break;
+    default:
+      // A device that is lost ends its faults by being gone.
+      if (a.status.code == Code::device_lost && clients_[f.slot].devices[f.device].state != DeviceState::attached) break;
+      if (a.status.code == Code::client_gone && clients_[f.slot].state != ClientState::running) break;
+      violate(Invariant::answers_right, "the fault at page %llu of client %u fails with: %s",
+              static_cast<unsigned long long>(f.page), a.client, to_string(a.status.code));
+  }
+}
+
+void World::check_reply(const Action& a) {
+  const auto it = requests_.find(a.cookie.value);
+  if (it == requests_.end() || it->second.replied) {
+    violate(Invariant::reply_once, "reply to cookie %llu of client %u, which nobody waits for",
+            static_cast<unsigned long long>(a.cookie.value), a.client);
+  }
+  Request& r = it->second;
+  r.replied = true;
+  if (clients_[r.slot].id != a.client) {
+    violate(Invariant::reply_once, "reply to cookie %llu names client %u; the request is of client %u",
+            static_cast<unsigned long long>(a.cookie.value), a.client, clients_[r.slot].id);
+  }
+  for (const Flight& f : flights_) {
+    if (!f.in_use || f.action.id == 0 || f.action.client != a.client) continue;
+    const bool concerns = r.kind == RequestKind::gone ||
+                          (r.kind == RequestKind::free && f.action.verb != Verb::release_chunk &&
+                           f.action.pages.overlaps(r.span));
+    if (concerns) {
+      violate(r.kind == RequestKind::gone ? Invariant::all_given_back : Invariant::free_is_final,
+              "the %s of client %u is answered while %s #%llu of %llu+%llu is under way",
+              r.kind == RequestKind::gone ? "end" : "free", a.client, core::to_string(f.action.verb),
+              static_cast<unsigned long long>(f.action.id), static_cast<unsigned long long>(f.action.pages.first),
+              static_cast<unsigned long long>(f.action.pages.count_pages));
+    }
+  }
+  if (r.kind == RequestKind::free) {
+    if (!a.status.ok() && clients_[r.slot].state == ClientState::running) {
+      violate(Invariant::answers_right, "a free that was taken ends with: %s", to_string(a.status.code));
+    }
+    memory_.end_free(r.slot, r.span);
+  }
+}
+
+DeviceId World::runs_in(const Action& a, bool& needs_process) const {
+  needs_process = touches_cpu_table(a.verb) || touches_device_table(a.verb);
+  return touches_device_table(a.verb) ? a.device : no_device;
+}
+
+Status World::inject_failure(const Action& a) {
+  if (phase_ != Phase::random) return {};
+  switch (a.verb) {
+    case Verb::copy:
+      if (random_.chance(swarm_.copy_io_error)) return Code::io_error;
+      if (random_.chance(swarm_.copy_no_memory)) return Code::no_memory;
+      return {};
+    case Verb::map_cpu: return random_.chance(swarm_.map_cpu_no_memory) ? Status(Code::no_memory) : Status();
+    case Verb::map_device:
+      if (random_.chance(swarm_.map_device_no_memory)) return Code::no_memory;
+      if (random_.chance(swarm_.map_device_no_mappings)) return Code::no_mappings;
+      return {};
+    default: return {};
+  }
+}
+
+void World::perform_part(std::uint32_t index, unsigned part) {
+  Flight& f = flights_[index];
+  const Action& a = f.action;
+  bool needs_process = false;
+  const DeviceId process_device = runs_in(a, needs_process);
+  if (needs_process) {
+    Process& process = process_of(f.slot, process_device);
+    if (process.stopped) {
+      process.waiting.push_back(Event{now_ns_, 0, part, index, f.stamp, Kind::part});
+      return;
+    }
+    const Client& c = clients_[f.slot];
+    if (process_device == no_device ? c.state != ClientState::running
+                                    : c.devices[process_device].state != DeviceState::attached) {
+      f.status = process_device == no_device ? Code::client_gone : Code::device_lost;
+    }
+  }
+  PageSpan pages = a.pages;
+  if (f.split != 0) {
+    pages = part == 0 ? PageSpan{a.pages.first, f.split}
+                      : PageSpan{a.pages.first + f.split, a.pages.count_pages - f.split};
+  }
+  if (f.status.ok()) {
+    // A mapping fails as a whole, before it has begun; a copy may fail half way.
+    const bool first_part = f.split == 0 || f.parts_left == 2;
+    if (first_part || a.verb == Verb::copy) f.status = inject_failure(a);
+    if (!f.status.ok()) {
+      ++stats_.failed_actions;
+      if (a.verb == Verb::copy) {
+        for (Page p = pages.first; p < pages.end(); ++p) {
+          memory_.tear(f.slot, a.device, p, target_of(a), a.vram_first + static_cast<VramPage>(p - a.pages.first));
+        }
+      }
+    } else {
+      line(Line::part, f.slot, a.device, pages.first, pages.count_pages, a.id, static_cast<std::uint64_t>(a.verb));
+      perform_pages(f, pages);
+    }
+  }
+  if (--f.parts_left == 0) finish_flight(index);
+}
+
+void World::perform_pages(Flight& f, PageSpan pages) {
+  const Action& a = f.action;
+  for (Page p = pages.first; p < pages.end(); ++p) {
+    const auto vram = a.vram_first + static_cast<VramPage>(p - a.pages.first);
+    switch (a.verb) {
+      case Verb::revoke_cpu: memory_.revoke_cpu(f.slot, p); break;
+      case Verb::map_cpu: memory_.map_cpu(f.slot, p); break;
+      case Verb::revoke_device: memory_.revoke_device(f.slot, a.device, p); break;
+      case Verb::map_device:
+        memory_.map_device(f.slot, a.device, p,
+                           {a.place == Place::system ? DeviceKind::system : DeviceKind::vram,
+                            a.prot == Prot::read_write, a.place == Place::system ? 0 : vram});
+        break;
+      case Verb::copy:
+        memory_.copy(f.slot, a.device, p, target_of(a), vram);
+        ++stats_.copied_pages;
+        break;
+      case Verb::discard_system: memory_.discard_system(f.slot, p); break;
+      default: break;
+    }
+  }
+  switch (a.verb) {
+    case Verb::map_cpu: wake_cpu_waiters(f.slot, pages); break;
+    case Verb::wake_cpu: wake_cpu_waiters(f.slot, a.pages); break;
+    case Verb::release_chunk: memory_.wipe_chunk(f.slot, a.device, a.vram_first); break;
+    case Verb::wake_wave: end_fault(a.token.value, a.status); break;
+    default: break;
+  }
+}
+
+void World::finish_flight(std::uint32_t index) {
+  Flight& f = flights_[index];
+  f.performed = true;
+  const Action a = f.action;
+  if (a.verb == Verb::map_device && a.has_token) {
+    if (f.status.ok()) {
+      end_fault(a.token.value, {});
+    } else if (const auto it = faults_.find(a.token.value); it != faults_.end()) {
+      it->second.carried = false;  // the wave stays parked: another mapping or a wake must follow
+    }
+  }
+  if (a.id != 0) {
+    schedule(delay(), Kind::done, index, f.stamp);
+    return;
+  }
+  f.in_use = false;
+  flight_holes_.push_back(index);
+  if (a.verb == Verb::reply) perform_reply(a);
+}
+
+void World::answer(std::uint32_t index) {
+  Flight& f = flights_[index];
+  const Action& a = f.action;
+  line(Line::done, f.slot, a.device, 0, static_cast<std::uint64_t>(f.status.code), a.id,
+       static_cast<std::uint64_t>(a.verb));
+  if (a.verb == Verb::release_chunk) memory_.uncharge_chunk(f.slot, a.device, a.vram_first);
+  f.in_use = false;
+  flight_holes_.push_back(index);
+  core_->action_done(now_ns_, a.id, f.status);
+}
+
+void World::end_fault(std::uint64_t token, Status status) {
+  const auto it = faults_.find(token);
+  if (it == faults_.end()) return;  // its client is closed
+  const Fault f = it->second;
+  faults_.erase(it);
+  if (agents_[f.agent].life == f.agent_life) wake_agent(f.agent, status);
+}
+
+void World::perform_reply(const Action& a) {
+  const auto it = requests_.find(a.cookie.value);
+  if (it == requests_.end()) return;  // its client is closed
+  const Request r = it->second;
+  requests_.erase(it);
+  if (r.kind == RequestKind::gone) {
+    client_closed(r.slot);
+  } else if (r.kind == RequestKind::free && clients_[r.slot].state == ClientState::running) {
+    clients_[r.slot].freed.push_back(r.span);
+  }
+}
+
+}  // namespace ferry::sim

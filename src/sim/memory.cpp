@@ -1,0 +1,415 @@
+#include "sim/memory.h"
+
+#include <cstdio>
+
+#include "sim/violation.h"
+
+namespace ferry::sim {
+namespace {
+// A written word: bits 56-63 the client's slot + 1, bits 16-55 the number of the write, bits 0-15 additions since.
+constexpr unsigned slot_shift = 56;
+constexpr unsigned stamp_shift = 16;
+// More than any budget that a run is given: a larger number is not one that the core can have meant.
+constexpr std::size_t max_chunks = 4096;
+
+long long rel(Page page) { return static_cast<long long>(page); }
+}  // namespace
+
+Memory::Memory(unsigned clients, unsigned devices, Page window_first, std::uint32_t window_pages,
+               std::uint64_t budget_chunks)
+    : first_(window_first), pages_(window_pages), budget_chunks_(budget_chunks), used_chunks_(devices, 0) {
+  clients_.resize(clients);
+  for (auto& c : clients_) {
+    c.pages.resize(window_pages);
+    c.devices.resize(devices);
+    for (auto& d : c.devices) {
+      d.table.resize(window_pages);
+      d.vram_of.resize(window_pages);
+    }
+  }
+}
+
+bool Memory::inside(PageSpan span) const {
+  return span.first >= first_ && span.first - first_ <= pages_ && span.count_pages <= pages_ - (span.first - first_);
+}
+
+void Memory::client_open(unsigned slot, ClientId id) { clients_[slot].id = id; }
+
+void Memory::client_close(unsigned slot) {
+  auto& c = clients_[slot];
+  for (DeviceId d = 0; d < c.devices.size(); ++d) {
+    if (chunks_of(slot, d) != 0) {
+      violate(Invariant::all_given_back, "client %u is gone, but %llu of its VRAM chunks on device %u were not released",
+              c.id, static_cast<unsigned long long>(chunks_of(slot, d)), unsigned{d});
+    }
+    for (std::uint32_t i = 0; i < pages_; ++i) {
+      if (c.devices[d].table[i].kind != DeviceKind::absent) {
+        violate(Invariant::all_given_back, "client %u is gone, but device %u still maps its page %lld", c.id,
+                unsigned{d}, rel(first_ + i));
+      }
+      c.devices[d].vram_of[i] = 0;
+    }
+    c.devices[d].chunks.clear();
+  }
+  for (auto& p : c.pages) {
+    p.system = p.shadow = 0;
+    p.alloc = AllocState::none;
+    p.cpu = CpuEntry::none;
+    ++p.generation;
+  }
+}
+
+void Memory::alloc(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    auto& p = at(slot, page);
+    if (p.system != 0) {
+      violate(Invariant::free_is_final, "client %u allocates page %lld anew and would read %s, left there by its last use",
+              clients_[slot].id, rel(page), describe(p.system).c_str());
+    }
+    p.alloc = AllocState::allocated;
+    p.cpu = CpuEntry::mapped;
+    p.shadow = 0;
+    ++p.generation;
+    for (auto& d : clients_[slot].devices) d.vram_of[page - first_] = 0;
+  }
+}
+
+void Memory::begin_free(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    auto& p = at(slot, page);
+    p.alloc = AllocState::freeing;
+    p.cpu = CpuEntry::none;
+  }
+}
+
+void Memory::end_free(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    auto& p = at(slot, page);
+    for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+      if (device_entry(slot, d, page).kind != DeviceKind::absent) {
+        violate(Invariant::free_is_final, "the free of page %lld of client %u was answered while device %u maps it",
+                rel(page), clients_[slot].id, unsigned{d});
+      }
+    }
+    p.alloc = AllocState::none;
+    p.cpu = CpuEntry::none;
+  }
+}
+
+void Memory::cpu_died(unsigned slot) {
+  for (auto& p : clients_[slot].pages) p.cpu = CpuEntry::none;
+}
+
+void Memory::device_died(unsigned slot, DeviceId device) {
+  for (std::uint32_t i = 0; i < pages_; ++i) set_entry(slot, device, first_ + i, {});
+}
+
+Touch Memory::cpu_access(unsigned slot, Page page, Op op) {
+  auto& p = at(slot, page);
+  if (p.cpu == CpuEntry::none) return Touch::segv;
+  if (p.cpu == CpuEntry::revoked) return Touch::fault;
+  apply(slot, page, p.system, op, "a CPU thread", 0);
+  return Touch::done;
+}
+
+Touch Memory::device_access(unsigned slot, DeviceId device, Page page, Op op) {
+  const DeviceEntry e = device_entry(slot, device, page);
+  if (e.kind == DeviceKind::absent || (op != Op::read && !e.writable)) return Touch::fault;
+  Word& word = e.kind == DeviceKind::system ? at(slot, page).system : vram_at(slot, device, e.vram).word;
+  apply(slot, page, word, op, e.kind == DeviceKind::system ? "device (in place)" : "device (VRAM)", device);
+  return Touch::done;
+}
+
+void Memory::apply(unsigned slot, Page page, Word& word, Op op, const char* who, unsigned device) {
+  auto& p = at(slot, page);
+  const Word fresh = (Word{slot + 1} << slot_shift) | (++stamp_ << stamp_shift);
+  if (p.alloc != AllocState::allocated) {
+    // The program races with its own free: whatever it reads or writes there means nothing.
+    if (op != Op::read) word = fresh;
+    return;
+  }
+  if (op != Op::write && word != p.shadow) {
+    violate(Invariant::reads_last_write, "page %lld of client %u: %s %u reads %s, but the last write was %s; %s",
+            rel(page), clients_[slot].id, who, device, describe(word).c_str(), describe(p.shadow).c_str(),
+            copies_of(slot, page).c_str());
+  }
+  if (op == Op::write) p.shadow = word = fresh;
+  if (op == Op::add) p.shadow = ++word;
+}
+
+void Memory::revoke_cpu(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  if (p.cpu == CpuEntry::mapped) p.cpu = CpuEntry::revoked;
+}
+
+void Memory::map_cpu(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  if (p.cpu == CpuEntry::none) return;
+  if (p.system != p.shadow) {
+    violate(Invariant::maps_current, "page %lld of client %u is mapped for the CPU, but its system copy is stale: %s",
+            rel(page), clients_[slot].id, copies_of(slot, page).c_str());
+  }
+  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    if (device_entry(slot, d, page).kind == DeviceKind::vram) {
+      violate(Invariant::exclusive_writer,
+              "page %lld of client %u becomes writable for the CPU in system memory while device %u maps VRAM page %u",
+              rel(page), clients_[slot].id, unsigned{d}, device_entry(slot, d, page).vram);
+    }
+  }
+  p.cpu = CpuEntry::mapped;
+}
+
+void Memory::revoke_device(unsigned slot, DeviceId device, Page page) { set_entry(slot, device, page, {}); }
+
+void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry entry) {
+  auto& p = at(slot, page);
+  const ClientId id = clients_[slot].id;
+  if (p.alloc == AllocState::none) {
+    violate(Invariant::free_is_final, "page %lld of client %u is mapped on device %u, but it is not allocated", rel(page),
+            id, unsigned{device});
+  }
+  if (entry.kind == DeviceKind::vram) {
+    const std::uint32_t other = vram_at(slot, device, entry.vram).mapped_by;
+    if (other != nobody && other != page - first_) {
+      violate(Invariant::slot_single_use, "VRAM page %u of device %u is mapped for pages %lld and %lld of client %u",
+              entry.vram, unsigned{device}, rel(first_ + other), rel(page), id);
+    }
+  }
+  if (p.alloc == AllocState::allocated) {
+    const Word word = entry.kind == DeviceKind::system ? p.system : vram_at(slot, device, entry.vram).word;
+    if (word != p.shadow) {
+      violate(Invariant::maps_current, "page %lld of client %u is mapped on device %u to %s page %u, which reads %s: %s",
+              rel(page), id, unsigned{device}, entry.kind == DeviceKind::system ? "its system" : "VRAM", entry.vram,
+              describe(word).c_str(), copies_of(slot, page).c_str());
+    }
+    if (entry.kind == DeviceKind::vram && p.cpu == CpuEntry::mapped) {
+      violate(Invariant::exclusive_writer,
+              "page %lld of client %u is mapped on device %u in VRAM while CPU threads can write its system copy",
+              rel(page), id, unsigned{device});
+    }
+    for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+      const DeviceEntry e = device_entry(slot, d, page);
+      const bool same_copy = e.kind == DeviceKind::system && entry.kind == DeviceKind::system;
+      if (d != device && e.kind != DeviceKind::absent && !same_copy && (e.writable || entry.writable)) {
+        violate(Invariant::exclusive_writer,
+                "page %lld of client %u: devices %u and %u map two copies of it, one of them writable", rel(page), id,
+                unsigned{d}, unsigned{device});
+      }
+    }
+  }
+  set_entry(slot, device, page, entry);
+}
+
+void Memory::set_entry(unsigned slot, DeviceId device, Page page, DeviceEntry entry) {
+  DeviceEntry& e = clients_[slot].devices[device].table[page - first_];
+  if (e.kind == DeviceKind::vram) vram_at(slot, device, e.vram).mapped_by = nobody;
+  e = entry;
+  if (e.kind == DeviceKind::vram) {
+    vram_at(slot, device, e.vram).mapped_by = static_cast<std::uint32_t>(page - first_);
+  }
+}
+
+void Memory::check_target(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram) {
+  const auto& p = at(slot, page);
+  const ClientId id = clients_[slot].id;
+  if (to == core::Place::vram) {
+    const std::uint32_t other = vram_at(slot, device, vram).mapped_by;
+    if (other != nobody) {
+      violate(other == page - first_ ? Invariant::quiet_source : Invariant::slot_single_use,
+              "page %lld of client %u is copied over VRAM page %u, which device %u maps for page %lld", rel(page), id,
+              vram, unsigned{device}, rel(first_ + other));
+    }
+    return;
+  }
+  if (p.cpu == CpuEntry::mapped) {
+    violate(Invariant::quiet_source, "the system copy of page %lld of client %u is overwritten while the CPU maps it",
+            rel(page), id);
+  }
+  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    if (device_entry(slot, d, page).kind == DeviceKind::system) {
+      violate(Invariant::quiet_source, "the system copy of page %lld of client %u is overwritten while device %u maps it",
+              rel(page), id, unsigned{d});
+    }
+  }
+}
+
+void Memory::copy(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram) {
+  auto& p = at(slot, page);
+  const ClientId id = clients_[slot].id;
+  check_target(slot, device, page, to, vram);
+  if (p.alloc == AllocState::allocated) {
+    if (to == core::Place::vram && p.cpu == CpuEntry::mapped) {
+      violate(Invariant::quiet_source, "page %lld of client %u is copied to device %u while CPU threads can write it",
+              rel(page), id, unsigned{device});
+    }
+    for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+      const DeviceEntry e = device_entry(slot, d, page);
+      const bool is_source =
+          to == core::Place::vram ? e.kind == DeviceKind::system : e.kind == DeviceKind::vram && d == device;
+      if (is_source && e.writable) {
+        violate(Invariant::quiet_source, "page %lld of client %u is copied %s device %u while device %u can write it",
+                rel(page), id, to == core::Place::vram ? "to" : "home from", unsigned{device}, unsigned{d});
+      }
+    }
+  }
+  if (to == core::Place::vram) {
+    hold(slot, device, page, vram, p.system);
+  } else {
+    p.system = vram_at(slot, device, vram).word;
+  }
+  check_current(slot, page, to == core::Place::vram ? "a copy to VRAM" : "a copy home");
+}
+
+void Memory::tear(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram) {
+  check_target(slot, device, page, to, vram);
+  if (to == core::Place::vram) {
+    hold(slot, device, page, vram, torn_word);
+  } else {
+    at(slot, page).system = torn_word;
+  }
+  check_current(slot, page, "a copy that failed");
+}
+
+void Memory::hold(unsigned slot, DeviceId device, Page page, VramPage vram, Word word) {
+  auto& d = clients_[slot].devices[device];
+  VramState& v = vram_at(slot, device, vram);
+  const std::uint32_t before = v.holds;
+  const auto index = static_cast<std::uint32_t>(page - first_);
+  v.word = word;
+  v.holds = index;
+  if (before != nobody && before != index && d.vram_of[before] == vram + 1) {
+    d.vram_of[before] = 0;
+    check_current(slot, first_ + before, "its VRAM page was used for another page");
+  }
+  d.vram_of[index] = vram + 1;
+}
+
+void Memory::discard_system(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    if (device_entry(slot, d, page).kind == DeviceKind::system) {
+      violate(Invariant::free_is_final, "system page %lld of client %u is discarded while device %u maps it", rel(page),
+              clients_[slot].id, unsigned{d});
+    }
+  }
+  p.system = 0;
+  if (p.alloc == AllocState::allocated) {
+    if (p.cpu == CpuEntry::mapped && p.shadow != 0) {
+      violate(Invariant::free_is_final, "system page %lld of client %u is discarded while the CPU maps it", rel(page),
+              clients_[slot].id);
+    }
+    check_current(slot, page, "its system page was discarded");
+  }
+}
+
+Memory::Chunk& Memory::chunk(unsigned slot, DeviceId device, VramPage vram) {
+  auto& chunks = clients_[slot].devices[device].chunks;
+  const std::size_t index = vram / block_pages;
+  if (index >= max_chunks) {
+    violate(Invariant::budget, "VRAM page %u of client %u on device %u is beyond any budget", vram, clients_[slot].id,
+            unsigned{device});
+  }
+  if (index >= chunks.size()) chunks.resize(index + 1);
+  if (!chunks[index]) chunks[index] = std::make_unique<Chunk>();
+  return *chunks[index];
+}
+
+void Memory::use_vram(unsigned slot, DeviceId device, VramPage first, std::uint64_t count) {
+  for (std::uint64_t v = first; v < first + count; v = (v / block_pages + 1) * block_pages) {
+    Chunk& c = chunk(slot, device, static_cast<VramPage>(v));
+    if (c.charged) continue;
+    c.charged = true;
+    if (++used_chunks_[device] > budget_chunks_) {
+      violate(Invariant::budget,
+              "device %u has a budget of %llu chunks; client %u starts to use one more (VRAM page %llu) before any of "
+              "the others was released",
+              unsigned{device}, static_cast<unsigned long long>(budget_chunks_), clients_[slot].id,
+              static_cast<unsigned long long>(v));
+    }
+  }
+}
+
+void Memory::wipe_chunk(unsigned slot, DeviceId device, VramPage first) {
+  auto& d = clients_[slot].devices[device];
+  Chunk& c = chunk(slot, device, first);
+  for (unsigned i = 0; i < block_pages; ++i) {
+    VramState& v = c.pages[i];
+    if (v.mapped_by != nobody) {
+      violate(Invariant::slot_single_use, "VRAM chunk %u of client %u is released while device %u maps it for page %lld",
+              first / block_pages, clients_[slot].id, unsigned{device}, rel(first_ + v.mapped_by));
+    }
+    const std::uint32_t before = v.holds;
+    v = VramState{};
+    if (before != nobody && d.vram_of[before] == first + i + 1) {
+      d.vram_of[before] = 0;
+      check_current(slot, first_ + before, "its VRAM chunk was released");
+    }
+  }
+}
+
+void Memory::uncharge_chunk(unsigned slot, DeviceId device, VramPage first) {
+  Chunk& c = chunk(slot, device, first);
+  if (!c.charged) return;
+  c.charged = false;
+  --used_chunks_[device];
+}
+
+std::uint64_t Memory::chunks_of(unsigned slot, DeviceId device) const {
+  std::uint64_t n = 0;
+  for (const auto& c : clients_[slot].devices[device].chunks) n += c && c->charged ? 1 : 0;
+  return n;
+}
+
+bool Memory::vram_is_current(unsigned slot, DeviceId device, Page page) const {
+  const auto& d = clients_[slot].devices[device];
+  const std::uint32_t where = d.vram_of[page - first_];
+  if (where == 0) return false;
+  return d.chunks[(where - 1) / block_pages]->pages[(where - 1) % block_pages].word == at(slot, page).shadow;
+}
+
+void Memory::check_current(unsigned slot, Page page, const char* after) const {
+  const auto& p = at(slot, page);
+  if (p.alloc != AllocState::allocated || p.system == p.shadow) return;
+  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    if (vram_is_current(slot, d, page)) return;
+  }
+  violate(Invariant::current_copy, "page %lld of client %u has no current copy left after %s: %s", rel(page),
+          clients_[slot].id, after, copies_of(slot, page).c_str());
+}
+
+void Memory::check_all() const {
+  for (unsigned slot = 0; slot < clients_.size(); ++slot) {
+    for (std::uint32_t i = 0; i < pages_; ++i) check_current(slot, first_ + i, "some event (found by the periodic check)");
+  }
+}
+
+std::string Memory::describe(Word word) const {
+  char text[96];
+  const auto owner = static_cast<unsigned>(word >> slot_shift);
+  if (word == 0) return "zero (never written)";
+  if (word == fresh_vram_word) return "fresh VRAM (never filled)";
+  if (word == torn_word) return "the target of a failed copy";
+  if (owner == 0 || owner > clients_.size()) {
+    std::snprintf(text, sizeof text, "0x%016llx", static_cast<unsigned long long>(word));
+    return text;
+  }
+  std::snprintf(text, sizeof text, "write %llu of client %u plus %u",
+                static_cast<unsigned long long>((word >> stamp_shift) & 0xff'ffff'ffff), clients_[owner - 1].id,
+                static_cast<unsigned>(word & 0xffff));
+  return text;
+}
+
+std::string Memory::copies_of(unsigned slot, Page page) const {
+  const auto& p = at(slot, page);
+  std::string text = "must be " + describe(p.shadow) + ", system has " + describe(p.system);
+  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    const auto& m = clients_[slot].devices[d];
+    const std::uint32_t where = m.vram_of[page - first_];
+    if (where == 0) continue;
+    text += ", VRAM of device " + std::to_string(unsigned{d}) + " (page " + std::to_string(where - 1) + ") has " +
+            describe(m.chunks[(where - 1) / block_pages]->pages[(where - 1) % block_pages].word);
+  }
+  return text;
+}
+
+}  // namespace ferry::sim

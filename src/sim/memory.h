@@ -1,0 +1,153 @@
+// The simulated machine's contents and page tables, and the checks that need nothing else: every word of system memory
+// and VRAM, what the CPU and each device map, what each page must read (the shadow), and who holds which VRAM chunk.
+// One 64-bit word stands for a page's contents. Does not know of actions, time or the core.
+// Each check throws Violation. A client is named by its slot, 0 to clients-1.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/types.h"
+#include "core/action.h"
+#include "sim/sim.h"
+
+namespace ferry::sim {
+
+using Word = std::uint64_t;
+
+/// What fresh VRAM reads as: nobody's data, so that a mapping of a page that was never filled shows.
+inline constexpr Word fresh_vram_word = 0xeeee'eeee'eeee'eeee;
+/// What a failed copy leaves in its target.
+inline constexpr Word torn_word = 0xdddd'dddd'dddd'dddd;
+
+enum class AllocState : std::uint8_t { none, allocated, freeing };
+enum class CpuEntry : std::uint8_t {
+  none,     ///< no mapping of the process: an access is its own fault
+  revoked,  ///< an access becomes a CPU fault
+  mapped,
+};
+enum class DeviceKind : std::uint8_t { absent, system, vram };
+enum class Op : std::uint8_t { read, write, add };
+enum class Touch : std::uint8_t { done, fault, segv };
+
+struct DeviceEntry {
+  DeviceKind kind = DeviceKind::absent;
+  bool writable = false;
+  VramPage vram = 0;
+};
+
+class Memory {
+ public:
+  Memory(unsigned clients, unsigned devices, Page window_first, std::uint32_t window_pages,
+         std::uint64_t budget_chunks);
+
+  // --- clients and ranges --------------------------------------------------------------------------------------------
+  void client_open(unsigned slot, ClientId id);
+  /// All was given back: checks it (I-17) and forgets the rest.
+  void client_close(unsigned slot);
+  void alloc(unsigned slot, PageSpan span);
+  /// The CPU side is unmapped at once; contents no longer matter.
+  void begin_free(unsigned slot, PageSpan span);
+  /// I-14: nothing maps the span any more.
+  void end_free(unsigned slot, PageSpan span);
+  void cpu_died(unsigned slot);
+  void device_died(unsigned slot, DeviceId device);
+
+  // --- accesses of programs (I-02) ----------------------------------------------------------------------------------
+  Touch cpu_access(unsigned slot, Page page, Op op);
+  Touch device_access(unsigned slot, DeviceId device, Page page, Op op);
+
+  // --- what actions do, page by page ---------------------------------------------------------------------------------
+  void revoke_cpu(unsigned slot, Page page);
+  void map_cpu(unsigned slot, Page page);
+  void revoke_device(unsigned slot, DeviceId device, Page page);
+  void map_device(unsigned slot, DeviceId device, Page page, DeviceEntry entry);
+  void copy(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
+  /// A copy that failed here: the target holds rubbish.
+  void tear(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
+  void discard_system(unsigned slot, Page page);
+
+  // --- VRAM ----------------------------------------------------------------------------------------------------------
+  /// A chunk counts from its first use on (I-08). REQUIRES nothing: any number may come from the core.
+  void use_vram(unsigned slot, DeviceId device, VramPage first, std::uint64_t count);
+  /// I-13, I-01: nobody maps the chunk, no current copy lies in it. Contents are gone from here on.
+  void wipe_chunk(unsigned slot, DeviceId device, VramPage first);
+  /// The chunk no longer counts.
+  void uncharge_chunk(unsigned slot, DeviceId device, VramPage first);
+  [[nodiscard]] std::uint64_t chunks_used(DeviceId device) const { return used_chunks_[device]; }
+  [[nodiscard]] std::uint64_t chunks_of(unsigned slot, DeviceId device) const;
+
+  // --- looking in ----------------------------------------------------------------------------------------------------
+  /// I-01 for every allocated page of every client.
+  void check_all() const;
+  [[nodiscard]] PageSpan window() const { return {first_, pages_}; }
+  [[nodiscard]] bool inside(PageSpan span) const;
+  [[nodiscard]] AllocState state(unsigned slot, Page page) const { return at(slot, page).alloc; }
+  /// Counts the allocations of a page, so that a late answer can be told from an answer of today.
+  [[nodiscard]] std::uint32_t generation(unsigned slot, Page page) const { return at(slot, page).generation; }
+  [[nodiscard]] CpuEntry cpu_entry(unsigned slot, Page page) const { return at(slot, page).cpu; }
+  [[nodiscard]] DeviceEntry device_entry(unsigned slot, DeviceId device, Page page) const {
+    return clients_[slot].devices[device].table[page - first_];
+  }
+  [[nodiscard]] bool system_is_current(unsigned slot, Page page) const {
+    return at(slot, page).system == at(slot, page).shadow;
+  }
+  [[nodiscard]] bool vram_is_current(unsigned slot, DeviceId device, Page page) const;
+
+ private:
+  static constexpr std::uint32_t nobody = 0xffff'ffff;
+
+  struct PageState {
+    Word system = 0;
+    Word shadow = 0;
+    std::uint32_t generation = 0;
+    AllocState alloc = AllocState::none;
+    CpuEntry cpu = CpuEntry::none;
+  };
+  struct VramState {
+    Word word = fresh_vram_word;
+    std::uint32_t mapped_by = nobody;  ///< index of the page whose device entry leads here
+    std::uint32_t holds = nobody;      ///< index of the page copied here last
+  };
+  struct Chunk {
+    bool charged = false;
+    std::array<VramState, block_pages> pages;
+  };
+  struct DeviceMemory {
+    std::vector<DeviceEntry> table;
+    std::vector<std::uint32_t> vram_of;  ///< VRAM page + 1 where the page was copied to last; 0: nowhere
+    std::vector<std::unique_ptr<Chunk>> chunks;
+  };
+  struct ClientMemory {
+    ClientId id = 0;
+    std::vector<PageState> pages;
+    std::vector<DeviceMemory> devices;
+  };
+
+  [[nodiscard]] PageState& at(unsigned slot, Page page) { return clients_[slot].pages[page - first_]; }
+  [[nodiscard]] const PageState& at(unsigned slot, Page page) const { return clients_[slot].pages[page - first_]; }
+  [[nodiscard]] Chunk& chunk(unsigned slot, DeviceId device, VramPage vram);
+  [[nodiscard]] VramState& vram_at(unsigned slot, DeviceId device, VramPage vram) {
+    return chunk(slot, device, vram).pages[vram % block_pages];
+  }
+  void apply(unsigned slot, Page page, Word& word, Op op, const char* who, unsigned device);
+  void set_entry(unsigned slot, DeviceId device, Page page, DeviceEntry entry);
+  /// Takes a VRAM page over for `page`; whoever was copied there before must have a current copy elsewhere.
+  void hold(unsigned slot, DeviceId device, Page page, VramPage vram, Word word);
+  void check_target(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
+  void check_current(unsigned slot, Page page, const char* after) const;
+  [[nodiscard]] std::string describe(Word word) const;
+  [[nodiscard]] std::string copies_of(unsigned slot, Page page) const;
+
+  Page first_;
+  std::uint32_t pages_;
+  std::uint64_t budget_chunks_;
+  std::uint64_t stamp_ = 0;
+  std::vector<ClientMemory> clients_;
+  std::vector<std::uint64_t> used_chunks_;
+};
+
+}  // namespace ferry::sim

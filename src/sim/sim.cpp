@@ -1,0 +1,105 @@
+#include "sim/sim.h"
+
+#include "base/check.h"
+#include "sim/violation.h"
+#include "sim/world.h"
+
+namespace ferry::sim {
+namespace {
+/// A failed FERRY_CHECK of the core ends the run as a violation instead of the process.
+void throw_check(const char* message) {
+  std::string text = message;
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  throw Violation{Invariant::core_check, std::move(text)};
+}
+
+class CheckCatcher {
+ public:
+  CheckCatcher() { set_check_catcher(throw_check); }
+  ~CheckCatcher() { set_check_catcher(nullptr); }
+  CheckCatcher(const CheckCatcher&) = delete;
+  CheckCatcher& operator=(const CheckCatcher&) = delete;
+};
+}  // namespace
+
+const char* to_string(Invariant invariant) {
+  switch (invariant) {
+    case Invariant::none: return "none";
+    case Invariant::current_copy: return "every page has a current copy";
+    case Invariant::reads_last_write: return "a read gives the last write";
+    case Invariant::exclusive_writer: return "a writer excludes other copies";
+    case Invariant::maps_current: return "a mapping leads to a current copy";
+    case Invariant::quiet_source: return "a copy's source is quiet and its target unreachable";
+    case Invariant::fault_ends_once: return "a device fault ends once";
+    case Invariant::dma_balance: return "DMA mappings balance";
+    case Invariant::budget: return "VRAM stays within its budget";
+    case Invariant::isolation: return "a chunk is released before another client has it";
+    case Invariant::reply_once: return "a request is answered once";
+    case Invariant::cpu_fault_ends: return "a CPU fault ends";
+    case Invariant::progress: return "whoever waits is served";
+    case Invariant::slot_single_use: return "a VRAM page holds one page";
+    case Invariant::free_is_final: return "a free is final";
+    case Invariant::view_is_true: return "what the core says is so";
+    case Invariant::answers_right: return "answers are as documented";
+    case Invariant::all_given_back: return "all is given back";
+    case Invariant::order_free: return "order of actions does not matter";
+    case Invariant::core_check: return "the core's own checks hold";
+  }
+  return "unknown";
+}
+
+void SimStats::add(const SimStats& o) {
+  accesses += o.accesses;
+  device_faults += o.device_faults;
+  cpu_faults += o.cpu_faults;
+  copied_pages += o.copied_pages;
+  evictions += o.evictions;
+  actions += o.actions;
+  failed_actions += o.failed_actions;
+  kills += o.kills;
+  stops += o.stops;
+  waves_failed += o.waves_failed;
+  requests += o.requests;
+}
+
+std::string command_of(const SimOptions& options) {
+  std::string text = "ferry sim --seed " + std::to_string(options.seed) + " --steps " + std::to_string(options.steps);
+  if (options.bug != core::PlantedBug::none) text += std::string(" --bug ") + core::to_string(options.bug);
+  return text;
+}
+
+SimResult run(const SimOptions& options) {
+  const CheckCatcher catcher;
+  try {
+    World world(options);
+    return world.run();
+  } catch (const Violation& violation) {  // before the first step
+    SimResult result;
+    result.ok = false;
+    result.broken = violation.invariant;
+    result.what = violation.text;
+    result.failure = violation.text + "\nagain with: " + command_of(options) + "\n";
+    return result;
+  }
+}
+
+SimOptions shrink(const SimOptions& options, const SimResult& failed) {
+  SimOptions best = options;
+  best.trace = nullptr;
+  const auto still_fails = [&](std::uint64_t steps) {
+    SimOptions o = best;
+    o.steps = steps;
+    const SimResult r = run(o);
+    return !r.ok && r.broken == failed.broken;
+  };
+  // The run up to the failing step does not depend on how many would have followed.
+  if (failed.steps < best.steps) best.steps = failed.steps;
+  // Then fewer: the quiet phases often meet the same bug earlier.
+  for (std::uint64_t cut = best.steps / 2; cut > 0 && cut >= best.steps / 64; cut /= 2) {
+    while (best.steps > cut && still_fails(best.steps - cut)) best.steps -= cut;
+  }
+  best.trace = options.trace;
+  return best;
+}
+
+}  // namespace ferry::sim

@@ -1,0 +1,92 @@
+// One seed, one run of the real core in a simulated machine, to the last byte: the same options give the same trace on
+// every machine. Virtual time only; no thread, clock, pointer value or hash order has a part in it.
+// Owns nothing outside the call to run(). docs/TESTING.md says how to read what it prints.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "core/config.h"
+
+namespace ferry::sim {
+
+/// What the checkers watch. The number is the one in docs/INVARIANTS.md.
+enum class Invariant : std::uint8_t {
+  none = 0,
+  current_copy = 1,       ///< every allocated page has a current copy
+  reads_last_write = 2,   ///< a read gives what was written last, by whoever
+  exclusive_writer = 3,   ///< a writable mapping of one copy excludes mappings of every other copy
+  maps_current = 4,       ///< a mapping leads to a current copy
+  quiet_source = 5,       ///< nobody can write the source of a copy, nobody can reach its target
+  fault_ends_once = 6,    ///< every device fault ends exactly once
+  dma_balance = 7,        ///< what was opened to a device is closed again
+  budget = 8,             ///< chunks in use never exceed a device's budget
+  isolation = 9,          ///< VRAM passes to another client only through release_chunk
+  reply_once = 10,        ///< every request is answered exactly once
+  cpu_fault_ends = 11,    ///< every CPU fault is woken
+  progress = 12,          ///< when failures stop, whoever waits is served within a bound
+  slot_single_use = 13,   ///< a VRAM page holds one page at a time
+  free_is_final = 14,     ///< after the reply to a free nothing of the span is mapped, copied or remembered
+  view_is_true = 15,      ///< what the core says about a page is so
+  answers_right = 16,     ///< requests and faults succeed and fail as documented
+  all_given_back = 17,    ///< when the clients are gone nothing is left
+  order_free = 18,        ///< no two actions in flight depend on which is performed first
+  core_check = 19,        ///< the core's own checks hold (FERRY_CHECK, verify())
+};
+inline constexpr unsigned invariant_count = 20;
+[[nodiscard]] const char* to_string(Invariant invariant);
+
+inline constexpr std::uint64_t default_steps = 3000;
+/// A planted bug must show within this many seeds of default_steps.
+inline constexpr unsigned planted_bug_seeds = 50;
+
+struct SimOptions {
+  std::uint64_t seed = 1;
+  /// Events of the random phase; the phases that end the run come after.
+  std::uint64_t steps = default_steps;
+  core::PlantedBug bug = core::PlantedBug::none;
+  /// Called for every line of the trace, newline not included; empty: no text is made.
+  std::function<void(std::string_view)> trace;
+};
+
+/// What a run has exercised.
+struct SimStats {
+  std::uint64_t accesses = 0;
+  std::uint64_t device_faults = 0;
+  std::uint64_t cpu_faults = 0;
+  std::uint64_t copied_pages = 0;
+  std::uint64_t evictions = 0;
+  std::uint64_t actions = 0;
+  std::uint64_t failed_actions = 0;
+  std::uint64_t kills = 0;
+  std::uint64_t stops = 0;
+  std::uint64_t waves_failed = 0;
+  std::uint64_t requests = 0;
+
+  void add(const SimStats& o);
+};
+
+struct SimResult {
+  bool ok = true;
+  Invariant broken = Invariant::none;
+  /// Why, in words, with the last lines of the trace and the command that leads here again. Empty if ok.
+  std::string failure;
+  /// The first line of `failure`.
+  std::string what;
+  std::uint64_t trace_hash = 0;
+  std::uint64_t steps = 0;  ///< events of all phases; on failure the one that failed
+  SimStats stats;
+};
+
+[[nodiscard]] SimResult run(const SimOptions& options);
+
+/// The command that repeats a run.
+[[nodiscard]] std::string command_of(const SimOptions& options);
+
+/// Fewest steps found, by halving, with which the run still breaks the same invariant. REQUIRES: `failed` came from
+/// run(options) and is not ok.
+[[nodiscard]] SimOptions shrink(const SimOptions& options, const SimResult& failed);
+
+}  // namespace ferry::sim

@@ -1,0 +1,65 @@
+#include "sim/swarm.h"
+
+namespace ferry::sim {
+namespace {
+unsigned pick(Random& r, unsigned low, unsigned high) { return low + static_cast<unsigned>(r.below(high - low + 1)); }
+
+/// Off in half of the runs, else one of several strengths.
+unsigned maybe(Random& r, unsigned weak, unsigned strong) {
+  if (r.chance(500)) return 0;
+  return r.chance(500) ? weak : strong;
+}
+}  // namespace
+
+Swarm make_swarm(Random& r, core::PlantedBug bug) {
+  Swarm s;
+  s.clients = r.chance(400) ? 1 : pick(r, 2, 4);
+  s.devices = r.chance(500) ? 1 : pick(r, 2, 3);
+  s.threads = pick(r, 1, 3);
+  s.waves = pick(r, 1, 6);
+  s.window_blocks = pick(r, 2, 8);
+  s.window_first = (r.chance(300) ? 0 : r.below(1U << 20)) * block_pages;
+
+  s.copy_io_error = maybe(r, 10, 100);
+  s.copy_no_memory = maybe(r, 10, 100);
+  s.map_cpu_no_memory = maybe(r, 10, 150);
+  s.map_device_no_memory = maybe(r, 10, 150);
+  s.map_device_no_mappings = maybe(r, 20, 300);
+  s.kill_client = maybe(r, 4, 20);
+  s.kill_device = maybe(r, 4, 20);
+  s.stop = maybe(r, 10, 60);
+
+  s.delay_ns = std::uint64_t{1} << pick(r, 9, 15);
+  s.tail = pick(r, 0, 60);
+  s.tail_ns = std::uint64_t{1} << pick(r, 14, 21);
+  s.think_ns = std::uint64_t{1} << pick(r, 7, 13);
+  s.manage_ns = std::uint64_t{1} << pick(r, 13, 17);
+  s.split = r.chance(300) ? 0 : pick(r, 100, 600);
+
+  s.write_share = pick(r, 0, 800);
+  s.add_share = r.chance(400) ? 0 : pick(r, 50, 200);
+  s.hot_share = r.chance(300) ? 0 : pick(r, 100, 800);
+  s.scan_share = pick(r, 100, 900);
+  s.stray_share = r.chance(600) ? 0 : pick(r, 1, 30);
+  s.in_place_share = r.chance(500) ? 0 : pick(r, 50, 400);
+  s.free_weight = r.chance(200) ? 0 : pick(r, 5, 30);
+  s.prefetch_weight = r.chance(300) ? 0 : pick(r, 5, 60);
+  s.bad_weight = r.chance(500) ? 0 : 4;
+  s.max_alloc_pages = std::uint64_t{1} << pick(r, 3, 11);
+  s.free_while_used = r.chance(700);
+  s.same_client_id = r.chance(500);
+
+  // Small granules only fill VRAM where much is asked for at once, so large ones are the common case.
+  s.core.granularity_pages = r.chance(400) ? block_pages : 1U << pick(r, 0, 8);
+  s.core.device_count = s.devices;
+  s.core.vram_pages = std::uint64_t{r.chance(300) ? 1 : pick(r, 2, 6)} * block_pages;
+  s.core.contention_threshold = pick(r, 1, 6);
+  s.core.contention_window_ns = std::uint64_t{1} << pick(r, 16, 26);
+  s.core.contention_hold_ns = std::uint64_t{1} << pick(r, 14, 28);
+  s.core.copy_retries = pick(r, 0, 4);
+  s.core.speculation_granules = r.chance(300) ? 0 : pick(r, 1, 8);
+  s.core.bug = bug;
+  return s;
+}
+
+}  // namespace ferry::sim

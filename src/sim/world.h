@@ -1,0 +1,245 @@
+// The simulated world of one run: virtual time, clients with CPU threads and waves running random programs, and the
+// executor that performs the core's actions late, in any order, in parts, or not at all. Everything happens in step(),
+// one event at a time, in order of time and then of scheduling.
+//   world.cpp     events, phases, processes that come, stop and go
+//   executor.cpp  the core's actions                  programs.cpp  threads, waves and requests
+//   checks.cpp    what needs both the core and the machine
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "core/core.h"
+#include "sim/memory.h"
+#include "sim/sim.h"
+#include "sim/swarm.h"
+#include "sim/trace.h"
+
+namespace ferry::sim {
+
+class World final : public core::Observer {
+ public:
+  explicit World(const SimOptions& options);
+  ~World();
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  SimResult run();
+
+ private:
+  /// The run's parts. Failures, kills and stops happen in `random` only.
+  enum class Phase : std::uint8_t {
+    random,
+    settle,  ///< no failures, no new work: everybody who waits must be served
+    sweep,   ///< pages are read once more, by CPU and devices
+    leave,   ///< clients free what they have, or not, and end
+  };
+  enum class Kind : std::uint8_t {
+    agent,         ///< index: agent, stamp: its life
+    manage,        ///< index: client
+    post,          ///< a device fault reaches the manager; value: token
+    post_cpu,      ///< a CPU fault reaches the manager; index: client, value: page << 1 | is_write
+    part,          ///< index: flight, stamp: its use, value: which part
+    done,          ///< index: flight, stamp: its use
+    attach,        ///< index: client, stamp: its life, value: device
+    device_dies,   ///< same
+    device_gone,   ///< same
+    client_gone,   ///< index: client, stamp: its life
+    go_on,         ///< a stopped process runs again; same as attach, value == no_device: the application
+    reopen,        ///< index: client
+  };
+  struct Event {
+    std::uint64_t time_ns;
+    std::uint64_t order;
+    std::uint64_t value;
+    std::uint32_t index;
+    std::uint32_t stamp;
+    Kind kind;
+  };
+  struct Later {
+    bool operator()(const Event& a, const Event& b) const {
+      return a.time_ns != b.time_ns ? a.time_ns > b.time_ns : a.order > b.order;
+    }
+  };
+
+  enum class Pattern : std::uint8_t { scan, hot, random };
+  struct Agent {
+    unsigned slot = 0;
+    std::uint32_t number = 0;  ///< in its client, for the trace
+    bool is_wave = false;
+    DeviceId device = no_device;
+    std::uint32_t life = 0;  ///< raised when it is stopped for good: events of former lives are dropped
+    bool alive = false;
+    bool blocked = false;    ///< in a fault
+    bool parked = false;     ///< has nothing to do: no event of it is queued
+    bool has_op = false;
+    bool stray = false;      ///< the fault under way is at an address that was not meant
+    Page page = 0;
+    Op op = Op::read;
+    std::uint64_t token = 0;
+    std::uint32_t retries = 0;
+    Pattern pattern = Pattern::scan;
+    PageSpan target;
+    std::uint64_t cursor = 0;
+    unsigned left = 0;       ///< accesses before it picks another pattern
+    std::vector<Page> sweep; ///< still to read, last first
+  };
+  /// One that runs: an application or a device process.
+  struct Process {
+    bool stopped = false;
+    std::vector<Event> waiting;  ///< what happens when it runs again
+  };
+  enum class DeviceState : std::uint8_t { none, attached, dead, gone };
+  struct ClientDevice {
+    DeviceState state = DeviceState::none;
+    Process process;
+  };
+  enum class ClientState : std::uint8_t { closed, running, dead, leaving };
+  struct Client {
+    ClientId id = 0;
+    ClientState state = ClientState::closed;
+    std::uint32_t life = 0;
+    Process process;
+    std::vector<ClientDevice> devices;
+    std::vector<std::uint32_t> agents;
+    std::vector<PageSpan> spans;   ///< allocated now
+    std::vector<PageSpan> freed;   ///< free to be allocated again, newest last
+    std::vector<Page> hot;
+    bool parked = false;           ///< no manage event is queued
+  };
+  /// A device fault from the wave's park to its wake.
+  struct Fault {
+    std::uint32_t agent = 0;
+    std::uint32_t agent_life = 0;
+    unsigned slot = 0;
+    std::uint32_t client_life = 0;
+    DeviceId device = no_device;
+    Page page = 0;
+    Access access = Access::read;
+    std::uint32_t page_generation = 0;
+    bool was_allocated = false;
+    bool delivered = false;
+    bool carried = false;  ///< a map_device with the token is under way
+    bool forgotten = false;  ///< its device was reported gone
+    bool ended = false;      ///< its wake is decided, not yet performed
+  };
+  enum class RequestKind : std::uint8_t { free, prefetch, gone };
+  struct Request {
+    RequestKind kind = RequestKind::free;
+    unsigned slot = 0;
+    std::uint32_t client_life = 0;
+    PageSpan span;
+    bool replied = false;  ///< decided, not yet performed
+  };
+  /// An action from the core's decision to its answer (or, without id, to its effect).
+  struct Flight {
+    core::Action action;
+    std::uint32_t stamp = 0;
+    bool in_use = false;
+    bool performed = false;
+    unsigned slot = 0;
+    std::uint8_t parts_left = 0;
+    std::uint32_t split = 0;  ///< pages in the first part
+    Status status;
+  };
+
+  // --- world.cpp
+  void on_event(const core::Event& event) override;
+  void schedule(std::uint64_t delay_ns, Kind kind, std::uint32_t index, std::uint32_t stamp, std::uint64_t value = 0);
+  [[nodiscard]] std::uint64_t delay();
+  bool step();
+  void dispatch(const Event& event);
+  void drain(const char* doing);
+  void random_trouble();
+  void open_client(unsigned slot);
+  void kill_client(unsigned slot);
+  void kill_device(unsigned slot, DeviceId device);
+  void stop_process(unsigned slot, DeviceId device);
+  void go_on(unsigned slot, DeviceId device);
+  void device_process_ended(unsigned slot, DeviceId device);
+  void forget_agent(Agent& agent);
+  void client_closed(unsigned slot);
+  void enter(Phase phase);
+  void line(Line kind, unsigned slot, DeviceId device, std::uint64_t a = 0, std::uint64_t b = 0, std::uint64_t c = 0,
+            std::uint64_t d = 0);
+  [[nodiscard]] Process& process_of(unsigned slot, DeviceId device) {
+    return device == no_device ? clients_[slot].process : clients_[slot].devices[device].process;
+  }
+
+  // --- programs.cpp
+  void make_agents(unsigned slot);
+  void run_agent(std::uint32_t index);
+  bool pick_access(Agent& agent);
+  void pick_pattern(Agent& agent);
+  void post_fault(std::uint32_t index, Page page, Access access);
+  void deliver_fault(std::uint64_t token);
+  void deliver_cpu_fault(unsigned slot, Page page, Access access);
+  void wake_agent(std::uint32_t index, Status status);
+  void wake_cpu_waiters(unsigned slot, PageSpan span);
+  void start_agent(std::uint32_t index, std::uint64_t delay_ns);
+  void manage(unsigned slot);
+  void do_alloc(unsigned slot);
+  void do_free(unsigned slot);
+  void free_span(unsigned slot, PageSpan span);
+  void do_prefetch(unsigned slot);
+  void do_bad_request(unsigned slot);
+  [[nodiscard]] PageSpan random_span(unsigned slot);
+  [[nodiscard]] bool span_has(unsigned slot, PageSpan span, AllocState state) const;
+  void drop_span(unsigned slot, PageSpan span);
+  void start_sweep();
+  std::uint64_t new_cookie(RequestKind kind, unsigned slot, PageSpan span);
+
+  // --- executor.cpp
+  void take_actions();
+  void issue(const core::Action& action);
+  void check_conflicts(const core::Action& action) const;
+  void check_wake(const core::Action& action);
+  void check_reply(const core::Action& action);
+  void perform_part(std::uint32_t index, unsigned part);
+  [[nodiscard]] Status inject_failure(const core::Action& action);
+  void perform_pages(Flight& flight, PageSpan pages);
+  void finish_flight(std::uint32_t index);
+  void answer(std::uint32_t index);
+  void end_fault(std::uint64_t token, Status status);
+  void perform_reply(const core::Action& action);
+  [[nodiscard]] DeviceId runs_in(const core::Action& action, bool& needs_process) const;
+  [[nodiscard]] unsigned slot_of(const core::Action& action) const;
+
+  // --- checks.cpp
+  void periodic_check();
+  void check_view(bool quiet) const;
+  void check_stuck(const char* doing) const;
+  void check_settled() const;
+  void check_empty() const;
+  [[nodiscard]] std::string who_waits() const;
+
+  SimOptions options_;
+  Random random_;
+  Swarm swarm_;
+  Memory memory_;
+  Trace trace_;
+  std::string command_;
+  std::unique_ptr<core::Core> core_;
+  Phase phase_ = Phase::random;
+  std::uint64_t now_ns_ = 1;
+  std::uint64_t steps_ = 0;
+  std::uint64_t order_ = 0;
+  std::vector<Event> queue_;  ///< heap by Later
+  std::vector<Client> clients_;
+  std::vector<Agent> agents_;
+  std::map<std::uint64_t, Fault> faults_;
+  std::map<std::uint64_t, Request> requests_;
+  std::vector<Flight> flights_;
+  std::vector<std::uint32_t> flight_holes_;
+  std::vector<core::Action> taken_;
+  std::uint64_t next_token_ = 1;
+  std::uint64_t next_cookie_ = 1;
+  ClientId next_client_id_ = 1;
+  SimStats stats_;
+};
+
+}  // namespace ferry::sim
