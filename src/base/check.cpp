@@ -7,8 +7,12 @@ namespace ferry {
 namespace {
 thread_local const char* context_line = nullptr;
 CheckHook check_hook = nullptr;
+thread_local CheckHook check_catcher = nullptr;
 
 [[noreturn]] void die(const char* message) {
+  if (check_catcher != nullptr) {
+    check_catcher(message);
+  }
   std::fputs(message, stderr);
   if (context_line != nullptr) {
     std::fprintf(stderr, "  again with: %s\n", context_line);
@@ -23,6 +27,7 @@ CheckHook check_hook = nullptr;
 
 void set_check_context(const char* line) { context_line = line; }
 void set_check_hook(CheckHook hook) { check_hook = hook; }
+void set_check_catcher(CheckHook catcher) { check_catcher = catcher; }
 
 namespace detail {
 void check_failed(const char* file, int line, const char* expression) {

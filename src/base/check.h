@@ -15,6 +15,10 @@ void set_check_context(const char* line);
 using CheckHook = void (*)(const char* message);
 void set_check_hook(CheckHook hook);
 
+/// Called in place of all that on this thread; it must not return, but may throw: the simulator turns a failed check
+/// into a failed run. nullptr: off.
+void set_check_catcher(CheckHook catcher);
+
 namespace detail {
 [[noreturn]] void check_failed(const char* file, int line, const char* expression);
 [[noreturn]] void check_failed_values(const char* file, int line, const char* expression, long long left,
