@@ -35,22 +35,22 @@ constexpr long long check_value(const T& v) {
 }  // namespace detail
 }  // namespace ferry
 
-#define FERRY_CHECK(condition)                                                      \
-  do {                                                                              \
-    if (__builtin_expect(!(condition), 0)) {                                        \
-      ::ferry::detail::check_failed(__FILE__, __LINE__, #condition);                \
-    }                                                                               \
+#define FERRY_CHECK(condition)                                       \
+  do {                                                               \
+    if (__builtin_expect(!(condition), 0)) {                         \
+      ::ferry::detail::check_failed(__FILE__, __LINE__, #condition); \
+    }                                                                \
   } while (false)
 
-#define FERRY_CHECK_OP(left, op, right)                                                              \
-  do {                                                                                               \
-    const auto ferry_left = (left);                                                                  \
-    const auto ferry_right = (right);                                                                \
-    if (__builtin_expect(!(ferry_left op ferry_right), 0)) {                                         \
-      ::ferry::detail::check_failed_values(__FILE__, __LINE__, #left " " #op " " #right,             \
-                                           ::ferry::detail::check_value(ferry_left),                 \
-                                           ::ferry::detail::check_value(ferry_right));               \
-    }                                                                                                \
+#define FERRY_CHECK_OP(left, op, right)                                                  \
+  do {                                                                                   \
+    const auto ferry_left = (left);                                                      \
+    const auto ferry_right = (right);                                                    \
+    if (__builtin_expect(!(ferry_left op ferry_right), 0)) {                             \
+      ::ferry::detail::check_failed_values(__FILE__, __LINE__, #left " " #op " " #right, \
+                                           ::ferry::detail::check_value(ferry_left),     \
+                                           ::ferry::detail::check_value(ferry_right));   \
+    }                                                                                    \
   } while (false)
 
 #define FERRY_CHECK_EQ(left, right) FERRY_CHECK_OP(left, ==, right)

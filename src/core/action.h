@@ -80,14 +80,15 @@ struct Action {
   Cause cause = Cause::none;
   DeviceId device = no_device;  ///< *_device, copy, release_chunk, wake_wave
   ClientId client = 0;
-  PageSpan pages;          ///< never crosses a block's end, except for discard_system, wake_cpu
-  VramPage vram_first = 0; ///< map_device(vram), copy: the VRAM page of pages.first, the rest follow; release_chunk: first page
+  PageSpan pages;  ///< never crosses a block's end, except for discard_system, wake_cpu
+  VramPage vram_first =
+      0;  ///< map_device(vram), copy: the VRAM page of pages.first, the rest follow; release_chunk: first page
   /// wake_wave: whom. map_device: if has_token, a wave that waits for just this mapping and may perform it itself on
   /// its way back (the executor reports done when it has; the wave then needs no wake_wave of its own).
   FaultToken token;
   bool has_token = false;
-  Cookie cookie;           ///< reply
-  Status status;           ///< wake_wave, reply
+  Cookie cookie;  ///< reply
+  Status status;  ///< wake_wave, reply
 };
 
 }  // namespace ferry::core

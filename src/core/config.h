@@ -11,21 +11,21 @@ namespace ferry::core {
 /// docs/INVARIANTS.md says which checker finds which.
 enum class PlantedBug : std::uint8_t {
   none,
-  skip_cpu_revoke,        ///< copy to VRAM while CPU threads can still write the source
-  skip_device_revoke,     ///< copy back while the device can still write the source
-  drop_wake,              ///< one waiter in a merged fault is never woken
-  lose_dirty,             ///< a written VRAM page counts as clean and is evicted without a copy
-  free_before_revoke,     ///< a VRAM granule is reused before the device's mapping of it is gone
-  free_before_copy,       ///< a VRAM granule is reused before its copy home is done
-  stale_map,              ///< map the system copy on the CPU although VRAM holds the newest
-  write_map_on_read,      ///< a read fault maps writable, so the write that follows is not seen
-  over_budget,            ///< one chunk more than the budget
-  ignore_copy_error,      ///< a failed copy counts as done
-  wrong_vram_page,        ///< off by one granule when a chunk has several
-  forget_free_waiter,     ///< a free during a migration is never answered
-  leak_chunk,             ///< a dead client's chunk is never given back
-  keep_chunk_contents,    ///< a chunk passes to another client without being released
-  map_both_writable,      ///< after a CPU fault the device keeps its writable mapping of VRAM
+  skip_cpu_revoke,      ///< copy to VRAM while CPU threads can still write the source
+  skip_device_revoke,   ///< copy back while the device can still write the source
+  drop_wake,            ///< one waiter in a merged fault is never woken
+  lose_dirty,           ///< a written VRAM page counts as clean and is evicted without a copy
+  free_before_revoke,   ///< a VRAM granule is reused before the device's mapping of it is gone
+  free_before_copy,     ///< a VRAM granule is reused before its copy home is done
+  stale_map,            ///< map the system copy on the CPU although VRAM holds the newest
+  write_map_on_read,    ///< a read fault maps writable, so the write that follows is not seen
+  over_budget,          ///< one chunk more than the budget
+  ignore_copy_error,    ///< a failed copy counts as done
+  wrong_vram_page,      ///< off by one granule when a chunk has several
+  forget_free_waiter,   ///< a free during a migration is never answered
+  leak_chunk,           ///< a dead client's chunk is never given back
+  keep_chunk_contents,  ///< a chunk passes to another client without being released
+  map_both_writable,    ///< after a CPU fault the device keeps its writable mapping of VRAM
 };
 inline constexpr unsigned planted_bug_count = 16;
 [[nodiscard]] const char* to_string(PlantedBug bug);

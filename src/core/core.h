@@ -30,9 +30,9 @@ struct Stats {
   std::uint64_t pages_dropped_clean = 0;
   std::uint64_t migrations_to_vram = 0;
   std::uint64_t migrations_to_system = 0;
-  std::uint64_t evictions = 0;        ///< granules
+  std::uint64_t evictions = 0;  ///< granules
   std::uint64_t evicted_pages = 0;
-  std::uint64_t refaults = 0;         ///< granules faulted again after an eviction
+  std::uint64_t refaults = 0;  ///< granules faulted again after an eviction
   std::uint64_t in_place_maps = 0;
   std::uint64_t contention_pins = 0;
   std::uint64_t speculated_pages = 0;
@@ -46,16 +46,16 @@ struct Stats {
 /// Where a page is and who reaches it, for `ferry explain` and ferry::query.
 struct Residency {
   bool allocated = false;
-  bool system_current = false;          ///< the system copy is the newest
-  DeviceId vram_device = no_device;     ///< a device that holds a current copy, or no_device
-  bool dirty = false;                   ///< VRAM holds the only current copy
+  bool system_current = false;       ///< the system copy is the newest
+  DeviceId vram_device = no_device;  ///< a device that holds a current copy, or no_device
+  bool dirty = false;                ///< VRAM holds the only current copy
   bool cpu_may_map = false;
-  std::uint16_t device_mapped = 0;      ///< bit d: device d has a mapping
-  std::uint16_t device_writable = 0;    ///< bit d: ... that allows writes; never set without device_mapped
-  bool moving = false;                  ///< an operation on the page is under way
-  bool contended = false;               ///< held in system memory because both sides want it
+  std::uint16_t device_mapped = 0;    ///< bit d: device d has a mapping
+  std::uint16_t device_writable = 0;  ///< bit d: ... that allows writes; never set without device_mapped
+  bool moving = false;                ///< an operation on the page is under way
+  bool contended = false;             ///< held in system memory because both sides want it
   Cause last_move_cause = Cause::none;
-  std::uint64_t last_move_ns = 0;       ///< 0: never moved
+  std::uint64_t last_move_ns = 0;  ///< 0: never moved
 };
 
 /// Where an allocation wants to live. `automatic`: a device fault migrates. `system`: devices reach it in place.

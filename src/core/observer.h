@@ -14,17 +14,17 @@ enum class EventKind : std::uint8_t {
   device_fault_merged,  ///< it joined one that is being served
   cpu_fault,
   cpu_fault_merged,
-  migrate_begin,        ///< pages start to move; to == vram: towards the device, system: home
+  migrate_begin,  ///< pages start to move; to == vram: towards the device, system: home
   migrate_end,
-  evict,                ///< pages chosen as victim (their move home, if dirty, follows as migrate_begin)
-  drop_clean,           ///< a clean VRAM copy was let go without a copy
-  refault,              ///< a page comes back soon after it was evicted
-  map_in_place,         ///< the device reaches pages in system memory
+  evict,         ///< pages chosen as victim (their move home, if dirty, follows as migrate_begin)
+  drop_clean,    ///< a clean VRAM copy was let go without a copy
+  refault,       ///< a page comes back soon after it was evicted
+  map_in_place,  ///< the device reaches pages in system memory
   contention_pin,
-  fault_failed,         ///< a wave got an error
+  fault_failed,  ///< a wave got an error
   alloc,
   free,
-  vram_level,           ///< pages.count_pages is the VRAM in use on the device, in pages
+  vram_level,  ///< pages.count_pages is the VRAM in use on the device, in pages
 };
 [[nodiscard]] const char* to_string(EventKind kind);
 

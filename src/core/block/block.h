@@ -1,0 +1,73 @@
+// A block: the state of 512 pages of one client. Pages move by granule (Config::granularity_pages); masks are by page,
+// because ranges may start and end inside a granule and a device may hold part of one.
+//
+// State of one page, beside `allocated` (all else is meaningless while that is cleared):
+//
+// | system_current | vram_current | means                                                    |
+// |----------------|--------------|----------------------------------------------------------|
+// | set            | cleared      | system memory holds it (zeros, if never written)         |
+// | set            | set          | clean in VRAM: both equal, so no mapping may write VRAM   |
+// | cleared        | set          | dirty in VRAM: the only copy                             |
+// | cleared        | cleared      | impossible (I-01)                                        |
+//
+// | mapping                           | allowed while                                                  |
+// |-----------------------------------|----------------------------------------------------------------|
+// | CPU (cpu_mapped)                  | system_current and not vram_current                            |
+// | device, in place (in_place)       | system_current and not vram_current; CPU may be mapped too     |
+// | owner device, VRAM read-only      | vram_current                                                   |
+// | owner device, VRAM writable       | vram_current and not system_current                            |
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/bitmap.h"
+#include "base/types.h"
+#include "core/action.h"
+
+namespace ferry::core {
+
+using OpIndex = std::uint32_t;
+using SlotIndex = std::uint32_t;
+inline constexpr std::uint32_t none_index = 0xffff'ffff;
+
+struct Client;
+
+/// What one device reaches of a block.
+struct DeviceView {
+  PageMask mapped;    ///< set: the device may have an entry. Cleared: it has none, every touch faults
+  PageMask writable;  ///< set: the entry allows writes; only with mapped
+  PageMask in_place;  ///< set: the entry leads to system memory; cleared, with mapped: to the granule's VRAM slot
+};
+
+struct Granule {
+  OpIndex op = none_index;  ///< the operation under way; at most one, so it orders everything that touches the granule
+  SlotIndex slot = none_index;  ///< VRAM that the granule has, current or being filled
+  DeviceId owner = no_device;   ///< device of `slot`
+  Cause last_move_cause = Cause::none;
+  std::uint8_t flips = 0;  ///< changes of side since flip_window_ns began
+  std::uint64_t flip_window_ns = 0;
+  std::uint64_t pinned_until_ns = 0;  ///< contended: served in place until then
+  std::uint64_t last_move_ns = 0;
+  /// Device's eviction count when this granule was last evicted from it, plus one; 0: never evicted. The difference to
+  /// the count now is the refault distance.
+  std::uint64_t evict_mark = 0;
+};
+
+struct Block {
+  Client* client = nullptr;
+  BlockIndex index = 0;
+  std::uint32_t holds = 0;  ///< callers that go on using the block: it is not dropped, even when empty
+  PageMask allocated;
+  PageMask freeing;        ///< free() asked for, not done; faults on them fail. Subset of allocated
+  PageMask placed_system;  ///< Placement::system
+  PageMask system_current;
+  PageMask vram_current;
+  PageMask cpu_mapped;   ///< set: a CPU entry may exist. Cleared: none does, every touch faults
+  PageMask cpu_waiting;  ///< CPU threads wait in a fault on them
+  std::vector<DeviceView> devices;
+  std::vector<Granule> granules;
+};
+
+}  // namespace ferry::core

@@ -1,0 +1,157 @@
+// Faults come in and join, or start, the operation of their granule; when it ends, each waiter is looked at again.
+// A fault is never served around an operation: one operation a granule is what orders everything.
+#include "core/impl.h"
+
+namespace ferry::core {
+
+void Core::Impl::wake(const Client& client, const Waiter& waiter, Status status) {
+  Action& action = emit(Verb::wake_wave, client);
+  action.device = waiter.device;
+  action.token = waiter.token;
+  action.has_token = true;
+  action.pages = {waiter.page, 1};
+  action.status = status;
+  if (!status.ok()) {
+    ++stats.faults_failed;
+    tell(EventKind::fault_failed, client, waiter.device, {waiter.page, 1}, Cause::device_fault, waiter.access);
+  }
+}
+
+void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token) {
+  Client* client = find_client(id);
+  if (client == nullptr || client->dying || !client->devices[device].attached) {
+    return;
+  }
+  const Waiter waiter{token, page, device, access};
+  count(*client, [](Stats& s) { ++s.device_faults; });
+  tell(EventKind::device_fault, *client, device, {page, 1}, Cause::device_fault, access);
+  Block* block = find_block(*client, block_of(page));
+  if (block == nullptr) {
+    if (!all_allocated(*client, {page, 1})) {
+      wake(*client, waiter, Code::not_allocated);
+      return;
+    }
+    block = &make_block(*client, block_of(page));
+  }
+  const auto bit = static_cast<unsigned>(page & (block_pages - 1));
+  if (!block->allocated.test(bit) || block->freeing.test(bit)) {
+    wake(*client, waiter, Code::not_allocated);
+    return;
+  }
+  const std::uint32_t granule = granule_of(page);
+  const Granule& state = block->granules[granule];
+  if (state.op != none_index) {
+    Op& op = ops[state.op];
+    op.waiters.push_back(waiter);
+    // An operation that has not mapped yet serves the stronger wish too; a later one is looked at when it ends.
+    if (access == Access::write && op.device == device) {
+      op.access = Access::write;
+    }
+    count(*client, [](Stats& s) { ++s.device_faults_merged; });
+    tell(EventKind::device_fault_merged, *client, device, {page, 1}, Cause::device_fault, access);
+    return;
+  }
+  const DeviceView& view = block->devices[device];
+  if (view.mapped.test(bit) && (access == Access::read || view.writable.test(bit))) {
+    // Served between the touch and now.
+    count(*client, [](Stats& s) { ++s.device_faults_merged; });
+    wake(*client, waiter, {});
+    return;
+  }
+  serve_device_waiter(*block, waiter);
+  speculate(*block, granule, device, access);
+}
+
+void Core::Impl::serve_device_waiter(Block& block, const Waiter& waiter) {
+  const auto bit = static_cast<unsigned>(waiter.page & (block_pages - 1));
+  const std::uint32_t granule = granule_of(waiter.page);
+  Granule& state = block.granules[granule];
+  Goal goal = Goal::vram;
+  Cause cause = Cause::device_fault;
+  if (block.placed_system.test(bit) || devices[waiter.device].chunk_total == 0) {
+    goal = Goal::in_place;
+  } else if (is_contended(state) || ((state.last_move_cause == Cause::cpu_fault ||
+                                      (state.slot != none_index && state.owner != waiter.device)) &&
+                                     note_flip(block, state))) {
+    goal = Goal::in_place;
+    cause = Cause::contention;
+  }
+  Op& op = start_op(block, granule, goal, cause, waiter.device, waiter.access);
+  op.waiters.push_back(waiter);
+  run_op(op.self);
+}
+
+void Core::Impl::cpu_fault(ClientId id, Page page, Access access) {
+  Client* client = find_client(id);
+  if (client == nullptr || client->dying) {
+    return;
+  }
+  count(*client, [](Stats& s) { ++s.cpu_faults; });
+  tell(EventKind::cpu_fault, *client, no_device, {page, 1}, Cause::cpu_fault, access);
+  Block* block = find_block(*client, block_of(page));
+  if (block == nullptr && all_allocated(*client, {page, 1})) {
+    block = &make_block(*client, block_of(page));
+  }
+  const auto bit = static_cast<unsigned>(page & (block_pages - 1));
+  if (block == nullptr || !block->allocated.test(bit) || block->freeing.test(bit)) {
+    // Freed under the thread's feet: it tries again and meets what the application put there.
+    emit(Verb::wake_cpu, *client).pages = {page, 1};
+    return;
+  }
+  const std::uint32_t granule = granule_of(page);
+  if (block->granules[granule].op != none_index) {
+    block->cpu_waiting.set(bit);
+    count(*client, [](Stats& s) { ++s.cpu_faults_merged; });
+    tell(EventKind::cpu_fault_merged, *client, no_device, {page, 1}, Cause::cpu_fault, access);
+    return;
+  }
+  block->cpu_waiting.set(bit);
+  serve_cpu(*block, granule);
+}
+
+void Core::Impl::serve_cpu(Block& block, std::uint32_t granule) {
+  Granule& state = block.granules[granule];
+  if (block.vram_current.intersects(granule_mask(granule)) && state.last_move_cause != Cause::cpu_fault) {
+    note_flip(block, state);
+  }
+  Op& op = start_op(block, granule, Goal::system, Cause::cpu_fault, no_device, Access::write);
+  run_op(op.self);
+}
+
+/// Looks at everyone who waited for the operation that has just ended on the granule. REQUIRES: it has none now.
+void Core::Impl::after_op(Block& block, std::uint32_t granule, std::vector<Waiter>& waiters) {
+  Client& client = *block.client;
+  ++block.holds;
+  const bool drop_last = planted(PlantedBug::drop_wake) && waiters.size() > 1;
+  for (std::size_t i = 0; i < waiters.size(); ++i) {
+    const Waiter& waiter = waiters[i];
+    const auto bit = static_cast<unsigned>(waiter.page & (block_pages - 1));
+    if (!client.devices[waiter.device].attached || (drop_last && i + 1 == waiters.size())) {
+      continue;
+    }
+    if (!block.allocated.test(bit) || block.freeing.test(bit)) {
+      wake(client, waiter, Code::not_allocated);
+      continue;
+    }
+    if (block.granules[granule].op != none_index) {
+      Op& op = ops[block.granules[granule].op];
+      op.waiters.push_back(waiter);
+      if (waiter.access == Access::write && op.device == waiter.device) {
+        op.access = Access::write;
+      }
+      continue;
+    }
+    const DeviceView& view = block.devices[waiter.device];
+    if (view.mapped.test(bit) && (waiter.access == Access::read || view.writable.test(bit))) {
+      wake(client, waiter, {});
+      continue;
+    }
+    serve_device_waiter(block, waiter);
+  }
+  if (block.granules[granule].op == none_index && block.cpu_waiting.intersects(granule_mask(granule))) {
+    serve_cpu(block, granule);
+  }
+  --block.holds;
+}
+
+}  // namespace ferry::core

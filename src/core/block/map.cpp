@@ -1,0 +1,280 @@
+// What an operation does to mappings and copies, stage by stage. Bits in `mapped` are set when the mapping is asked for
+// and cleared when its revocation is answered: they say "may be reachable", so an error can only make them too careful.
+#include "core/impl.h"
+
+namespace ferry::core {
+namespace {
+
+/// Runs of a mask as page spans of a block.
+template <typename Fn>
+void for_spans(const Block& block, const PageMask& mask, Fn&& fn) {
+  mask.for_each_run([&](unsigned first, unsigned count) { fn(PageSpan{first_page_of(block.index) + first, count}); });
+}
+
+}  // namespace
+
+void Core::Impl::mark_revoked(Block& block, DeviceId device, const PageMask& pages) {
+  DeviceView& view = block.devices[device];
+  const std::uint64_t closed = (view.in_place & pages).count();
+  count(*block.client, [closed](Stats& s) { s.dma_unmapped_pages += closed; });
+  view.mapped.remove(pages);
+  view.writable.remove(pages);
+  view.in_place.remove(pages);
+}
+
+void Core::Impl::revoke_device(Op& op, DeviceId device, const PageMask& pages) {
+  for_spans(*op.block, pages & op.block->devices[device].mapped, [&](PageSpan span) {
+    Action& action = ask(Verb::revoke_device, op, span);
+    action.device = device;
+    pendings[static_cast<std::uint32_t>((action.id & 0xffff'ffff) - 1)].device = device;
+  });
+}
+
+/// Before pages go up: the CPU and every in-place mapping must let go of those that will be copied.
+void Core::Impl::revoke_for_vram(Op& op) {
+  Block& block = *op.block;
+  PageMask going = op.pages;
+  going.remove(block.vram_current);
+  if (going.none()) {
+    return;
+  }
+  if (planted(PlantedBug::skip_cpu_revoke)) {
+    block.cpu_mapped.remove(going);
+  } else {
+    for_spans(block, going & block.cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
+  }
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    revoke_device(op, d, going & block.devices[d].in_place);
+  }
+}
+
+/// Before pages go home: the owner must let go of its VRAM.
+void Core::Impl::revoke_vram(Op& op) {
+  Block& block = *op.block;
+  const Granule& state = granule_state(op);
+  if (state.slot == none_index) {
+    return;
+  }
+  PageMask reachable = op.pages & block.vram_current;
+  const bool skip = (op.cause == Cause::evict && planted(PlantedBug::skip_device_revoke)) ||
+                    (op.cause == Cause::cpu_fault && planted(PlantedBug::map_both_writable));
+  if (skip) {
+    mark_revoked(block, state.owner, reachable);
+    return;
+  }
+  revoke_device(op, state.owner, reachable);
+  if (op.cause == Cause::evict && planted(PlantedBug::free_before_revoke)) {
+    release_slot(block, op.granule);
+  }
+}
+
+void Core::Impl::revoke_everything(Op& op) {
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    revoke_device(op, d, op.pages);
+  }
+}
+
+void Core::Impl::copy_home(Op& op) {
+  Block& block = *op.block;
+  const Granule& state = granule_state(op);
+  PageMask dirty = op.pages & block.vram_current;
+  dirty.remove(block.system_current);
+  if (dirty.none()) {
+    return;
+  }
+  if (op.cause == Cause::cpu_fault && planted(PlantedBug::stale_map)) {
+    block.system_current |= dirty;
+    return;
+  }
+  if (!op.moved) {
+    tell_moved(op, Place::system);
+    count(*block.client, [](Stats& s) { ++s.migrations_to_system; });
+  }
+  const DeviceId owner = state.slot == none_index ? op.reclaim_device : state.owner;
+  const unsigned granule_first = op.granule * config.granularity_pages;
+  VramPage from = op.vram_first;
+  if (state.slot != none_index) {
+    from = devices[owner].slots[state.slot].first;
+  }
+  if (planted(PlantedBug::wrong_vram_page) && from % block_pages != 0) {
+    from -= config.granularity_pages;
+  }
+  for_spans(block, dirty, [&](PageSpan span) {
+    Action& action = ask(Verb::copy, op, span);
+    action.device = owner;
+    action.place = Place::vram;
+    action.vram_first = from + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);
+  });
+  if (op.cause == Cause::evict && planted(PlantedBug::free_before_copy) && state.slot != none_index) {
+    release_slot(block, op.granule);
+  }
+}
+
+void Core::Impl::copy_up(Op& op) {
+  Block& block = *op.block;
+  Granule& state = granule_state(op);
+  PageMask going = op.pages;
+  going.remove(block.vram_current);
+  if (going.none()) {
+    return;
+  }
+  if (!op.moved) {
+    tell_moved(op, Place::vram);
+    count(*block.client, [](Stats& s) { ++s.migrations_to_vram; });
+    if (op.cause == Cause::speculation) {
+      const std::uint64_t pages = going.count();
+      count(*block.client, [pages](Stats& s) { s.speculated_pages += pages; });
+    }
+    note_refault(op);
+  }
+  const unsigned granule_first = op.granule * config.granularity_pages;
+  const VramPage to = devices[op.device].slots[state.slot].first;
+  for_spans(block, going, [&](PageSpan span) {
+    Action& action = ask(Verb::copy, op, span);
+    action.place = Place::system;
+    action.vram_first = to + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);
+  });
+}
+
+void Core::Impl::map_vram(Op& op) {
+  Block& block = *op.block;
+  Client& client = *block.client;
+  Granule& state = granule_state(op);
+  state.last_move_cause = op.cause;
+  state.last_move_ns = now_ns;
+  devices[op.device].victims.touch(state.slot);
+  if (!client.devices[op.device].attached) {
+    return;
+  }
+  const PageMask pages = op.pages & block.vram_current;
+  DeviceView& view = block.devices[op.device];
+  const bool writable = op.access == Access::write;
+  if (writable && !planted(PlantedBug::lose_dirty)) {
+    block.system_current.remove(pages);  // from the moment that a write can happen, VRAM is the newest
+  }
+  view.mapped |= pages;
+  view.in_place.remove(pages);
+  if (writable) {
+    view.writable |= pages;
+  } else {
+    view.writable.remove(pages);
+  }
+  const unsigned granule_first = op.granule * config.granularity_pages;
+  const VramPage first = devices[op.device].slots[state.slot].first;
+  for_spans(block, pages, [&](PageSpan span) {
+    Action& action = ask(Verb::map_device, op, span);
+    action.place = Place::vram;
+    action.prot = writable || planted(PlantedBug::write_map_on_read) ? Prot::read_write : Prot::read;
+    action.vram_first = first + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);
+    give_token(op, action);
+  });
+}
+
+void Core::Impl::map_in_place(Op& op) {
+  Block& block = *op.block;
+  Client& client = *block.client;
+  if (!client.devices[op.device].attached) {
+    return;
+  }
+  PageMask pages = op.pages & block.system_current;
+  pages.remove(block.vram_current);
+  DeviceView& view = block.devices[op.device];
+  PageMask opened = pages;
+  opened.remove(view.in_place);
+  const std::uint64_t count_opened = opened.count();
+  count(client, [count_opened](Stats& s) {
+    s.dma_mapped_pages += count_opened;
+    ++s.in_place_maps;
+  });
+  view.mapped |= pages;
+  view.writable |= pages;
+  view.in_place |= pages;
+  tell(EventKind::map_in_place, client, op.device, granule_span(block, op.granule), op.cause, op.access);
+  for_spans(block, pages, [&](PageSpan span) {
+    Action& action = ask(Verb::map_device, op, span);
+    action.place = Place::system;
+    action.prot = Prot::read_write;
+    give_token(op, action);
+  });
+}
+
+/// Lets the first wave that waits for a page of the action do the mapping on its own way back.
+void Core::Impl::give_token(const Op& op, Action& action) {
+  for (const Waiter& waiter : op.waiters) {
+    if (waiter.device == op.device && action.pages.contains(waiter.page) &&
+        (waiter.access == Access::read || action.prot == Prot::read_write)) {
+      action.token = waiter.token;
+      action.has_token = true;
+      Pending& pending = pendings[static_cast<std::uint32_t>((action.id & 0xffff'ffff) - 1)];
+      pending.token = waiter.token;
+      pending.has_token = true;
+      return;
+    }
+  }
+}
+
+void Core::Impl::map_cpu(Op& op) {
+  Block& block = *op.block;
+  PageMask pages = op.pages & block.system_current;
+  pages.remove(block.vram_current);
+  const bool wanted = block.cpu_waiting.intersects(pages) || op.cause == Cause::prefetch;
+  if (!wanted) {
+    return;
+  }
+  if (op.cause == Cause::prefetch && block.cpu_mapped.contains(pages) && !block.cpu_waiting.intersects(pages)) {
+    return;
+  }
+  block.cpu_mapped |= pages;
+  block.cpu_waiting.remove(pages);
+  for_spans(block, pages, [&](PageSpan span) { ask(Verb::map_cpu, op, span); });
+}
+
+void Core::Impl::drop_vram(Op& op) {
+  Block& block = *op.block;
+  Granule& state = granule_state(op);
+  const PageMask leaving = op.pages & block.vram_current;
+  if (leaving.any()) {
+    FERRY_CHECK(block.system_current.contains(leaving));
+    if (!op.moved) {
+      const std::uint64_t dropped = leaving.count();
+      count(*block.client, [dropped](Stats& s) { s.pages_dropped_clean += dropped; });
+      tell(EventKind::drop_clean, *block.client, state.owner, granule_span(block, op.granule), op.cause);
+    }
+    state.last_move_cause = op.cause;
+    state.last_move_ns = now_ns;
+  }
+  block.vram_current.remove(leaving);
+  if (state.slot != none_index && !block.vram_current.intersects(granule_mask(op.granule))) {
+    release_slot(block, op.granule);
+  }
+}
+
+void Core::Impl::discard(Op& op) {
+  Block& block = *op.block;
+  Granule& state = granule_state(op);
+  block.allocated.remove(op.pages);
+  block.freeing.remove(op.pages);
+  block.placed_system.remove(op.pages);
+  block.vram_current.remove(op.pages);
+  block.system_current |= op.pages;
+  block.cpu_mapped |= op.pages;
+  if (block.cpu_waiting.intersects(op.pages)) {
+    for_spans(block, block.cpu_waiting & op.pages,
+              [&](PageSpan span) { emit(Verb::wake_cpu, *block.client).pages = span; });
+    block.cpu_waiting.remove(op.pages);
+  }
+  if (state.slot != none_index && !block.vram_current.intersects(granule_mask(op.granule))) {
+    release_slot(block, op.granule);
+  }
+  if (!block.allocated.intersects(granule_mask(op.granule))) {
+    const OpIndex self = state.op;
+    state = {};
+    state.op = self;
+  }
+  for (const std::uint32_t request : op.frees) {
+    free_granule_done(request);
+  }
+  op.frees.clear();
+}
+
+}  // namespace ferry::core

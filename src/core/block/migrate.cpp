@@ -1,0 +1,323 @@
+// An operation moves one granule to where it is wanted and maps it there, in the order that loses nothing: room, revoke,
+// copy, switch the newest copy, map, wake. Each stage asks the machine for actions and goes on when all are answered.
+#include "core/impl.h"
+
+namespace ferry::core {
+
+Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause cause, DeviceId device, Access access) {
+  OpIndex index = 0;
+  if (op_holes.empty()) {
+    index = static_cast<OpIndex>(ops.size());
+    ops.emplace_back();
+  } else {
+    index = op_holes.back();
+    op_holes.pop_back();
+  }
+  FERRY_CHECK_EQ(block.granules[granule].op, none_index);
+  Op& op = ops[index];
+  op.self = index;
+  op.block = &block;
+  op.granule = granule;
+  op.goal = goal;
+  op.stage = Stage::begin;
+  op.cause = cause;
+  op.device = device;
+  op.access = access;
+  op.in_use = true;
+  op.reclaim = false;
+  op.reclaim_device = no_device;
+  op.moved = false;
+  op.failure = {};
+  op.outstanding = 0;
+  op.copy_failures = 0;
+  op.serial = ++op_serial;
+  op.pages = block.allocated & granule_mask(granule);
+  op.pages.remove(block.freeing);
+  op.retry = {};
+  op.discard_next = {};
+  block.granules[granule].op = index;
+  ++block.client->ops;
+  ++ops_in_use;
+  return op;
+}
+
+void Core::Impl::run_op(OpIndex index) {
+  while (ops[index].in_use && ops[index].outstanding == 0 && step(ops[index])) {}
+}
+
+/// One stage. False: the operation ended or waits for room.
+bool Core::Impl::step(Op& op) {
+  if (op.block->client->dying) {
+    end_op(op.self);
+    return false;
+  }
+  if (op.retry.any() || !op.failure.ok()) {
+    if (!stage_failed(op)) {
+      end_op(op.self);
+      return false;
+    }
+    return true;
+  }
+  switch (op.stage) {
+    case Stage::begin: begin(op); return true;
+    case Stage::wait_slot:
+      if (!acquire_slot(op)) {
+        return false;
+      }
+      op.stage = Stage::revoke_source;
+      return true;
+    case Stage::revoke_source:
+      if (op.goal == Goal::discard) {
+        revoke_everything(op);
+        op.stage = Stage::discard;
+      } else if (op.goal == Goal::vram && granule_state(op).owner == op.device) {
+        revoke_for_vram(op);
+        op.stage = Stage::copy_up;
+      } else {
+        revoke_vram(op);
+        op.stage = Stage::copy_home;
+      }
+      return true;
+    case Stage::copy_up:
+      op.stage = Stage::map_vram;
+      copy_up(op);
+      return true;
+    case Stage::map_vram:
+      op.stage = Stage::finished;
+      map_vram(op);
+      return true;
+    case Stage::copy_home:
+      op.stage = Stage::drop_vram;
+      copy_home(op);
+      return true;
+    case Stage::drop_vram:
+      drop_vram(op);
+      op.stage = op.goal == Goal::vram       ? Stage::begin
+                 : op.goal == Goal::in_place ? Stage::map_in_place
+                                             : Stage::map_cpu;
+      return true;
+    case Stage::map_in_place:
+      op.stage = Stage::finished;
+      map_in_place(op);
+      return true;
+    case Stage::map_cpu:
+      op.stage = Stage::finished;
+      map_cpu(op);
+      return true;
+    case Stage::discard:
+      discard(op);
+      op.stage = Stage::finished;
+      return true;
+    case Stage::finished: end_op(op.self); return false;
+  }
+  return false;
+}
+
+void Core::Impl::begin(Op& op) {
+  const Granule& state = granule_state(op);
+  switch (op.goal) {
+    case Goal::discard: op.stage = Stage::revoke_source; return;
+    case Goal::vram:
+      if (!op.block->client->devices[op.device].attached) {
+        op.stage = Stage::finished;
+      } else if (state.slot == none_index) {
+        op.stage = Stage::wait_slot;
+      } else {
+        op.stage = Stage::revoke_source;  // here already: the rest moves up; elsewhere: home first, by way of copy_home
+      }
+      return;
+    case Goal::system:
+    case Goal::in_place:
+      op.stage = state.slot != none_index    ? Stage::revoke_source
+                 : op.goal == Goal::in_place ? Stage::map_in_place
+                                             : Stage::map_cpu;
+      return;
+  }
+}
+
+void Core::Impl::op_action_done(const Pending& pending, Status status) {
+  Op& op = ops[pending.op];
+  FERRY_CHECK(op.in_use);
+  FERRY_CHECK_EQ(op.serial, pending.op_serial);
+  FERRY_CHECK_GE(op.outstanding, 1U);
+  --op.outstanding;
+  Block& block = *op.block;
+  const auto mask = PageMask::range(static_cast<unsigned>(pending.pages.first & (block_pages - 1)),
+                                    static_cast<unsigned>(pending.pages.count_pages));
+  switch (pending.verb) {
+    case Verb::revoke_cpu: block.cpu_mapped.remove(mask); break;
+    case Verb::revoke_device: mark_revoked(block, pending.device, mask); break;
+    case Verb::copy:
+      if (!status.ok()) {
+        ++stats.copy_errors;
+        if (!planted(PlantedBug::ignore_copy_error)) {
+          op.retry |= mask;
+          break;
+        }
+      }
+      if (op.stage == Stage::map_vram) {
+        block.vram_current |= mask;
+        count(*block.client, [&](Stats& s) { s.pages_to_vram += pending.pages.count_pages; });
+      } else {
+        block.system_current |= mask;
+        count(*block.client, [&](Stats& s) { s.pages_to_system += pending.pages.count_pages; });
+      }
+      break;
+    case Verb::map_device:
+      if (!status.ok()) {
+        op.failure = status;
+      } else if (pending.has_token) {
+        // The wave that mapped goes on by itself.
+        std::erase_if(op.waiters,
+                      [&](const Waiter& w) { return w.token == pending.token && w.device == pending.device; });
+      }
+      break;
+    case Verb::map_cpu:
+      if (status.code == Code::client_gone) {
+        break;
+      }
+      if (!status.ok()) {
+        op.failure = status;
+        block.cpu_waiting |= mask;
+      }
+      break;
+    case Verb::wake_cpu:
+    case Verb::wake_wave:
+    case Verb::release_chunk:
+    case Verb::discard_system:
+    case Verb::reply: FERRY_CHECK(false && "a verb that no operation asks for");
+  }
+  if (op.outstanding == 0) {
+    run_op(op.self);
+  }
+}
+
+/// Something of the last stage failed. Decides how the operation goes on; false: it ends as it is.
+bool Core::Impl::stage_failed(Op& op) {
+  const Status failure = op.failure;
+  op.failure = {};
+  if (op.retry.any()) {
+    op.retry = {};
+    const bool up = op.stage == Stage::map_vram;
+    if (++op.copy_failures <= config.copy_retries) {
+      op.stage = up ? Stage::copy_up : Stage::copy_home;  // what arrived is marked current and is not copied again
+      return true;
+    }
+    if (up) {
+      redirect(op, Goal::in_place);
+      return true;
+    }
+    // The only copy stays in VRAM. Waves that wanted it elsewhere are told; CPU threads cannot be told, so they wait
+    // and the copy is tried again for as long as they do.
+    if (op.goal == Goal::in_place || op.goal == Goal::vram) {
+      fail_waiters(op, Code::io_error);
+    }
+    if (granule_state(op).slot != none_index) {
+      devices[granule_state(op).owner].victims.touch(granule_state(op).slot);
+    }
+    return false;
+  }
+  if (op.goal == Goal::vram && failure.code != Code::device_lost) {
+    // No room for the mapping: small runs in place need none.
+    redirect(op, Goal::in_place);
+    return true;
+  }
+  if (op.goal == Goal::vram || op.goal == Goal::in_place) {
+    if (failure.code == Code::device_lost) {
+      std::erase_if(op.waiters, [&](const Waiter& w) { return w.device == op.device; });
+    } else {
+      fail_waiters(op, failure);
+    }
+  }
+  return false;
+}
+
+/// The pages go elsewhere than they were going. Nobody who waits: then home, where they disturb nobody.
+void Core::Impl::redirect(Op& op, Goal goal) {
+  op.goal = op.waiters.empty() ? Goal::system : goal;
+  op.stage = Stage::begin;
+  op.copy_failures = 0;
+}
+
+void Core::Impl::fail_waiters(Op& op, Status status) {
+  for (const Waiter& waiter : op.waiters) {
+    if (op.block->client->devices[waiter.device].attached) {
+      wake(*op.block->client, waiter, status);
+    }
+  }
+  op.waiters.clear();
+}
+
+void Core::Impl::tell_moved(Op& op, Place to) {
+  op.moved = true;
+  op.moved_to = to;
+  tell(EventKind::migrate_begin, *op.block->client, to == Place::vram ? op.device : granule_state(op).owner,
+       granule_span(*op.block, op.granule), op.cause, op.access, to);
+}
+
+void Core::Impl::end_op(OpIndex index) {
+  Op& op = ops[index];
+  Block& block = *op.block;
+  Client& client = *block.client;
+  const std::uint32_t granule = op.granule;
+  const PageMask discard_pages = op.discard_next;
+  const bool draining_check = block.granules[granule].slot != none_index;
+  if (op.moved) {
+    tell(EventKind::migrate_end, client, op.device, granule_span(block, granule), op.cause, op.access, op.moved_to);
+  }
+  std::vector<Waiter> waiters = take_spare();
+  waiters.swap(op.waiters);
+  std::vector<std::uint32_t> prefetches_told;
+  prefetches_told.swap(op.prefetches);
+  std::vector<std::uint32_t> next_frees;
+  next_frees.swap(op.next_frees);
+  op.frees.clear();
+  if (op.reclaim) {
+    --devices[op.reclaim_device].reclaims;
+  }
+  op.in_use = false;
+  block.granules[granule].op = none_index;
+  op_holes.push_back(index);
+  --ops_in_use;
+  --client.ops;
+  if (client.dying) {
+    waiters.clear();
+    spare_waiters.push_back(std::move(waiters));
+    finish_client_if_idle(client);
+    pump_all();
+    return;
+  }
+  ++block.holds;
+  if (discard_pages.any()) {
+    // Frees that came meanwhile go first: whoever waited for freed pages is then told so.
+    Op& next = start_op(block, granule, Goal::discard, Cause::freed, no_device, Access::read);
+    next.pages = discard_pages;
+    next.frees.swap(next_frees);
+    next.waiters.swap(waiters);
+    run_op(next.self);
+  } else {
+    after_op(block, granule, waiters);
+  }
+  waiters.clear();
+  spare_waiters.push_back(std::move(waiters));
+  if (draining_check && block.granules[granule].slot != none_index && block.granules[granule].op == none_index) {
+    evict_if_draining(block, granule);
+  }
+  for (const std::uint32_t request : prefetches_told) {
+    prefetch_op_done(request);
+  }
+  --block.holds;
+  drop_block_if_empty(client, block);
+  pump_all();
+}
+
+std::vector<Waiter> Core::Impl::take_spare() {
+  if (spare_waiters.empty()) {
+    return {};
+  }
+  std::vector<Waiter> spare = std::move(spare_waiters.back());
+  spare_waiters.pop_back();
+  return spare;
+}
+
+}  // namespace ferry::core

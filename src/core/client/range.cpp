@@ -1,0 +1,399 @@
+// What is allocated: ranges by page, apart from residency. Allocate, free, prefetch.
+#include "core/impl.h"
+
+namespace ferry::core {
+namespace {
+constexpr Page page_limit = Page{1} << 52;
+/// Granules of one prefetch that move at a time: enough to keep copy threads busy, few enough to leave room to faults.
+constexpr std::uint32_t prefetch_window = 8;
+
+bool well_formed(PageSpan span) {
+  return span.count_pages > 0 && span.first < page_limit && span.count_pages <= page_limit - span.first;
+}
+
+std::uint32_t new_request(auto& requests) {
+  for (std::uint32_t i = 0; i < requests.size(); ++i) {
+    if (!requests[i].in_use) {
+      requests[i] = {};
+      return i;
+    }
+  }
+  requests.emplace_back();
+  return static_cast<std::uint32_t>(requests.size() - 1);
+}
+}  // namespace
+
+// --- blocks ----------------------------------------------------------------------------------------------------------
+
+Block* Core::Impl::find_block(Client& client, BlockIndex index) {
+  if (client.last_index == index) {
+    return client.last_block;
+  }
+  const auto it = client.block_at.find(index);
+  if (it == client.block_at.end()) {
+    return nullptr;
+  }
+  client.last_index = index;
+  client.last_block = client.blocks[it->second].get();
+  return client.last_block;
+}
+
+const Block* Core::Impl::find_block(const Client& client, BlockIndex index) {
+  const auto it = client.block_at.find(index);
+  return it == client.block_at.end() ? nullptr : client.blocks[it->second].get();
+}
+
+namespace {
+void take_range(Block& block, Page first, const Range& range) {
+  const Page block_first = first_page_of(block.index);
+  const Page from = std::max(first, block_first);
+  const Page to = std::min(first + range.count_pages, block_first + block_pages);
+  const auto mask = PageMask::range(static_cast<unsigned>(from - block_first), static_cast<unsigned>(to - from));
+  block.allocated |= mask;
+  if (range.freeing) {
+    block.freeing |= mask;
+  }
+  if (range.placement == Placement::system) {
+    block.placed_system |= mask;
+  } else {
+    block.placed_system.remove(mask);
+  }
+}
+}  // namespace
+
+Block& Core::Impl::make_block(Client& client, BlockIndex index) {
+  if (Block* found = find_block(client, index)) {
+    return *found;
+  }
+  auto block = std::make_unique<Block>();
+  block->client = &client;
+  block->index = index;
+  block->system_current = PageMask::all();
+  block->cpu_mapped = PageMask::all();
+  block->devices.resize(devices.size());
+  block->granules.resize(slots_per_chunk());
+  const Page first = first_page_of(index);
+  auto it = client.ranges.upper_bound(first);
+  if (it != client.ranges.begin()) {
+    --it;
+  }
+  for (; it != client.ranges.end() && it->first < first + block_pages; ++it) {
+    if (it->first + it->second.count_pages > first) {
+      take_range(*block, it->first, it->second);
+    }
+  }
+  std::uint32_t at = 0;
+  if (client.block_holes.empty()) {
+    at = static_cast<std::uint32_t>(client.blocks.size());
+    client.blocks.emplace_back();
+  } else {
+    at = client.block_holes.back();
+    client.block_holes.pop_back();
+  }
+  client.blocks[at] = std::move(block);
+  client.block_at[index] = at;
+  client.last_index = index;
+  client.last_block = client.blocks[at].get();
+  return *client.last_block;
+}
+
+void Core::Impl::drop_block_if_empty(Client& client, Block& block) {
+  if (block.holds != 0 || block.allocated.any()) {
+    return;
+  }
+  for (const auto& granule : block.granules) {
+    if (granule.op != none_index) {
+      return;
+    }
+  }
+  const auto it = client.block_at.find(block.index);
+  client.last_index = ~BlockIndex{0};
+  client.last_block = nullptr;
+  const std::uint32_t at = it->second;
+  client.block_at.erase(it);
+  client.blocks[at].reset();
+  client.block_holes.push_back(at);
+}
+
+// --- allocate and free -----------------------------------------------------------------------------------------------
+
+Status Core::Impl::alloc(ClientId id, PageSpan span, Placement placement) {
+  Client* client = find_client(id);
+  if (client == nullptr || client->dying) {
+    return Code::client_gone;
+  }
+  if (!well_formed(span)) {
+    return Code::bad_range;
+  }
+  auto next = client->ranges.lower_bound(span.first);
+  if (next != client->ranges.end() && next->first < span.end()) {
+    return Code::overlap;
+  }
+  if (next != client->ranges.begin()) {
+    const auto before = std::prev(next);
+    if (before->first + before->second.count_pages > span.first) {
+      return Code::overlap;
+    }
+  }
+  const Range range{span.count_pages, placement, false};
+  client->ranges.emplace(span.first, range);
+  const auto blocks = block_of(span.end() - 1) - block_of(span.first) + 1;
+  if (blocks <= client->block_at.size()) {
+    for (BlockIndex b = block_of(span.first); b <= block_of(span.end() - 1); ++b) {
+      if (Block* block = find_block(*client, b)) {
+        take_range(*block, span.first, range);
+      }
+    }
+  } else {
+    for (auto& block : client->blocks) {
+      if (block != nullptr && block->index >= block_of(span.first) && block->index <= block_of(span.end() - 1)) {
+        take_range(*block, span.first, range);
+      }
+    }
+  }
+  tell(EventKind::alloc, *client, no_device, span, Cause::none);
+  return {};
+}
+
+void Core::Impl::split_range(Client& client, Page at) {
+  auto it = client.ranges.upper_bound(at);
+  if (it == client.ranges.begin()) {
+    return;
+  }
+  --it;
+  if (it->first == at || it->first + it->second.count_pages <= at) {
+    return;
+  }
+  Range tail = it->second;
+  tail.count_pages = it->first + it->second.count_pages - at;
+  it->second.count_pages = at - it->first;
+  client.ranges.emplace(at, tail);
+}
+
+bool Core::Impl::all_allocated(const Client& client, PageSpan span) {
+  auto it = client.ranges.upper_bound(span.first);
+  if (it == client.ranges.begin()) {
+    return false;
+  }
+  --it;
+  for (Page at = span.first; at < span.end(); ++it) {
+    if (it == client.ranges.end() || it->first > at || it->first + it->second.count_pages <= at || it->second.freeing) {
+      return false;
+    }
+    at = it->first + it->second.count_pages;
+  }
+  return true;
+}
+
+Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
+  Client* client = find_client(id);
+  if (client == nullptr || client->dying) {
+    return Code::client_gone;
+  }
+  if (!well_formed(span) || !all_allocated(*client, span)) {
+    return Code::not_allocated;
+  }
+  split_range(*client, span.first);
+  split_range(*client, span.end());
+  for (auto it = client->ranges.find(span.first); it != client->ranges.end() && it->first < span.end(); ++it) {
+    it->second.freeing = true;
+  }
+  const std::uint32_t index = new_request(frees);
+  frees[index].in_use = true;
+  frees[index].client = client;
+  frees[index].span = span;
+  frees[index].cookie = cookie;
+  frees[index].remaining = 1;  // held until every granule was asked
+  tell(EventKind::free, *client, no_device, span, Cause::freed);
+
+  const auto free_in = [&](Block& block) {
+    const Page block_first = first_page_of(block.index);
+    const Page from = std::max(span.first, block_first);
+    const Page to = std::min(span.end(), block_first + block_pages);
+    const auto mask =
+        PageMask::range(static_cast<unsigned>(from - block_first), static_cast<unsigned>(to - from)) & block.allocated;
+    block.freeing |= mask;
+    ++block.holds;
+    for (std::uint32_t g = granule_of(from); g <= granule_of(to - 1); ++g) {
+      const PageMask pages = mask & granule_mask(g);
+      if (pages.none()) {
+        continue;
+      }
+      ++frees[index].remaining;
+      if (block.granules[g].op != none_index) {
+        Op& op = ops[block.granules[g].op];
+        op.discard_next |= pages;
+        if (!planted(PlantedBug::forget_free_waiter)) {
+          op.next_frees.push_back(index);
+        }
+      } else {
+        Op& op = start_op(block, g, Goal::discard, Cause::freed, no_device, Access::read);
+        op.pages = pages;
+        op.frees.push_back(index);
+        run_op(op.self);
+      }
+    }
+    --block.holds;
+    drop_block_if_empty(*client, block);
+  };
+  const auto blocks = block_of(span.end() - 1) - block_of(span.first) + 1;
+  if (blocks <= client->block_at.size()) {
+    for (BlockIndex b = block_of(span.first); b <= block_of(span.end() - 1); ++b) {
+      if (Block* block = find_block(*client, b)) {
+        free_in(*block);
+      }
+    }
+  } else {
+    for (std::size_t i = 0; i < client->blocks.size(); ++i) {
+      Block* block = client->blocks[i].get();
+      if (block != nullptr && block->index >= block_of(span.first) && block->index <= block_of(span.end() - 1)) {
+        free_in(*block);
+      }
+    }
+  }
+  free_granule_done(index);
+  return {};
+}
+
+void Core::Impl::free_granule_done(std::uint32_t request) {
+  FreeRequest& free = frees[request];
+  FERRY_CHECK(free.in_use && free.remaining > 0);
+  if (--free.remaining != 0 || free.client->dying) {
+    return;
+  }
+  std::uint32_t pending = 0;
+  Action& action = ask_client(Verb::discard_system, *free.client, pending);
+  action.pages = free.span;
+  action.cause = Cause::freed;
+  pendings[pending].request = request;
+}
+
+void Core::Impl::free_forgotten(std::uint32_t request) {
+  FreeRequest& free = frees[request];
+  Client& client = *free.client;
+  if (!client.dying) {
+    auto it = client.ranges.find(free.span.first);
+    while (it != client.ranges.end() && it->first < free.span.end()) {
+      it = client.ranges.erase(it);
+    }
+    reply(free.cookie, client, {});
+  }
+  free.in_use = false;
+  finish_client_if_idle(client);
+}
+
+// --- prefetch --------------------------------------------------------------------------------------------------------
+
+Status Core::Impl::prefetch(ClientId id, PageSpan span, DeviceId device, Cookie cookie) {
+  Client* client = find_client(id);
+  if (client == nullptr || client->dying) {
+    return Code::client_gone;
+  }
+  if (!well_formed(span)) {
+    return Code::bad_range;
+  }
+  if (device != no_device && device >= devices.size()) {
+    return Code::bad_range;
+  }
+  const auto it = client->ranges.lower_bound(span.first);
+  const bool starts_inside = it != client->ranges.end() && it->first < span.end();
+  const bool covers_first =
+      it != client->ranges.begin() && std::prev(it)->first + std::prev(it)->second.count_pages > span.first;
+  if (!starts_inside && !covers_first) {
+    return Code::not_allocated;
+  }
+  const std::uint32_t index = new_request(prefetches);
+  PrefetchRequest& request = prefetches[index];
+  request.in_use = true;
+  request.client = client;
+  request.span = span;
+  request.cursor = span.first;
+  request.device = device;
+  request.cookie = cookie;
+  advance_prefetch(index);
+  return {};
+}
+
+void Core::Impl::advance_prefetch(std::uint32_t index) {
+  if (prefetches[index].advancing) {
+    return;
+  }
+  prefetches[index].advancing = true;
+  Client& client = *prefetches[index].client;
+  while (prefetches[index].in_use && prefetches[index].in_flight < prefetch_window &&
+         prefetches[index].cursor < prefetches[index].span.end()) {
+    PrefetchRequest& request = prefetches[index];
+    auto it = client.ranges.upper_bound(request.cursor);
+    if (it != client.ranges.begin() && std::prev(it)->first + std::prev(it)->second.count_pages > request.cursor) {
+      --it;
+    } else if (it == client.ranges.end()) {
+      request.cursor = request.span.end();
+      break;
+    } else {
+      request.cursor = it->first;
+      continue;
+    }
+    const Page at = request.cursor;
+    request.cursor = (at / config.granularity_pages + 1) * config.granularity_pages;
+    // A block that was never steered lies in system memory, mapped by the CPU: nothing to bring home.
+    Block* block = request.device == no_device ? find_block(client, block_of(at)) : &make_block(client, block_of(at));
+    if (block != nullptr && !prefetch_granule(index, *block, granule_of(at))) {
+      prefetches[index].cursor = prefetches[index].span.end();
+    }
+  }
+  PrefetchRequest& request = prefetches[index];
+  request.advancing = false;
+  if (request.in_use && request.in_flight == 0 && request.cursor >= request.span.end()) {
+    request.in_use = false;
+    reply(request.cookie, client, {});
+  }
+}
+
+/// False: the request has brought as much as the device holds, more would push out what it just brought.
+bool Core::Impl::prefetch_granule(std::uint32_t index, Block& block, std::uint32_t granule) {
+  PrefetchRequest& request = prefetches[index];
+  const DeviceId device = request.device;
+  Granule& g = block.granules[granule];
+  if (g.op != none_index) {
+    ++request.in_flight;
+    ops[g.op].prefetches.push_back(index);
+    return true;
+  }
+  PageMask pages = block.allocated & granule_mask(granule);
+  pages.remove(block.freeing);
+  if (pages.none()) {
+    return true;
+  }
+  if (device == no_device) {
+    if (!block.vram_current.intersects(pages) && block.cpu_mapped.contains(pages)) {
+      return true;
+    }
+  } else {
+    if ((g.owner == device && block.vram_current.contains(pages)) || is_contended(g) ||
+        block.placed_system.intersects(pages) || !block.client->devices[device].attached) {
+      return true;
+    }
+    if (request.started_granules >= devices[device].chunk_total * slots_per_chunk()) {
+      return false;
+    }
+  }
+  ++request.started_granules;
+  ++request.in_flight;
+  Op& op =
+      start_op(block, granule, device == no_device ? Goal::system : Goal::vram, Cause::prefetch, device, Access::read);
+  op.prefetches.push_back(index);
+  run_op(op.self);
+  return true;
+}
+
+void Core::Impl::prefetch_op_done(std::uint32_t index) {
+  PrefetchRequest& request = prefetches[index];
+  if (!request.in_use) {
+    return;
+  }
+  FERRY_CHECK_GE(request.in_flight, 1U);
+  --request.in_flight;
+  advance_prefetch(index);
+}
+
+}  // namespace ferry::core

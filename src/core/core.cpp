@@ -1,0 +1,193 @@
+// The public face of the core, and what all its parts share: asking, answering, telling.
+#include "core/core.h"
+
+#include "core/impl.h"
+
+namespace ferry::core {
+
+Core::Core(const Config& config, Observer* observer) : impl_(std::make_unique<Impl>(config, observer)) {}
+Core::~Core() = default;
+
+void Core::client_open(ClientId client) { impl_->client_open(client); }
+
+void Core::client_gone(std::uint64_t now_ns, ClientId client, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  impl_->client_gone(client, cookie);
+}
+
+void Core::device_attach(ClientId client, DeviceId device) { impl_->device_attach(client, device); }
+
+void Core::device_gone(std::uint64_t now_ns, ClientId client, DeviceId device) {
+  impl_->now_ns = now_ns;
+  impl_->device_gone(client, device);
+}
+
+Status Core::alloc(std::uint64_t now_ns, ClientId client, PageSpan span, Placement placement) {
+  impl_->now_ns = now_ns;
+  return impl_->alloc(client, span, placement);
+}
+
+Status Core::free(std::uint64_t now_ns, ClientId client, PageSpan span, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->free(client, span, cookie);
+}
+
+Status Core::prefetch(std::uint64_t now_ns, ClientId client, PageSpan span, DeviceId device, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->prefetch(client, span, device, cookie);
+}
+
+void Core::device_fault(std::uint64_t now_ns, ClientId client, DeviceId device, Page page, Access access,
+                        FaultToken token) {
+  impl_->now_ns = now_ns;
+  impl_->device_fault(client, device, page, access, token);
+}
+
+void Core::cpu_fault(std::uint64_t now_ns, ClientId client, Page page, Access access) {
+  impl_->now_ns = now_ns;
+  impl_->cpu_fault(client, page, access);
+}
+
+void Core::action_done(std::uint64_t now_ns, ActionId id, Status status) {
+  impl_->now_ns = now_ns;
+  impl_->action_done(id, status);
+}
+
+void Core::take_actions(std::vector<Action>& out) {
+  out.clear();
+  out.swap(impl_->actions);
+}
+
+bool Core::has_actions() const { return !impl_->actions.empty(); }
+Residency Core::query(ClientId client, Page page) const { return impl_->query(client, page); }
+const Stats& Core::stats() const { return impl_->stats; }
+
+Stats Core::client_stats(ClientId client) const {
+  if (const Client* c = impl_->find_client(client)) {
+    return c->stats;
+  }
+  const auto gone = impl_->gone_stats.find(client);
+  return gone == impl_->gone_stats.end() ? Stats{} : gone->second;
+}
+
+std::uint64_t Core::vram_used_pages(DeviceId device) const { return impl_->devices[device].chunk_owned * block_pages; }
+
+bool Core::quiescent() const { return impl_->quiescent(); }
+void Core::verify() const { impl_->verify(); }
+
+// --- shared ----------------------------------------------------------------------------------------------------------
+
+Core::Impl::Impl(const Config& c, Observer* o) : config(c), observer(o) {
+  FERRY_CHECK(config.granularity_pages >= 1 && config.granularity_pages <= block_pages);
+  FERRY_CHECK_EQ(config.granularity_pages & (config.granularity_pages - 1), 0U);
+  FERRY_CHECK(config.device_count <= max_devices);
+  devices.resize(config.device_count);
+  for (auto& device : devices) {
+    device.chunk_total = config.vram_pages / block_pages;
+  }
+}
+
+Action& Core::Impl::emit(Verb verb, const Client& client) {
+  Action& action = actions.emplace_back();
+  action.verb = verb;
+  action.client = client.id;
+  return action;
+}
+
+std::uint32_t Core::Impl::new_pending() {
+  std::uint32_t index = 0;
+  if (pending_holes.empty()) {
+    index = static_cast<std::uint32_t>(pendings.size());
+    pendings.emplace_back();
+  } else {
+    index = pending_holes.back();
+    pending_holes.pop_back();
+  }
+  Pending& pending = pendings[index];
+  const std::uint32_t generation = pending.generation + 1;
+  pending = {};
+  pending.generation = generation;
+  pending.in_use = true;
+  ++pending_in_use;
+  return index;
+}
+
+namespace {
+ActionId id_of(std::uint32_t index, std::uint32_t generation) {
+  return (std::uint64_t{generation} << 32) | (std::uint64_t{index} + 1);
+}
+}  // namespace
+
+Action& Core::Impl::ask(Verb verb, Op& op, PageSpan pages) {
+  const std::uint32_t index = new_pending();
+  Pending& pending = pendings[index];
+  pending.op = op.self;
+  pending.op_serial = op.serial;
+  pending.verb = verb;
+  pending.device = op.device;
+  pending.client = op.block->client;
+  pending.pages = pages;
+  ++op.outstanding;
+  Action& action = emit(verb, *op.block->client);
+  action.id = id_of(index, pending.generation);
+  action.device = op.device;
+  action.cause = op.cause;
+  action.pages = pages;
+  return action;
+}
+
+Action& Core::Impl::ask_client(Verb verb, Client& client, std::uint32_t& index) {
+  index = new_pending();
+  Pending& pending = pendings[index];
+  pending.verb = verb;
+  pending.client = &client;
+  ++client.upkeep;
+  Action& action = emit(verb, client);
+  action.id = id_of(index, pending.generation);
+  return action;
+}
+
+void Core::Impl::action_done(ActionId id, Status status) {
+  const auto index = static_cast<std::uint32_t>((id & 0xffff'ffff) - 1);
+  FERRY_CHECK_LT(index, pendings.size());
+  FERRY_CHECK(pendings[index].in_use);
+  FERRY_CHECK_EQ(pendings[index].generation, static_cast<std::uint32_t>(id >> 32));
+  const Pending pending = pendings[index];
+  pendings[index].in_use = false;
+  pending_holes.push_back(index);
+  --pending_in_use;
+  if (pending.verb == Verb::release_chunk) {
+    --pending.client->upkeep;
+    release_done(pending);
+  } else if (pending.verb == Verb::discard_system) {
+    --pending.client->upkeep;
+    free_forgotten(pending.request);
+  } else {
+    op_action_done(pending, status);
+  }
+}
+
+void Core::Impl::reply(Cookie cookie, const Client& client, Status status) {
+  Action& action = emit(Verb::reply, client);
+  action.cookie = cookie;
+  action.status = status;
+}
+
+void Core::Impl::tell(EventKind kind, const Client& client, DeviceId device, PageSpan pages, Cause cause, Access access,
+                      Place to) {
+  if (observer == nullptr) {
+    return;
+  }
+  Event event;
+  event.time_ns = now_ns;
+  event.kind = kind;
+  event.cause = cause;
+  event.to = to;
+  event.access = access;
+  event.device = device;
+  event.client = client.id;
+  event.pages = pages;
+  observer->on_event(event);
+}
+
+}  // namespace ferry::core

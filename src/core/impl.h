@@ -1,0 +1,327 @@
+// The core's whole state. Verbs live in files of their own:
+//   client/client.cpp   clients and devices come and go      block/fault.cpp    faults in, waiters out
+//   client/range.cpp    alloc, free, prefetch                block/migrate.cpp  an operation's stages
+//   vram/vram.cpp       slots, chunks, eviction              block/map.cpp      revoke and map
+//   policy/*            victims, contention, speculation     verify.cpp         invariants
+#pragma once
+
+#include <array>
+#include <deque>
+#include <map>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "core/block/block.h"
+#include "core/core.h"
+#include "core/policy/victim.h"
+
+namespace ferry::core {
+
+struct Range {
+  std::uint64_t count_pages = 0;
+  Placement placement = Placement::automatic;
+  bool freeing = false;
+};
+
+/// A sequential run of faults of one device, for speculation.
+struct Stream {
+  std::uint64_t next_granule = ~std::uint64_t{0};
+  std::uint32_t length = 0;
+  std::uint64_t last_use = 0;
+};
+
+struct Chunk {
+  bool owned = false;      ///< counts against the budget; from acquisition until release_chunk is done
+  bool draining = false;   ///< being emptied for another client: its free slots are not handed out
+  bool releasing = false;  ///< release_chunk is under way
+  bool counted = false;    ///< its release lets a waiter on: counts in Device::reclaims
+  std::uint16_t used = 0;  ///< slots in use
+};
+
+/// One client's part of one device.
+struct ClientDevice {
+  bool attached = false;
+  std::vector<Chunk> chunks;         ///< by chunk number in the client's VRAM file
+  std::vector<VramPage> free_slots;  ///< of owned, not draining chunks; last in, first out
+  std::vector<SlotIndex> slot_at;    ///< by slot number in the file (VramPage / granularity); none_index if free
+  std::uint32_t idle_chunks = 0;     ///< owned, not draining, no slot used: could serve another client at once
+  std::array<Stream, 8> streams;
+  std::uint64_t stream_clock = 0;
+};
+
+struct Client {
+  ClientId id = 0;
+  bool dying = false;
+  Cookie gone_cookie;
+  std::uint32_t ops = 0;     ///< operations under way
+  std::uint32_t upkeep = 0;  ///< release_chunk and discard_system actions under way
+  std::map<Page, Range> ranges;
+  std::unordered_map<BlockIndex, std::uint32_t> block_at;  ///< looked up only, never iterated
+  std::vector<std::unique_ptr<Block>> blocks;              ///< holes are null; index kept in block_at
+  std::vector<std::uint32_t> block_holes;
+  std::vector<ClientDevice> devices;
+  BlockIndex last_index = ~BlockIndex{0};
+  Block* last_block = nullptr;
+  Stats stats;
+};
+
+/// VRAM in use by a granule.
+struct Slot {
+  Client* client = nullptr;
+  Block* block = nullptr;
+  std::uint32_t granule = 0;
+  VramPage first = 0;
+};
+
+struct Device {
+  std::uint64_t chunk_total = 0;
+  std::uint64_t chunk_owned = 0;
+  std::vector<Slot> slots;
+  std::vector<SlotIndex> slot_holes;
+  VictimQueue victims;
+  std::deque<OpIndex> waiting;  ///< operations that wait for a slot, first come first served
+  std::uint32_t reclaims = 0;   ///< evictions and drains under way that will let one waiter on
+  std::uint64_t evictions = 0;
+  std::uint64_t used_pages = 0;  ///< of slots in use
+  bool pumping = false;          ///< pump() runs and will look again
+};
+
+struct Waiter {
+  FaultToken token;
+  Page page = 0;
+  DeviceId device = no_device;
+  Access access = Access::read;
+};
+
+/// A granule on its way. Stages run in the order given; each waits for the answers to what it asked for.
+enum class Stage : std::uint8_t {
+  begin,
+  wait_slot,      ///< in Device::waiting
+  revoke_source,  ///< nobody may write what is copied
+  copy_home,      ///< dirty VRAM pages to system memory
+  drop_vram,      ///< the system copy is current: VRAM may be given back
+  copy_up,        ///< system pages to VRAM
+  map_vram,
+  map_in_place,
+  map_cpu,
+  discard,   ///< freed pages: forget them
+  finished,  ///< the last actions are under way
+};
+
+/// Where the pages are to be when the operation ends.
+enum class Goal : std::uint8_t { vram, system, in_place, discard };
+
+struct Op {
+  OpIndex self = none_index;
+  Block* block = nullptr;
+  std::uint32_t granule = 0;
+  Goal goal = Goal::system;
+  Stage stage = Stage::begin;
+  Cause cause = Cause::none;
+  DeviceId device = no_device;   ///< of goal vram and in_place
+  Access access = Access::read;  ///< strongest that a waiter wants
+  bool in_use = false;
+  bool reclaim = false;  ///< counts in Device::reclaims of reclaim_device
+  DeviceId reclaim_device = no_device;
+  bool moved = false;  ///< migrate_begin was told
+  Place moved_to = Place::system;
+  Status failure;                 ///< of the stage under way
+  std::uint32_t outstanding = 0;  ///< actions unanswered
+  std::uint32_t copy_failures = 0;
+  std::uint64_t serial = 0;
+  PageMask pages;           ///< what the operation is about; pages freed meanwhile stay in until it ends
+  PageMask retry;           ///< pages whose copy failed
+  VramPage vram_first = 0;  ///< of the granule's slot when the stage began
+  std::vector<Waiter> waiters;
+  std::vector<std::uint32_t> prefetches;  ///< requests to tell at the end
+  PageMask discard_next;                  ///< pages whose free waits for this operation
+  std::vector<std::uint32_t> frees;       ///< goal discard: requests that wait for it
+  std::vector<std::uint32_t> next_frees;  ///< requests that wait for discard_next
+};
+
+struct Pending {
+  OpIndex op = none_index;
+  std::uint64_t op_serial = 0;
+  Verb verb = Verb::reply;
+  DeviceId device = no_device;
+  Client* client = nullptr;
+  std::uint32_t request = none_index;  ///< discard_system: the free request
+  PageSpan pages;
+  VramPage vram_first = 0;
+  FaultToken token;
+  bool has_token = false;
+  std::uint32_t generation = 0;
+  bool in_use = false;
+};
+
+struct FreeRequest {
+  Client* client = nullptr;
+  PageSpan span;
+  Cookie cookie;
+  std::uint64_t remaining = 0;  ///< granules still to discard
+  bool in_use = false;
+  bool started = false;  ///< all granules were asked
+};
+
+struct PrefetchRequest {
+  Client* client = nullptr;
+  PageSpan span;
+  Page cursor = 0;
+  DeviceId device = no_device;
+  Cookie cookie;
+  std::uint32_t in_flight = 0;
+  std::uint64_t started_granules = 0;
+  bool in_use = false;
+  bool advancing = false;  ///< advance_prefetch() runs and will look again
+};
+
+class Core::Impl {
+ public:
+  Impl(const Config& config, Observer* observer);
+
+  // client/client.cpp
+  void client_open(ClientId id);
+  void client_gone(ClientId id, Cookie cookie);
+  void device_attach(ClientId id, DeviceId device);
+  void device_gone(ClientId id, DeviceId device);
+  void finish_client_if_idle(Client& client);
+  Client* find_client(ClientId id);
+  [[nodiscard]] const Client* find_client(ClientId id) const;
+
+  // client/range.cpp
+  Status alloc(ClientId id, PageSpan span, Placement placement);
+  Status free(ClientId id, PageSpan span, Cookie cookie);
+  Status prefetch(ClientId id, PageSpan span, DeviceId device, Cookie cookie);
+  void split_range(Client& client, Page at);
+  [[nodiscard]] static bool all_allocated(const Client& client, PageSpan span);
+  void free_granule_done(std::uint32_t request);
+  void free_forgotten(std::uint32_t request);
+  void advance_prefetch(std::uint32_t request);
+  bool prefetch_granule(std::uint32_t request, Block& block, std::uint32_t granule);
+  void prefetch_op_done(std::uint32_t request);
+  Block* find_block(Client& client, BlockIndex index);
+  [[nodiscard]] static const Block* find_block(const Client& client, BlockIndex index);
+  Block& make_block(Client& client, BlockIndex index);
+  void drop_block_if_empty(Client& client, Block& block);
+
+  // block/fault.cpp
+  void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token);
+  void cpu_fault(ClientId id, Page page, Access access);
+  void serve_device_waiter(Block& block, const Waiter& waiter);
+  void serve_cpu(Block& block, std::uint32_t granule);
+  void after_op(Block& block, std::uint32_t granule, std::vector<Waiter>& waiters);
+  void wake(const Client& client, const Waiter& waiter, Status status);
+
+  // block/migrate.cpp
+  Op& start_op(Block& block, std::uint32_t granule, Goal goal, Cause cause, DeviceId device, Access access);
+  void run_op(OpIndex index);
+  bool step(Op& op);
+  void begin(Op& op);
+  void end_op(OpIndex index);
+  void redirect(Op& op, Goal goal);
+  void op_action_done(const Pending& pending, Status status);
+  bool stage_failed(Op& op);
+  void fail_waiters(Op& op, Status status);
+  void tell_moved(Op& op, Place to);
+  std::vector<Waiter> take_spare();
+
+  // block/map.cpp
+  void revoke_for_vram(Op& op);
+  void revoke_vram(Op& op);
+  void revoke_everything(Op& op);
+  void revoke_device(Op& op, DeviceId device, const PageMask& pages);
+  void copy_home(Op& op);
+  void copy_up(Op& op);
+  void map_vram(Op& op);
+  void map_in_place(Op& op);
+  void map_cpu(Op& op);
+  void drop_vram(Op& op);
+  void give_token(const Op& op, Action& action);
+  void discard(Op& op);
+  void mark_revoked(Block& block, DeviceId device, const PageMask& pages);
+
+  // vram/vram.cpp
+  bool acquire_slot(Op& op);
+  void assign_slot(Op& op, VramPage first);
+  bool take_slot(Client& client, DeviceId device, VramPage& first);
+  void release_slot(Block& block, std::uint32_t granule);
+  void return_vram(Client& client, DeviceId device, VramPage first);
+  void pump(DeviceId device);
+  bool reclaim_one(DeviceId device, Client& requester);
+  bool start_drain(DeviceId device, Client& owner, std::uint32_t chunk);
+  void pump_all();
+  void evict_if_draining(Block& block, std::uint32_t granule);
+  void forget_slot(DeviceId device, SlotIndex slot);
+  void start_release(DeviceId device, Client& owner, std::uint32_t chunk);
+  void release_done(const Pending& pending);
+  void start_evict(DeviceId device, SlotIndex slot, bool counts);
+  [[nodiscard]] bool slot_in_motion(DeviceId device) const;
+  [[nodiscard]] bool has_free_slot(const Client& client, DeviceId device) const;
+  void account(DeviceId device, const Client& client);
+  [[nodiscard]] std::uint32_t slots_per_chunk() const { return block_pages / config.granularity_pages; }
+
+  // policy/contention.cpp
+  bool note_flip(Block& block, Granule& granule);
+  [[nodiscard]] bool is_contended(const Granule& granule) const {
+    return now_ns > 0 && granule.pinned_until_ns > now_ns;
+  }
+  void note_refault(const Op& op);
+  // policy/speculate.cpp
+  void speculate(Block& block, std::uint32_t granule, DeviceId device, Access access);
+
+  // verify.cpp
+  void verify() const;
+  void verify_block(const Block& block) const;
+  void verify_vram(DeviceId device) const;
+  [[nodiscard]] bool quiescent() const;
+  Residency query(ClientId id, Page page) const;
+
+  // shared
+  Action& emit(Verb verb, const Client& client);
+  Action& ask(Verb verb, Op& op, PageSpan pages);
+  Action& ask_client(Verb verb, Client& client, std::uint32_t& index);
+  void reply(Cookie cookie, const Client& client, Status status);
+  void tell(EventKind kind, const Client& client, DeviceId device, PageSpan pages, Cause cause,
+            Access access = Access::read, Place to = Place::system);
+  std::uint32_t new_pending();
+  void action_done(ActionId id, Status status);
+  template <typename Fn>
+  void count(Client& client, Fn&& fn) {
+    fn(stats);
+    fn(client.stats);
+  }
+  [[nodiscard]] bool planted(PlantedBug bug) const { return config.bug == bug; }
+
+  [[nodiscard]] std::uint32_t granule_of(Page page) const {
+    return static_cast<std::uint32_t>(page & (block_pages - 1)) / config.granularity_pages;
+  }
+  [[nodiscard]] PageMask granule_mask(std::uint32_t granule) const {
+    return PageMask::range(granule * config.granularity_pages, config.granularity_pages);
+  }
+  [[nodiscard]] PageSpan granule_span(const Block& block, std::uint32_t granule) const {
+    return {first_page_of(block.index) + granule * config.granularity_pages, config.granularity_pages};
+  }
+  [[nodiscard]] static Granule& granule_state(const Op& op) { return op.block->granules[op.granule]; }
+
+  Config config;
+  Observer* observer;
+  std::uint64_t now_ns = 0;
+  Stats stats;
+  std::map<ClientId, std::unique_ptr<Client>> clients;
+  std::map<ClientId, Stats> gone_stats;
+  std::vector<Device> devices;
+  std::deque<Op> ops;  ///< a deque: references stay good while operations start others
+  std::vector<OpIndex> op_holes;
+  std::vector<Pending> pendings;
+  std::vector<std::uint32_t> pending_holes;
+  std::uint32_t pending_in_use = 0;
+  std::uint32_t ops_in_use = 0;
+  std::uint64_t op_serial = 0;
+  std::vector<FreeRequest> frees;
+  std::vector<PrefetchRequest> prefetches;
+  std::vector<Action> actions;
+  std::vector<std::vector<Waiter>> spare_waiters;  ///< kept for their capacity
+};
+
+}  // namespace ferry::core

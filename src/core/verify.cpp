@@ -1,0 +1,149 @@
+// The invariants of docs/INVARIANTS.md, checked over the whole state; and looking in from outside.
+#include "core/impl.h"
+
+namespace ferry::core {
+
+Residency Core::Impl::query(ClientId id, Page page) const {
+  Residency r;
+  const Client* client = find_client(id);
+  if (client == nullptr || !all_allocated(*client, {page, 1})) {
+    return r;
+  }
+  r.allocated = true;
+  const Block* block = find_block(*client, block_of(page));
+  if (block == nullptr) {
+    r.system_current = true;
+    r.cpu_may_map = true;
+    return r;
+  }
+  const auto bit = static_cast<unsigned>(page & (block_pages - 1));
+  const Granule& granule = block->granules[granule_of(page)];
+  r.system_current = block->system_current.test(bit);
+  if (block->vram_current.test(bit)) {
+    r.vram_device = granule.owner;
+    r.dirty = !r.system_current;
+  }
+  r.cpu_may_map = block->cpu_mapped.test(bit);
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    const auto device_bit = static_cast<std::uint16_t>(1U << d);
+    if (block->devices[d].mapped.test(bit)) {
+      r.device_mapped = static_cast<std::uint16_t>(r.device_mapped | device_bit);
+    }
+    if (block->devices[d].writable.test(bit)) {
+      r.device_writable = static_cast<std::uint16_t>(r.device_writable | device_bit);
+    }
+  }
+  r.moving = granule.op != none_index;
+  r.contended = is_contended(granule);
+  r.last_move_cause = granule.last_move_cause;
+  r.last_move_ns = granule.last_move_ns;
+  return r;
+}
+
+bool Core::Impl::quiescent() const {
+  if (ops_in_use != 0 || pending_in_use != 0 || !actions.empty()) {
+    return false;
+  }
+  for (const auto& device : devices) {
+    if (!device.waiting.empty()) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void Core::Impl::verify() const {
+  std::uint64_t mapped_in_place = 0;
+  std::uint64_t operations = 0;
+  for (const auto& [id, client] : clients) {
+    std::uint32_t own_operations = 0;
+    for (const auto& block : client->blocks) {
+      if (block == nullptr) {
+        continue;
+      }
+      verify_block(*block);
+      for (const auto& view : block->devices) {
+        mapped_in_place += view.in_place.count();
+      }
+      for (const auto& granule : block->granules) {
+        own_operations += granule.op != none_index ? 1 : 0;
+      }
+    }
+    FERRY_CHECK_EQ(own_operations, client->ops);
+    operations += own_operations;
+  }
+  FERRY_CHECK_EQ(operations, ops_in_use);
+  FERRY_CHECK_EQ(stats.dma_mapped_pages - stats.dma_unmapped_pages, mapped_in_place);  // I-07
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    verify_vram(d);
+  }
+}
+
+void Core::Impl::verify_block(const Block& block) const {
+  const PageMask& allocated = block.allocated;
+  FERRY_CHECK(allocated.contains(block.freeing));
+  FERRY_CHECK((block.system_current | block.vram_current).contains(allocated));  // I-01
+  FERRY_CHECK(allocated.contains(block.vram_current));
+  FERRY_CHECK(block.system_current.contains(block.cpu_mapped & allocated));  // I-03
+  for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
+    const Granule& granule = block.granules[g];
+    const PageMask mask = granule_mask(g);
+    if (granule.slot == none_index) {
+      FERRY_CHECK(!block.vram_current.intersects(mask));
+      FERRY_CHECK_EQ(granule.owner, no_device);
+    } else {
+      const Slot& slot = devices[granule.owner].slots[granule.slot];
+      FERRY_CHECK(slot.block == &block && slot.granule == g && slot.client == block.client);
+    }
+    if (granule.op != none_index) {
+      const Op& op = ops[granule.op];
+      FERRY_CHECK(op.in_use && op.block == &block && op.granule == g);
+    }
+    for (DeviceId d = 0; d < devices.size(); ++d) {
+      const DeviceView& view = block.devices[d];
+      const PageMask mapped = view.mapped & mask;
+      PageMask in_vram = mapped;
+      in_vram.remove(view.in_place);
+      FERRY_CHECK(mapped.contains(view.writable & mask));
+      FERRY_CHECK(mapped.contains(view.in_place & mask));
+      FERRY_CHECK(in_vram.none() || granule.owner == d);                         // I-03
+      FERRY_CHECK(block.vram_current.contains(in_vram));                         // I-03
+      FERRY_CHECK(!(in_vram & view.writable).intersects(block.system_current));  // I-02, I-09
+      FERRY_CHECK(!(view.in_place & mask).intersects(block.vram_current));       // I-02
+    }
+    if (granule.op == none_index) {
+      FERRY_CHECK(!(block.cpu_mapped & allocated & mask).intersects(block.vram_current));  // I-02
+      FERRY_CHECK(!block.cpu_waiting.intersects(mask));                                    // I-06
+    }
+  }
+}
+
+void Core::Impl::verify_vram(DeviceId d) const {
+  const Device& device = devices[d];
+  FERRY_CHECK_LE(device.chunk_owned, device.chunk_total);  // I-04
+  std::uint64_t owned = 0;
+  std::uint64_t used = 0;
+  for (const auto& [id, client] : clients) {
+    const ClientDevice& own = client->devices[d];
+    std::uint32_t idle = 0;
+    for (std::uint32_t c = 0; c < own.chunks.size(); ++c) {
+      const Chunk& chunk = own.chunks[c];
+      if (!chunk.owned) {
+        continue;
+      }
+      ++owned;
+      used += chunk.used;
+      idle += chunk.used == 0 && !chunk.draining ? 1 : 0;
+    }
+    FERRY_CHECK(client->dying || idle == own.idle_chunks);
+    for (const VramPage first : own.free_slots) {
+      FERRY_CHECK(own.chunks[first / block_pages].owned && !own.chunks[first / block_pages].draining);
+      FERRY_CHECK_EQ(own.slot_at[first / config.granularity_pages], none_index);  // I-05
+    }
+  }
+  FERRY_CHECK_EQ(owned, device.chunk_owned);  // I-08
+  FERRY_CHECK_EQ(used, device.victims.size());
+  FERRY_CHECK_EQ(device.used_pages, device.victims.size() * config.granularity_pages);
+}
+
+}  // namespace ferry::core

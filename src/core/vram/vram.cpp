@@ -1,0 +1,309 @@
+// VRAM: a budget of 2 MiB chunks for each device, each chunk owned by one client at a time and cut into granule slots.
+// Who needs a slot waits in line; room is made by evicting granules, or, for another client, by emptying whole chunks
+// and giving their memory back (so that no client ever sees another's bytes).
+// An operation holds no slot while it waits for one, and every operation that holds one ends: so the line moves (I-06).
+#include "core/impl.h"
+
+namespace ferry::core {
+
+bool Core::Impl::has_free_slot(const Client& client, DeviceId device) const {
+  return !client.devices[device].free_slots.empty() || devices[device].chunk_owned < devices[device].chunk_total;
+}
+
+bool Core::Impl::take_slot(Client& client, DeviceId device, VramPage& first) {
+  ClientDevice& own = client.devices[device];
+  Device& dev = devices[device];
+  if (own.free_slots.empty()) {
+    const std::uint64_t budget = dev.chunk_total + (planted(PlantedBug::over_budget) ? 1 : 0);
+    if (dev.chunk_owned >= budget) {
+      return false;
+    }
+    std::uint32_t index = 0;
+    while (index < own.chunks.size() && own.chunks[index].owned) {
+      ++index;
+    }
+    if (index == own.chunks.size()) {
+      own.chunks.emplace_back();
+      own.slot_at.resize(own.chunks.size() * slots_per_chunk(), none_index);
+    }
+    own.chunks[index] = {};
+    own.chunks[index].owned = true;
+    ++dev.chunk_owned;
+    ++own.idle_chunks;
+    for (std::uint32_t slot = slots_per_chunk(); slot-- > 0;) {
+      own.free_slots.push_back(index * block_pages + slot * config.granularity_pages);
+    }
+    account(device, client);
+  }
+  first = own.free_slots.back();
+  own.free_slots.pop_back();
+  Chunk& chunk = own.chunks[first / block_pages];
+  if (chunk.used++ == 0) {
+    --own.idle_chunks;
+  }
+  return true;
+}
+
+void Core::Impl::account(DeviceId device, const Client& client) {
+  const std::uint64_t pages = devices[device].chunk_owned * block_pages;
+  stats.vram_peak_pages = std::max(stats.vram_peak_pages, pages);
+  stats.vram_pages = 0;
+  for (const auto& d : devices) {
+    stats.vram_pages += d.chunk_owned * block_pages;
+  }
+  tell(EventKind::vram_level, client, device, {0, pages}, Cause::none);
+}
+
+bool Core::Impl::acquire_slot(Op& op) {
+  Device& dev = devices[op.device];
+  VramPage first = 0;
+  if (dev.waiting.empty() && take_slot(*op.block->client, op.device, first)) {
+    assign_slot(op, first);
+    return true;
+  }
+  if (op.cause == Cause::speculation) {
+    end_op(op.self);
+    return false;
+  }
+  dev.waiting.push_back(op.self);
+  if (!dev.pumping) {
+    pump(op.device);  // may run the operation on, even to its end: the caller must not touch it again
+  }
+  return false;
+}
+
+void Core::Impl::assign_slot(Op& op, VramPage first) {
+  Device& dev = devices[op.device];
+  SlotIndex index = 0;
+  if (dev.slot_holes.empty()) {
+    index = static_cast<SlotIndex>(dev.slots.size());
+    dev.slots.emplace_back();
+  } else {
+    index = dev.slot_holes.back();
+    dev.slot_holes.pop_back();
+  }
+  dev.slots[index] = {op.block->client, op.block, op.granule, first};
+  dev.victims.insert(index);
+  dev.used_pages += config.granularity_pages;
+  op.block->client->devices[op.device].slot_at[first / config.granularity_pages] = index;
+  Granule& state = granule_state(op);
+  FERRY_CHECK_EQ(state.slot, none_index);
+  state.slot = index;
+  state.owner = op.device;
+}
+
+/// Forgets a slot without giving its place to anyone.
+void Core::Impl::forget_slot(DeviceId device, SlotIndex index) {
+  Device& dev = devices[device];
+  Slot& slot = dev.slots[index];
+  Granule& state = slot.block->granules[slot.granule];
+  if (state.slot == index && state.owner == device) {
+    state.slot = none_index;
+    state.owner = no_device;
+  }
+  slot.client->devices[device].slot_at[slot.first / config.granularity_pages] = none_index;
+  dev.victims.remove(index);
+  dev.used_pages -= config.granularity_pages;
+  slot = {};
+  dev.slot_holes.push_back(index);
+}
+
+void Core::Impl::release_slot(Block& block, std::uint32_t granule) {
+  Granule& state = block.granules[granule];
+  const DeviceId device = state.owner;
+  const VramPage first = devices[device].slots[state.slot].first;
+  if (state.op != none_index) {
+    ops[state.op].vram_first = first;
+    ops[state.op].reclaim_device = device;
+  }
+  forget_slot(device, state.slot);
+  return_vram(*block.client, device, first);
+}
+
+void Core::Impl::return_vram(Client& client, DeviceId device, VramPage first) {
+  ClientDevice& own = client.devices[device];
+  const std::uint32_t index = first / block_pages;
+  Chunk& chunk = own.chunks[index];
+  FERRY_CHECK(chunk.owned && chunk.used > 0);
+  --chunk.used;
+  if (chunk.draining) {
+    if (chunk.used == 0) {
+      start_release(device, client, index);
+    }
+    return;
+  }
+  own.free_slots.push_back(first);
+  if (chunk.used == 0) {
+    ++own.idle_chunks;
+  }
+}
+
+// --- making room -----------------------------------------------------------------------------------------------------
+
+void Core::Impl::pump_all() {
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    if (!devices[d].waiting.empty() && !devices[d].pumping) {
+      pump(d);
+    }
+  }
+}
+
+/// Serves the line, and starts as much reclaim as it needs.
+void Core::Impl::pump(DeviceId device) {
+  Device& dev = devices[device];
+  dev.pumping = true;
+  while (!dev.waiting.empty()) {
+    const OpIndex front = dev.waiting.front();
+    VramPage first = 0;
+    if (take_slot(*ops[front].block->client, device, first)) {
+      dev.waiting.pop_front();
+      assign_slot(ops[front], first);
+      ops[front].stage = Stage::revoke_source;
+      run_op(front);
+      continue;
+    }
+    if (dev.reclaims < dev.waiting.size() && reclaim_one(device, *ops[dev.waiting[dev.reclaims]].block->client)) {
+      continue;
+    }
+    if (dev.reclaims > 0 || slot_in_motion(device)) {
+      break;
+    }
+    // Nothing can be evicted and nothing is about to end: the first in line is served in place, so that the line
+    // moves whatever the size of VRAM.
+    dev.waiting.pop_front();
+    redirect(ops[front], Goal::in_place);
+    run_op(front);
+  }
+  dev.pumping = false;
+}
+
+/// Some operation holds a slot of the device and will end.
+bool Core::Impl::slot_in_motion(DeviceId device) const {
+  return devices[device].victims.pick([&](SlotIndex index) {
+    const Slot& slot = devices[device].slots[index];
+    return slot.block->granules[slot.granule].op != none_index;
+  }) != VictimQueue::none;
+}
+
+/// Starts something that will free a slot for `requester`. False: nothing can be.
+bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
+  Device& dev = devices[device];
+  for (auto& [id, other] : clients) {
+    if (other.get() == &requester || other->dying || other->devices[device].idle_chunks == 0) {
+      continue;
+    }
+    ClientDevice& own = other->devices[device];
+    for (std::uint32_t c = 0; c < own.chunks.size(); ++c) {
+      if (own.chunks[c].owned && own.chunks[c].used == 0 && !own.chunks[c].draining) {
+        return start_drain(device, *other, c);
+      }
+    }
+  }
+  const SlotIndex victim = dev.victims.pick([&](SlotIndex index) {
+    const Slot& slot = dev.slots[index];
+    return slot.block->granules[slot.granule].op == none_index && !slot.client->dying &&
+           !slot.client->devices[device].chunks[slot.first / block_pages].draining;
+  });
+  if (victim == VictimQueue::none) {
+    return false;
+  }
+  Client& owner = *dev.slots[victim].client;
+  if (&owner == &requester) {
+    start_evict(device, victim, true);
+    return true;
+  }
+  return start_drain(device, owner, dev.slots[victim].first / block_pages);
+}
+
+bool Core::Impl::start_drain(DeviceId device, Client& owner, std::uint32_t index) {
+  ClientDevice& own = owner.devices[device];
+  Chunk& chunk = own.chunks[index];
+  chunk.draining = true;
+  chunk.counted = true;
+  ++devices[device].reclaims;
+  std::erase_if(own.free_slots, [index](VramPage first) { return first / block_pages == index; });
+  if (chunk.used == 0) {
+    --own.idle_chunks;
+    start_release(device, owner, index);
+    return true;
+  }
+  for (std::uint32_t i = 0; i < slots_per_chunk(); ++i) {
+    const SlotIndex slot = own.slot_at[index * slots_per_chunk() + i];
+    if (slot != none_index) {
+      const Slot& in_use = devices[device].slots[slot];
+      if (in_use.block->granules[in_use.granule].op == none_index) {
+        start_evict(device, slot, false);
+      }
+    }
+  }
+  return true;
+}
+
+/// An operation on a granule of a chunk that is being emptied has ended: now the granule can go.
+void Core::Impl::evict_if_draining(Block& block, std::uint32_t granule) {
+  const Granule& state = block.granules[granule];
+  const Slot& slot = devices[state.owner].slots[state.slot];
+  if (block.client->devices[state.owner].chunks[slot.first / block_pages].draining) {
+    start_evict(state.owner, state.slot, false);
+  }
+}
+
+void Core::Impl::start_evict(DeviceId device, SlotIndex index, bool counts) {
+  Device& dev = devices[device];
+  Slot& slot = dev.slots[index];
+  Client& client = *slot.client;
+  Block& block = *slot.block;
+  const std::uint32_t granule = slot.granule;
+  ++dev.evictions;
+  block.granules[granule].evict_mark = dev.evictions;
+  const std::uint64_t pages = (block.vram_current & granule_mask(granule)).count();
+  count(client, [pages](Stats& s) {
+    ++s.evictions;
+    s.evicted_pages += pages;
+  });
+  tell(EventKind::evict, client, device, granule_span(block, granule), Cause::evict);
+  Op& op = start_op(block, granule, Goal::system, Cause::evict, no_device, Access::read);
+  op.vram_first = slot.first;
+  op.reclaim = counts;
+  op.reclaim_device = device;
+  if (counts) {
+    ++dev.reclaims;
+  }
+  run_op(op.self);
+}
+
+void Core::Impl::start_release(DeviceId device, Client& owner, std::uint32_t index) {
+  Chunk& chunk = owner.devices[device].chunks[index];
+  FERRY_CHECK(chunk.owned && chunk.used == 0 && !chunk.releasing);
+  chunk.releasing = true;
+  Pending done;
+  done.client = &owner;
+  done.device = device;
+  done.vram_first = index * block_pages;
+  if (planted(PlantedBug::keep_chunk_contents) && !owner.dying) {
+    release_done(done);
+    return;
+  }
+  std::uint32_t pending = 0;
+  Action& action = ask_client(Verb::release_chunk, owner, pending);
+  action.device = device;
+  action.vram_first = done.vram_first;
+  pendings[pending].device = device;
+  pendings[pending].vram_first = done.vram_first;
+}
+
+void Core::Impl::release_done(const Pending& pending) {
+  Client& owner = *pending.client;
+  Device& dev = devices[pending.device];
+  Chunk& chunk = owner.devices[pending.device].chunks[pending.vram_first / block_pages];
+  if (chunk.counted) {
+    --dev.reclaims;
+  }
+  chunk = {};
+  --dev.chunk_owned;
+  account(pending.device, owner);
+  finish_client_if_idle(owner);
+  pump_all();
+}
+
+}  // namespace ferry::core
