@@ -30,8 +30,8 @@ enum class UpKind : std::uint32_t {
 
 struct UpRecord {
   std::uint32_t kind;
-  std::uint16_t slot;        ///< fault: wave slot of this compute unit
-  std::uint8_t access;       ///< fault: 0 read, 1 write
+  std::uint16_t slot;   ///< fault: wave slot of this compute unit
+  std::uint8_t access;  ///< fault: 0 read, 1 write
   std::uint8_t reserved0;
   std::uint64_t address;     ///< fault: the byte address touched
   std::uint64_t generation;  ///< fault: of the slot's occupant; comes back in the resume
@@ -51,7 +51,8 @@ enum class DownKind : std::uint32_t {
                    ///< if the mapping fails it parks again: the manager answers with a resume later
   map = 3,         ///< device agent: map the extent, post done
   revoke = 4,      ///< device agent: nothing of the extent may be reachable when done is posted; later touches fault
-  zap = 5,         ///< application agent: drop the extent's page-table entries (MADV_DONTNEED), then post done
+  zap = 5,         ///< any agent: drop the extent's page-table entries (MADV_DONTNEED), then post done. On a device it
+                   ///< takes back what UFFDIO_CONTINUE gave: the area stays armed
   map_home = 6,    ///< application agent: map the extent whole from the system file (drops its registration), post done
   quit = 7,        ///< device agent: end the process at once
   rearm = 8,       ///< device agent: map the extent from the system file and register it with the device's userfaultfd
@@ -63,15 +64,15 @@ enum class File : std::uint8_t { system = 0, vram = 1 };
 
 struct DownRecord {
   std::uint32_t kind;
-  std::uint16_t slot;          ///< resume*: wave slot
-  std::uint8_t file;           ///< map, resume_map: File
-  std::uint8_t writable;       ///< map, resume_map: 1 allows writes, 0 read only (a write then faults)
-  std::uint64_t address;       ///< start of the extent, page aligned
+  std::uint16_t slot;     ///< resume*: wave slot
+  std::uint8_t file;      ///< map, resume_map: File
+  std::uint8_t writable;  ///< map, resume_map: 1 allows writes, 0 read only (a write then faults)
+  std::uint64_t address;  ///< start of the extent, page aligned
   std::uint64_t length_bytes;
-  std::uint64_t file_offset;   ///< map, resume_map, map_home
-  std::uint64_t action;        ///< ActionId to report; 0: report nothing
-  std::uint64_t generation;    ///< resume*: must equal the slot's, else the record is dropped
-  std::uint32_t status;        ///< resume: Code, 0 retry
+  std::uint64_t file_offset;  ///< map, resume_map, map_home
+  std::uint64_t action;       ///< ActionId to report; 0: report nothing
+  std::uint64_t generation;   ///< resume*: must equal the slot's, else the record is dropped
+  std::uint32_t status;       ///< resume: Code, 0 retry
   std::uint32_t reserved0;
   std::uint64_t reserved1;
 };
@@ -85,11 +86,11 @@ inline constexpr unsigned max_waves_per_cu = 64;
 static_assert(max_waves_per_cu * 3 <= ring_entries);
 
 struct Port {
-  alignas(64) std::atomic<std::uint32_t> up_tail;        ///< written by the peer
-  std::atomic<std::uint32_t> peer_sleeping;              ///< written by the peer: 1 while it sleeps on down_tail
-  alignas(64) std::atomic<std::uint32_t> up_head;        ///< written by the manager
-  alignas(64) std::atomic<std::uint32_t> down_tail;      ///< written by the manager; the peer's futex word
-  alignas(64) std::atomic<std::uint32_t> down_head;      ///< written by the peer
+  alignas(64) std::atomic<std::uint32_t> up_tail;    ///< written by the peer
+  std::atomic<std::uint32_t> peer_sleeping;          ///< written by the peer: 1 while it sleeps on down_tail
+  alignas(64) std::atomic<std::uint32_t> up_head;    ///< written by the manager
+  alignas(64) std::atomic<std::uint32_t> down_tail;  ///< written by the manager; the peer's futex word
+  alignas(64) std::atomic<std::uint32_t> down_head;  ///< written by the peer
   alignas(64) UpRecord up[ring_entries];
   DownRecord down[ring_entries];
 };
