@@ -25,7 +25,7 @@ void World::periodic_check() {
   }
 }
 
-/// I-15, for the pages that no action is about. `quiet`: nothing is, anywhere, and no page may be said to move.
+/// I-16, for the pages that no action is about. `quiet`: nothing is, anywhere, and no page may be said to move.
 void World::check_view(bool quiet) const {
   std::vector<bool> busy(memory_.window().count_pages);
   for (unsigned slot = 0; slot < clients_.size(); ++slot) {
@@ -77,7 +77,7 @@ void World::check_view(bool quiet) const {
                   unsigned{d}, u(page), c.id, e.writable ? " for writing" : "");
         }
         if (e.kind == DeviceKind::vram && e.writable && !r.dirty) {
-          violate(Invariant::view_is_true, "device %u can write VRAM of page %llu of client %u, which the core says is clean",
+          violate(Invariant::writable_is_dirty, "device %u can write VRAM of page %llu of client %u, which the core says is clean",
                   unsigned{d}, u(page), c.id);
         }
         if (writable && !mapped) {

@@ -278,22 +278,35 @@ void World::perform_part(std::uint32_t index, unsigned part) {
                       : PageSpan{a.pages.first + f.split, a.pages.count_pages - f.split};
   }
   if (f.status.ok()) {
-    // A mapping fails as a whole, before it has begun; a copy may fail half way.
-    const bool first_part = f.split == 0 || f.parts_left == 2;
-    if (first_part || a.verb == Verb::copy) f.status = inject_failure(a);
+    f.status = inject_failure(a);
     if (!f.status.ok()) {
       ++stats_.failed_actions;
-      if (a.verb == Verb::copy) {
-        for (Page p = pages.first; p < pages.end(); ++p) {
-          memory_.tear(f.slot, a.device, p, target_of(a), a.vram_first + static_cast<VramPage>(p - a.pages.first));
-        }
-      }
+      fail_pages(f, pages);
     } else {
       line(Line::part, f.slot, a.device, pages.first, pages.count_pages, a.id, static_cast<std::uint64_t>(a.verb));
       perform_pages(f, pages);
     }
   }
   if (--f.parts_left == 0) finish_flight(index);
+}
+
+/// What a failed action leaves behind, within what core/action.h allows.
+void World::fail_pages(Flight& f, PageSpan pages) {
+  const Action& a = f.action;
+  if (a.verb == Verb::copy) {
+    for (Page p = pages.first; p < pages.end(); ++p) {
+      memory_.tear(f.slot, a.device, p, target_of(a), a.vram_first + static_cast<VramPage>(p - a.pages.first));
+    }
+    return;
+  }
+  const std::uint64_t outcome = random_.below(3);
+  if (outcome == 0) return;  // as before
+  const std::uint64_t some = random_.below(pages.count_pages + 1);
+  if (outcome == 1) {
+    perform_pages(f, {pages.first, some});
+  } else if (a.verb == Verb::map_device) {
+    for (Page p = pages.first; p < pages.first + some; ++p) memory_.revoke_device(f.slot, a.device, p);
+  }
 }
 
 void World::perform_pages(Flight& f, PageSpan pages) {

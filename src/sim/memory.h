@@ -46,17 +46,17 @@ class Memory {
 
   // --- clients and ranges --------------------------------------------------------------------------------------------
   void client_open(unsigned slot, ClientId id);
-  /// All was given back: checks it (I-17) and forgets the rest.
+  /// All was given back: checks it (I-08) and forgets the rest.
   void client_close(unsigned slot);
   void alloc(unsigned slot, PageSpan span);
   /// The CPU side is unmapped at once; contents no longer matter.
   void begin_free(unsigned slot, PageSpan span);
-  /// I-14: nothing maps the span any more.
+  /// I-15: nothing maps the span any more.
   void end_free(unsigned slot, PageSpan span);
   void cpu_died(unsigned slot);
   void device_died(unsigned slot, DeviceId device);
 
-  // --- accesses of programs (I-02) ----------------------------------------------------------------------------------
+  // --- accesses of programs (I-10) ----------------------------------------------------------------------------------
   Touch cpu_access(unsigned slot, Page page, Op op);
   Touch device_access(unsigned slot, DeviceId device, Page page, Op op);
 
@@ -71,9 +71,9 @@ class Memory {
   void discard_system(unsigned slot, Page page);
 
   // --- VRAM ----------------------------------------------------------------------------------------------------------
-  /// A chunk counts from its first use on (I-08). REQUIRES nothing: any number may come from the core.
+  /// A chunk counts from its first use on (I-04). REQUIRES nothing: any number may come from the core.
   void use_vram(unsigned slot, DeviceId device, VramPage first, std::uint64_t count);
-  /// I-13, I-01: nobody maps the chunk, no current copy lies in it. Contents are gone from here on.
+  /// I-05, I-01: nobody maps the chunk, no current copy lies in it. Contents are gone from here on.
   void wipe_chunk(unsigned slot, DeviceId device, VramPage first);
   /// The chunk no longer counts.
   void uncharge_chunk(unsigned slot, DeviceId device, VramPage first);

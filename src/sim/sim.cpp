@@ -33,7 +33,7 @@ const char* to_string(Invariant invariant) {
     case Invariant::fault_ends_once: return "a device fault ends once";
     case Invariant::dma_balance: return "DMA mappings balance";
     case Invariant::budget: return "VRAM stays within its budget";
-    case Invariant::isolation: return "a chunk is released before another client has it";
+    case Invariant::writable_is_dirty: return "writable VRAM counts as dirty";
     case Invariant::reply_once: return "a request is answered once";
     case Invariant::cpu_fault_ends: return "a CPU fault ends";
     case Invariant::progress: return "whoever waits is served";

@@ -16,22 +16,22 @@ namespace ferry::sim {
 enum class Invariant : std::uint8_t {
   none = 0,
   current_copy = 1,       ///< every allocated page has a current copy
-  reads_last_write = 2,   ///< a read gives what was written last, by whoever
-  exclusive_writer = 3,   ///< a writable mapping of one copy excludes mappings of every other copy
-  maps_current = 4,       ///< a mapping leads to a current copy
-  quiet_source = 5,       ///< nobody can write the source of a copy, nobody can reach its target
+  exclusive_writer = 2,   ///< a writable mapping of one copy excludes mappings of every other copy
+  maps_current = 3,       ///< a mapping leads to a current copy
+  budget = 4,             ///< chunks in use never exceed a device's budget
+  slot_single_use = 5,    ///< a VRAM page holds one page at a time
   fault_ends_once = 6,    ///< every device fault ends exactly once
   dma_balance = 7,        ///< what was opened to a device is closed again
-  budget = 8,             ///< chunks in use never exceed a device's budget
-  isolation = 9,          ///< VRAM passes to another client only through release_chunk
-  reply_once = 10,        ///< every request is answered exactly once
-  cpu_fault_ends = 11,    ///< every CPU fault is woken
-  progress = 12,          ///< when failures stop, whoever waits is served within a bound
-  slot_single_use = 13,   ///< a VRAM page holds one page at a time
-  free_is_final = 14,     ///< after the reply to a free nothing of the span is mapped, copied or remembered
-  view_is_true = 15,      ///< what the core says about a page is so
-  answers_right = 16,     ///< requests and faults succeed and fail as documented
-  all_given_back = 17,    ///< when the clients are gone nothing is left
+  all_given_back = 8,     ///< when the clients are gone nothing is left
+  writable_is_dirty = 9,  ///< VRAM that a device can write counts as dirty
+  reads_last_write = 10,  ///< a read gives what was written last, by whoever
+  quiet_source = 11,      ///< nobody can write the source of a copy, nobody can reach its target
+  reply_once = 12,        ///< every request is answered exactly once
+  cpu_fault_ends = 13,    ///< every CPU fault is woken
+  progress = 14,          ///< when failures stop, whoever waits is served within a bound
+  free_is_final = 15,     ///< after the reply to a free nothing of the span is mapped, copied or remembered
+  view_is_true = 16,      ///< what the core says about a page is so
+  answers_right = 17,     ///< requests and faults succeed and fail as documented
   order_free = 18,        ///< no two actions in flight depend on which is performed first
   core_check = 19,        ///< the core's own checks hold (FERRY_CHECK, verify())
 };

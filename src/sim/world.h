@@ -201,6 +201,7 @@ class World final : public core::Observer {
   void check_reply(const core::Action& action);
   void perform_part(std::uint32_t index, unsigned part);
   [[nodiscard]] Status inject_failure(const core::Action& action);
+  void fail_pages(Flight& flight, PageSpan pages);
   void perform_pages(Flight& flight, PageSpan pages);
   void finish_flight(std::uint32_t index);
   void answer(std::uint32_t index);
