@@ -55,6 +55,9 @@ enum class Place : std::uint8_t { system, vram };
 /// | discard_system | system pages may lose their contents and memory                  | -  (must succeed)                |
 /// | reply          | the request behind `cookie` ended with `status` (id 0)           | -                                |
 ///
+/// After a failed map, pages may be mapped as before, as asked, or not at all, each for itself; after a failed copy the
+/// target's contents are anything.
+///
 /// On client_gone / device_lost the executor promises that the process has ended (or is certain to run no further
 /// instruction on managed memory), so the core may treat the pages as revoked.
 enum class Verb : std::uint8_t {

@@ -225,9 +225,14 @@ bool Core::Impl::stage_failed(Op& op) {
   if (op.goal == Goal::vram || op.goal == Goal::in_place) {
     if (failure.code == Code::device_lost) {
       std::erase_if(op.waiters, [&](const Waiter& w) { return w.device == op.device; });
-    } else {
-      fail_waiters(op, failure);
+      return false;
     }
+    fail_waiters(op, failure);
+    // What the device reaches now is unknown, so it reaches nothing: a page that counts as mapped and is not would
+    // have its next fault woken for ever.
+    revoke_device(op, op.device, op.pages);
+    op.stage = Stage::finished;
+    return true;
   }
   return false;
 }
@@ -239,13 +244,17 @@ void Core::Impl::redirect(Op& op, Goal goal) {
   op.copy_failures = 0;
 }
 
+/// Those of the operation's own device.
 void Core::Impl::fail_waiters(Op& op, Status status) {
-  for (const Waiter& waiter : op.waiters) {
+  std::erase_if(op.waiters, [&](const Waiter& waiter) {
+    if (waiter.device != op.device) {
+      return false;  // looked at again when the operation ends
+    }
     if (op.block->client->devices[waiter.device].attached) {
       wake(*op.block->client, waiter, status);
     }
-  }
-  op.waiters.clear();
+    return true;
+  });
 }
 
 void Core::Impl::tell_moved(Op& op, Place to) {

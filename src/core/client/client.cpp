@@ -124,6 +124,10 @@ void Core::Impl::finish_client_if_idle(Client& client) {
       released_all = released_all && !chunk.owned;
     }
   }
+  client.blocks.clear();
+  client.block_at.clear();
+  client.last_index = ~BlockIndex{0};
+  client.last_block = nullptr;
   if (!released_all) {
     return;
   }

@@ -50,9 +50,6 @@ void take_range(Block& block, Page first, const Range& range) {
   const Page to = std::min(first + range.count_pages, block_first + block_pages);
   const auto mask = PageMask::range(static_cast<unsigned>(from - block_first), static_cast<unsigned>(to - from));
   block.allocated |= mask;
-  if (range.freeing) {
-    block.freeing |= mask;
-  }
   if (range.placement == Placement::system) {
     block.placed_system |= mask;
   } else {
@@ -78,7 +75,8 @@ Block& Core::Impl::make_block(Client& client, BlockIndex index) {
     --it;
   }
   for (; it != client.ranges.end() && it->first < first + block_pages; ++it) {
-    if (it->first + it->second.count_pages > first) {
+    // Pages that are being freed and have no block are forgotten already, all but their range.
+    if (it->first + it->second.count_pages > first && !it->second.freeing) {
       take_range(*block, it->first, it->second);
     }
   }
@@ -331,6 +329,10 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
       break;
     } else {
       request.cursor = it->first;
+      continue;
+    }
+    if (it->second.freeing) {
+      request.cursor = it->first + it->second.count_pages;
       continue;
     }
     const Page at = request.cursor;
