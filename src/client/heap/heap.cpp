@@ -85,7 +85,7 @@ inline void* Heap::allocate_any(std::size_t bytes, std::size_t align) noexcept {
       if (size_class < class_count) return allocate_class<zeroed>(size_class, bytes);
     }
   }
-  return allocate_large(std::max<std::size_t>(bytes, 1), align);
+  return allocate_large(std::max<std::size_t>(bytes, 1), align, zeroed);
 }
 
 void* Heap::allocate(std::size_t bytes, std::size_t align) noexcept { return allocate_any<false>(bytes, align); }

@@ -112,8 +112,12 @@ class Heap {
 
   /// Gives the calling thread's cached slots back to the central lists.
   void flush_thread_cache() noexcept;
-  /// Gives spans without any slab back to the source (up to a few are kept otherwise).
+  /// Gives spans that nothing is allocated in back to the source (a few, and the cache of large ones, are kept
+  /// otherwise).
   void release_spare_spans() noexcept;
+  /// Freed large allocations that are kept mapped for the next of their size, in bytes over all; 0, the default, gives
+  /// each back at once, so that a use after free meets no memory.
+  void set_large_cache(std::size_t bytes) noexcept;
 
   /// Every lock, in order: from here to unlock_all no thread but this one changes the heap, apart from what its own
   /// cache lets it do. For fork (before: lock_all; parent: unlock_all; child: unlock_all_in_child) and for conversion.
@@ -153,7 +157,12 @@ class Heap {
   void* allocate_class_slow(unsigned size_class, std::size_t bytes) noexcept;
   template <bool zeroed>
   static void* hand_out(const CacheItem& item, std::size_t bytes) noexcept;
-  void* allocate_large(std::size_t bytes, std::size_t align) noexcept;
+  void* allocate_large(std::size_t bytes, std::size_t align, bool zeroed) noexcept;
+  LargeSpan* take_cached_large(std::size_t bytes, std::size_t align) noexcept;
+  LargeSpan* acquire_large(std::size_t bytes, std::size_t align) noexcept;
+  void* acquire_from_source(std::size_t bytes, std::size_t align) noexcept;
+  void cache_or_release(LargeSpan* large) noexcept;
+  void shrink_large_cache(std::size_t to_bytes) noexcept;
   FreeResult free_large(LargeSpan* large, std::uintptr_t address) noexcept;
   FreeResult report(FreeResult what, const void* pointer) noexcept;
   void flush_bin(CacheBin& bin, unsigned size_class, std::uint32_t count) noexcept;
@@ -180,6 +189,7 @@ class Heap {
   void list_span(SlabSpan* span) noexcept;
   void unlist_span(SlabSpan* span) noexcept;
   void release_span(SlabSpan* span) noexcept;
+  void release_spares_locked() noexcept;
 
   const std::uintptr_t window_base_;
   const std::size_t window_bytes_;
@@ -205,6 +215,10 @@ class Heap {
   SlabSpan* spans_by_order_[span_orders] = {};  ///< by the largest run of free units
   SlabSpan* all_slab_spans_ = nullptr;
   LargeSpan* all_large_ = nullptr;
+  LargeSpan* newest_cached_ = nullptr;
+  LargeSpan* oldest_cached_ = nullptr;
+  std::size_t cached_bytes_ = 0;
+  std::size_t cached_bytes_max_ = 0;
   SlabSpan* recycled_spans_ = nullptr;
   LargeSpan* recycled_large_ = nullptr;
   std::uint32_t spare_spans_ = 0;

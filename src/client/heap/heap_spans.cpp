@@ -49,6 +49,7 @@ Heap::~Heap() {
   for (SlabSpan* span = all_slab_spans_; span != nullptr; span = span->all_next) {
     source_.release_span(reinterpret_cast<void*>(span->base), heap_span_bytes);
   }
+  shrink_large_cache(0);
   for (LargeSpan* large = all_large_; large != nullptr; large = large->next) {
     source_.release_span(reinterpret_cast<void*>(large->base), large->bytes);
   }
@@ -201,7 +202,7 @@ SlabSpan* Heap::span_with_run(unsigned order) noexcept {
     if (memory == nullptr) return nullptr;
     span = new (memory) SlabSpan{};
   }
-  void* at = source_.acquire_span(heap_span_bytes, heap_span_bytes);
+  void* at = acquire_from_source(heap_span_bytes, heap_span_bytes);
   const std::size_t unit = (reinterpret_cast<std::uintptr_t>(at) - window_base_) >> heap_unit_shift;
   if (at == nullptr || !map_.prepare(unit, span_units)) {
     if (at != nullptr) source_.release_span(at, heap_span_bytes);
@@ -306,8 +307,8 @@ void Heap::release_span(SlabSpan* span) noexcept {
   recycled_spans_ = span;
 }
 
-void Heap::release_spare_spans() noexcept {
-  HeapLockGuard guard(span_lock_);
+void Heap::release_spares_locked() noexcept {
+  shrink_large_cache(0);
   SlabSpan* span = spans_by_order_[span_orders - 1];
   while (span != nullptr) {
     SlabSpan* next = span->next;
@@ -318,15 +319,52 @@ void Heap::release_spare_spans() noexcept {
   }
 }
 
+void Heap::release_spare_spans() noexcept {
+  HeapLockGuard guard(span_lock_);
+  release_spares_locked();
+}
+
+void* Heap::acquire_from_source(std::size_t bytes, std::size_t align) noexcept {
+  void* at = source_.acquire_span(bytes, align);
+  if (at != nullptr || (cached_bytes_ == 0 && spare_spans_ == 0)) return at;
+  // What is kept for speed must not be what makes an allocation fail.
+  release_spares_locked();
+  return source_.acquire_span(bytes, align);
+}
+
 // --- large allocations -----------------------------------------------------------------------------------------------
 
-void* Heap::allocate_large(std::size_t bytes, std::size_t align) noexcept {
+void* Heap::allocate_large(std::size_t bytes, std::size_t align, bool zeroed) noexcept {
   if (!usable_) return nullptr;
   drain_deferred();
-  bytes = (bytes + heap_unit_bytes - 1) & ~(heap_unit_bytes - 1);
+  const std::size_t span_bytes = (bytes + heap_unit_bytes - 1) & ~(heap_unit_bytes - 1);
   // Whole blocks of the manager where it fills any: neighbours then do not share one.
-  align = std::max(align, bytes >= heap_span_bytes ? heap_span_bytes : heap_unit_bytes);
-  HeapLockGuard guard(span_lock_);
+  align = std::max(align, span_bytes >= heap_span_bytes ? heap_span_bytes : heap_unit_bytes);
+  LargeSpan* large = nullptr;
+  bool clean = false;
+  {
+    HeapLockGuard guard(span_lock_);
+    large = take_cached_large(span_bytes, align);
+    if (large == nullptr) {
+      large = acquire_large(span_bytes, align);
+      if (large == nullptr) return nullptr;
+      clean = true;
+    }
+    large->state.store(slot_state::live, std::memory_order_relaxed);
+    large->prev = nullptr;
+    large->next = all_large_;
+    if (all_large_ != nullptr) all_large_->prev = large;
+    all_large_ = large;
+    ++large_count_;
+    large_bytes_ += large->bytes;
+    map_.set((large->base - window_base_) >> heap_unit_shift, large);
+  }
+  auto* at = reinterpret_cast<void*>(large->base);
+  if (zeroed && !clean) std::memset(at, 0, bytes);
+  return at;
+}
+
+LargeSpan* Heap::acquire_large(std::size_t bytes, std::size_t align) noexcept {
   LargeSpan* large = recycled_large_;
   if (large != nullptr) {
     recycled_large_ = large->next;
@@ -336,10 +374,9 @@ void* Heap::allocate_large(std::size_t bytes, std::size_t align) noexcept {
     large = new (memory) LargeSpan{};
     large->kind = PageRecord::Kind::large;
   }
-  void* at = source_.acquire_span(bytes, align);
+  void* at = acquire_from_source(bytes, align);
   const auto base = reinterpret_cast<std::uintptr_t>(at);
-  const std::size_t unit = (base - window_base_) >> heap_unit_shift;
-  if (at == nullptr || !map_.prepare(unit, 1)) {
+  if (at == nullptr || !map_.prepare((base - window_base_) >> heap_unit_shift, 1)) {
     if (at != nullptr) source_.release_span(at, bytes);
     large->next = recycled_large_;
     recycled_large_ = large;
@@ -347,16 +384,56 @@ void* Heap::allocate_large(std::size_t bytes, std::size_t align) noexcept {
   }
   large->base = base;
   large->bytes = bytes;
-  large->state.store(slot_state::live, std::memory_order_relaxed);
-  large->prev = nullptr;
-  large->next = all_large_;
-  if (all_large_ != nullptr) all_large_->prev = large;
-  all_large_ = large;
-  ++large_count_;
-  large_bytes_ += bytes;
   span_bytes_ += bytes;
-  map_.set(unit, large);
-  return at;
+  return large;
+}
+
+LargeSpan* Heap::take_cached_large(std::size_t bytes, std::size_t align) noexcept {
+  // The newest first: its pages are the warmest. At most an eighth is wasted.
+  for (LargeSpan* large = newest_cached_; large != nullptr; large = large->next) {
+    if (large->bytes < bytes || large->bytes > bytes + bytes / 8 || (large->base & (align - 1)) != 0) continue;
+    (large->prev != nullptr ? large->prev->next : newest_cached_) = large->next;
+    (large->next != nullptr ? large->next->prev : oldest_cached_) = large->prev;
+    cached_bytes_ -= large->bytes;
+    return large;
+  }
+  return nullptr;
+}
+
+void Heap::cache_or_release(LargeSpan* large) noexcept {
+  // One that fills more than half of the cache would only drive out what is worth more.
+  if (large->bytes > cached_bytes_max_ / 2) {
+    span_bytes_ -= large->bytes;
+    source_.release_span(reinterpret_cast<void*>(large->base), large->bytes);
+    large->next = recycled_large_;
+    recycled_large_ = large;
+    return;
+  }
+  large->prev = nullptr;
+  large->next = newest_cached_;
+  (newest_cached_ != nullptr ? newest_cached_->prev : oldest_cached_) = large;
+  newest_cached_ = large;
+  cached_bytes_ += large->bytes;
+  shrink_large_cache(cached_bytes_max_);
+}
+
+void Heap::shrink_large_cache(std::size_t to_bytes) noexcept {
+  while (cached_bytes_ > to_bytes) {
+    LargeSpan* large = oldest_cached_;
+    oldest_cached_ = large->prev;
+    (oldest_cached_ != nullptr ? oldest_cached_->next : newest_cached_) = nullptr;
+    cached_bytes_ -= large->bytes;
+    span_bytes_ -= large->bytes;
+    source_.release_span(reinterpret_cast<void*>(large->base), large->bytes);
+    large->next = recycled_large_;
+    recycled_large_ = large;
+  }
+}
+
+void Heap::set_large_cache(std::size_t bytes) noexcept {
+  HeapLockGuard guard(span_lock_);
+  cached_bytes_max_ = bytes;
+  shrink_large_cache(bytes);
 }
 
 FreeResult Heap::free_large(LargeSpan* large, std::uintptr_t address) noexcept {
@@ -367,18 +444,11 @@ FreeResult Heap::free_large(LargeSpan* large, std::uintptr_t address) noexcept {
   }
   HeapLockGuard guard(span_lock_);
   map_.set((address - window_base_) >> heap_unit_shift, &retired_record_);
-  if (large->prev != nullptr) {
-    large->prev->next = large->next;
-  } else {
-    all_large_ = large->next;
-  }
+  (large->prev != nullptr ? large->prev->next : all_large_) = large->next;
   if (large->next != nullptr) large->next->prev = large->prev;
   --large_count_;
   large_bytes_ -= large->bytes;
-  span_bytes_ -= large->bytes;
-  source_.release_span(reinterpret_cast<void*>(address), large->bytes);
-  large->next = recycled_large_;
-  recycled_large_ = large;
+  cache_or_release(large);
   return FreeResult::freed;
 }
 
@@ -391,6 +461,11 @@ HeapObject Heap::lookup(const void* address) noexcept {
   for (const LargeSpan* large = all_large_; large != nullptr; large = large->next) {
     if (at - large->base < large->bytes) {
       return {HeapObject::State::live, reinterpret_cast<const void*>(large->base), large->bytes};
+    }
+  }
+  for (const LargeSpan* large = newest_cached_; large != nullptr; large = large->next) {
+    if (at - large->base < large->bytes) {
+      return {HeapObject::State::free, reinterpret_cast<const void*>(large->base), large->bytes};
     }
   }
   const PageRecord* record = map_.get((at - window_base_) >> heap_unit_shift);
@@ -410,6 +485,9 @@ void Heap::visit_spans(SpanVisitor visit, void* context, bool locked) noexcept {
     visit(context, reinterpret_cast<void*>(span->base), heap_span_bytes, SpanKind::slabs);
   }
   for (LargeSpan* large = all_large_; large != nullptr; large = large->next) {
+    visit(context, reinterpret_cast<void*>(large->base), large->bytes, SpanKind::large);
+  }
+  for (LargeSpan* large = newest_cached_; large != nullptr; large = large->next) {
     visit(context, reinterpret_cast<void*>(large->base), large->bytes, SpanKind::large);
   }
   if (!locked) span_lock_.unlock();

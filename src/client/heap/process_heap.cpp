@@ -428,3 +428,9 @@ std::size_t ferry_heap_usable_size(void* pointer) noexcept {
   Heap* heap = active_heap.load(std::memory_order_acquire);
   return heap == nullptr ? 0 : heap->usable_size(pointer);
 }
+
+void ferry_heap_serve_malloc() noexcept {
+  // libc keeps blocks of up to 32 MiB, too, once a program has freed one.
+  constexpr std::size_t cache_bytes = std::size_t{64} << 20;
+  if (::getenv("FERRY_MALLOC_CHECK") == nullptr) process_heap().set_large_cache(cache_bytes);
+}

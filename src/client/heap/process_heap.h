@@ -82,4 +82,7 @@ FERRY_HEAP_EXPORT void* ferry_heap_realloc(void* pointer, std::size_t bytes) noe
 FERRY_HEAP_EXPORT void* ferry_heap_memalign(std::size_t align, std::size_t bytes) noexcept;
 FERRY_HEAP_EXPORT void ferry_heap_free(void* pointer) noexcept;
 FERRY_HEAP_EXPORT std::size_t ferry_heap_usable_size(void* pointer) noexcept;
+/// This heap is the program's malloc: speed counts for more than that a use after free of a large block is noticed,
+/// unless FERRY_MALLOC_CHECK is set. Called once, by the preload.
+FERRY_HEAP_EXPORT void ferry_heap_serve_malloc() noexcept;
 }

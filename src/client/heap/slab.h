@@ -44,7 +44,7 @@ struct SlabSpan {
 struct LargeSpan : PageRecord {
   std::atomic<std::uint8_t> state;  ///< slot_state::live or used
   std::size_t bytes;                ///< a multiple of heap_unit_bytes
-  LargeSpan* next;
+  LargeSpan* next;                  ///< among those allocated, those cached or the recycled records
   LargeSpan* prev;
 };
 

@@ -26,6 +26,8 @@ void* memalign_like_libc(std::size_t align, std::size_t bytes) {
   return ferry_heap_memalign(power, bytes);
 }
 
+__attribute__((constructor)) void serve_malloc() { ferry_heap_serve_malloc(); }
+
 }  // namespace
 
 extern "C" {
