@@ -7,6 +7,7 @@
 #include <deque>
 #include <mutex>
 
+#include "base/types.h"
 #include "linux/futex.h"
 #include "linux/memory_file.h"
 #include "linux/stream_copy.h"
@@ -24,19 +25,26 @@ bool has_hole(const CopyJob& job) {
 
 Status prepare(std::byte* address, std::size_t bytes, Prepare how, bool write) {
   if (how == Prepare::make_huge) {
-    // Populated first: a hole in a range that somebody watches for missing pages cannot be collapsed.
-    if (make_huge(address, bytes)) return {};
-    if (const Status s = populate(address, bytes, write); !s.ok()) return s;
-    make_huge(address, bytes);
-    // Collapsing leaves the entry to the next touch.
+    for (std::byte* at = address; at + block_bytes <= address + bytes; at += block_bytes) {
+      // The kernel collapses holes too, but not where all is a hole, and not where somebody watches for missing pages:
+      // then the block is filled first.
+      if (const Status s = populate(at, page_bytes, write); !s.ok()) return s;
+      if (make_huge(at, block_bytes)) continue;
+      if (const Status s = populate(at, block_bytes, write); !s.ok()) return s;
+      make_huge(at, block_bytes);
+    }
   }
+  // Collapsing leaves the entry to the next touch.
   return populate(address, bytes, write);
 }
 
 Status prepare_job(const CopyJob& job, bool& hole) {
+  if (job.punch_fd >= 0) return punch_hole(job.punch_fd, job.source_offset, job.bytes);
   hole = has_hole(job);
   if (job.prepare_target != Prepare::nothing) {
-    const Status s = prepare(job.target, job.bytes, job.prepare_target, true);
+    const bool more = job.prepare_at != nullptr;
+    const Status s = prepare(more ? job.prepare_at : job.target, more ? job.prepare_bytes : job.bytes,
+                             job.prepare_target, true);
     if (!s.ok()) return s;
   }
   if (job.prepare_source != Prepare::nothing && !hole && job.source != nullptr) {
@@ -61,7 +69,7 @@ void copy_span(const CopyJob& job, bool hole, std::size_t first, std::size_t end
                              job.source_offset;
     // A file that changes meanwhile may claim a hole where data was said to be: read at least a page, it is always
     // readable.
-    const std::size_t stop = next > data ? next : std::min(end, data + 4096);
+    const std::size_t stop = next > data ? next : std::min(end, data + page_bytes);
     stream_copy(job.target + data, job.source + data, stop - data);
     first = stop;
   }
@@ -72,6 +80,7 @@ void copy_span(const CopyJob& job, bool hole, std::size_t first, std::size_t end
 struct CopyEngine::Running {
   CopyJob job;
   bool prepared = false;
+  bool ended = false;
   bool hole = false;
   Status status;
   std::size_t next = 0;       // first byte that no worker has claimed
@@ -132,7 +141,7 @@ bool CopyEngine::take_turn() {
   Running* mine = nullptr;
   for (auto& r : shared_->jobs) {
     // A job in preparation has a claim and next == 0: its slices cannot be had yet.
-    if (r.prepared ? (r.next < r.job.bytes && r.status.ok()) : r.claims == 0) {
+    if (!r.ended && (r.prepared ? (r.next < r.job.bytes && r.status.ok()) : r.claims == 0)) {
       mine = &r;
       break;
     }
@@ -172,12 +181,8 @@ bool CopyEngine::take_turn() {
   bool completed = false;
   if (ended) {
     shared_->completions.push_back({mine->job.tag, mine->status, mine->hole, mine->work_ns});
-    mine->job.bytes = 0;  // ended: no slice left to claim
-    mine->next = 0;
-    mine->job.target = nullptr;
-    while (!shared_->jobs.empty() && shared_->jobs.front().prepared && shared_->jobs.front().job.target == nullptr) {
-      shared_->jobs.pop_front();
-    }
+    mine->ended = true;
+    while (!shared_->jobs.empty() && shared_->jobs.front().ended) shared_->jobs.pop_front();
     completed_.fetch_add(1, std::memory_order_release);
     completed = true;
   }

@@ -19,7 +19,7 @@ namespace ferry::linux {
 enum class Prepare : std::uint8_t {
   nothing,
   populate,   ///< give it memory and page-table entries; lack of memory fails the job instead of raising a signal
-  make_huge,  ///< also try for huge pages
+  make_huge,  ///< also try for huge pages, in each whole aligned 2 MiB
 };
 
 struct CopyJob {
@@ -29,8 +29,12 @@ struct CopyJob {
   std::uint64_t tag = 0;              ///< comes back in the completion
   Prepare prepare_target = Prepare::nothing;
   Prepare prepare_source = Prepare::nothing;  ///< only where the source has pages: holes are not filled
+  /// What prepare_target is about, if it is more than the target; null: the target.
+  std::byte* prepare_at = nullptr;
+  std::size_t prepare_bytes = 0;
   int source_fd = -1;                 ///< >= 0: holes of this file at source_offset are written as zeros, not read
   std::uint64_t source_offset = 0;
+  int punch_fd = -1;                  ///< >= 0: nothing is copied; `bytes` of this file at source_offset are freed
 };
 
 struct CopyCompletion {

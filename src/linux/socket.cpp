@@ -32,7 +32,7 @@ bool wait_for(int fd, short events, int timeout_ms) {
 }
 
 struct alignas(cmsghdr) ControlBuffer {
-  char bytes[CMSG_SPACE(sizeof(int) * wire::message_fds_max)];
+  char bytes[CMSG_SPACE(sizeof(int) * wire::message_fds_max) + CMSG_SPACE(sizeof(ucred))];
 };
 
 }  // namespace
@@ -41,6 +41,8 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
   for (unsigned i = 0; i < in.fd_count; ++i) in.fds[i].reset();
   in.fd_count = 0;
   in.size = 0;
+  in.sender_pid = 0;
+  in.sender_uid = 0;
 
   ControlBuffer control;
   iovec iov{in.buffer.data(), in.buffer.size()};
@@ -60,6 +62,12 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
 
   // Descriptors first: whatever is wrong with the rest, they are ours to close.
   for (cmsghdr* c = CMSG_FIRSTHDR(&msg); c != nullptr; c = CMSG_NXTHDR(&msg, c)) {
+    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS) {
+      ucred who{};
+      std::memcpy(&who, CMSG_DATA(c), sizeof who);
+      in.sender_pid = who.pid;
+      in.sender_uid = who.uid;
+    }
     if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
     const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (std::size_t i = 0; i < count; ++i) {
@@ -121,7 +129,12 @@ Status send_bytes(int socket, wire::MessageType type, std::uint64_t request, std
 Result<std::pair<Fd, Fd>> make_socket_pair() {
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return Status(Code::io_error, errno);
-  return std::pair<Fd, Fd>(Fd(pair[0]), Fd(pair[1]));
+  std::pair<Fd, Fd> ends{Fd{pair[0]}, Fd{pair[1]}};
+  const int on = 1;
+  for (const int fd : pair) {
+    if (::setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0) return Status(Code::io_error, errno);
+  }
+  return ends;
 }
 
 Result<Fd> connect_socket(const char* path) {

@@ -42,6 +42,9 @@ class Incoming {
 
   wire::MessageHead head{};
   std::size_t size = 0;
+  /// Who sent it, vouched for by the kernel; 0 unless this end asks for it (both ends of make_socket_pair() do).
+  pid_t sender_pid = 0;
+  uid_t sender_uid = 0;
   /// Descriptors in the order sent, close-on-exec; those not taken close with the next receive or with *this.
   std::array<Fd, wire::message_fds_max> fds;
   unsigned fd_count = 0;
@@ -77,7 +80,7 @@ inline Status send_text(int socket, wire::MessageType type, std::uint64_t reques
   return send_bytes(socket, type, request, {}, {}, text, timeout_ms);
 }
 
-/// Connected SOCK_SEQPACKET pair, close-on-exec.
+/// Connected SOCK_SEQPACKET pair, close-on-exec, on which every message says who sent it.
 Result<std::pair<Fd, Fd>> make_socket_pair();
 
 /// Connects to a manager's socket. ERRORS: io_error with ENOENT, ECONNREFUSED (nobody listens), EACCES, ENAMETOOLONG.
