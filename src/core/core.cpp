@@ -126,6 +126,7 @@ Action& Core::Impl::ask(Verb verb, Op& op, PageSpan pages) {
   pending.verb = verb;
   pending.device = op.device;
   pending.client = op.block->client;
+  pending.process = op.device == no_device ? 0 : op.block->client->devices[op.device].process;
   pending.pages = pages;
   ++op.outstanding;
   Action& action = emit(verb, *op.block->client);

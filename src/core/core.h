@@ -75,7 +75,8 @@ class Core {
   /// The application has ended. Its devices must have been reported gone first or be reported soon; waits for actions
   /// in flight, gives everything back, then replies to `cookie`. Calls for this client after it are ignored.
   void client_gone(std::uint64_t now_ns, ClientId client, Cookie cookie);
-  /// The client's device process runs. A device fault before this is an error of the caller.
+  /// The client's device process runs. A device fault before this is an error of the caller. After device_gone another
+  /// process may take its place; actions meant for the former one still end with device_lost.
   void device_attach(ClientId client, DeviceId device);
   /// The device process has ended: nothing is mapped there any more; its newest pages stay valid in VRAM and are
   /// served to the CPU from there. Waves of it are forgotten, not woken.

@@ -42,6 +42,7 @@ struct Chunk {
 /// One client's part of one device.
 struct ClientDevice {
   bool attached = false;
+  std::uint32_t process = 0;            ///< counts the device processes: an answer may come from a former one
   std::vector<Chunk> chunks;         ///< by chunk number in the client's VRAM file
   std::vector<VramPage> free_slots;  ///< of owned, not draining chunks; last in, first out
   std::vector<SlotIndex> slot_at;    ///< by slot number in the file (VramPage / granularity); none_index if free
@@ -147,6 +148,7 @@ struct Pending {
   DeviceId device = no_device;
   Client* client = nullptr;
   std::uint32_t request = none_index;  ///< discard_system: the free request
+  std::uint32_t process = 0;           ///< map_device: ClientDevice::process when it was asked for
   PageSpan pages;
   VramPage vram_first = 0;
   FaultToken token;

@@ -164,7 +164,13 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
       }
       break;
     case Verb::map_device:
-      if (!status.ok()) {
+      if (status.code == Code::device_lost) {
+        // Waves of the process that was lost wait no more. Those of a new one in its place do.
+        if (pending.process == block.client->devices[pending.device].process) {
+          std::erase_if(op.waiters, [&](const Waiter& w) { return w.device == pending.device; });
+        }
+        op.failure = status;
+      } else if (!status.ok()) {
         op.failure = status;
       } else if (pending.has_token) {
         // The wave that mapped goes on by itself.
@@ -224,7 +230,6 @@ bool Core::Impl::stage_failed(Op& op) {
   }
   if (op.goal == Goal::vram || op.goal == Goal::in_place) {
     if (failure.code == Code::device_lost) {
-      std::erase_if(op.waiters, [&](const Waiter& w) { return w.device == op.device; });
       return false;
     }
     fail_waiters(op, failure);

@@ -30,6 +30,7 @@ void Core::Impl::device_attach(ClientId id, DeviceId device) {
   FERRY_CHECK_LT(device, devices.size());
   FERRY_CHECK(!client->devices[device].attached);
   client->devices[device].attached = true;
+  ++client->devices[device].process;
 }
 
 void Core::Impl::device_gone(ClientId id, DeviceId device) {
