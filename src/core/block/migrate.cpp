@@ -70,6 +70,9 @@ bool Core::Impl::step(Op& op) {
       if (op.goal == Goal::discard) {
         revoke_everything(op);
         op.stage = Stage::discard;
+      } else if (op.goal == Goal::probe) {
+        revoke_vram(op);
+        op.stage = Stage::finished;
       } else if (op.goal == Goal::vram && granule_state(op).owner == op.device) {
         revoke_for_vram(op);
         op.stage = Stage::copy_up;
@@ -219,7 +222,8 @@ bool Core::Impl::stage_failed(Op& op) {
       fail_waiters(op, Code::io_error);
     }
     if (granule_state(op).slot != none_index) {
-      devices[granule_state(op).owner].victims.touch(granule_state(op).slot);
+      Device& owner = devices[granule_state(op).owner];
+      owner.victims.spare(granule_state(op).slot, owner.evictions);
     }
     return false;
   }
@@ -263,6 +267,11 @@ void Core::Impl::fail_waiters(Op& op, Status status) {
 }
 
 void Core::Impl::tell_moved(Op& op, Place to) {
+  if (op.moved) {
+    // From one device to another by way of home: each leg has its own end.
+    tell(EventKind::migrate_end, *op.block->client, op.device, granule_span(*op.block, op.granule), op.cause, op.access,
+         op.moved_to);
+  }
   op.moved = true;
   op.moved_to = to;
   tell(EventKind::migrate_begin, *op.block->client, to == Place::vram ? op.device : granule_state(op).owner,
