@@ -49,23 +49,25 @@ void World::check_view(bool quiet) const {
       }
       if (state == AllocState::none) continue;
       if (r.moving) {
-        if (quiet) violate(Invariant::progress, "page %llu of client %u moves, but nothing is under way", u(page), c.id);
+        if (quiet)
+          violate(Invariant::progress, "page %llu of client %u moves, but nothing is under way", u(page), c.id);
         continue;
       }
       if (r.system_current && !memory_.system_is_current(slot, page)) {
-        violate(Invariant::view_is_true, "the core says that page %llu of client %u is current in system memory; it is not",
-                u(page), c.id);
+        violate(Invariant::view_is_true,
+                "the core says that page %llu of client %u is current in system memory; it is not", u(page), c.id);
       }
       if (r.vram_device != no_device && !memory_.vram_is_current(slot, r.vram_device, page)) {
-        violate(Invariant::view_is_true, "the core says that page %llu of client %u is current in VRAM of device %u; it is not",
-                u(page), c.id, unsigned{r.vram_device});
+        violate(Invariant::view_is_true,
+                "the core says that page %llu of client %u is current in VRAM of device %u; it is not", u(page), c.id,
+                unsigned{r.vram_device});
       }
       if (!r.system_current && r.vram_device == no_device) {
         violate(Invariant::current_copy, "the core knows no current copy of page %llu of client %u", u(page), c.id);
       }
       if (memory_.cpu_entry(slot, page) == CpuEntry::mapped && !r.cpu_may_map) {
-        violate(Invariant::view_is_true, "the core says that no CPU thread reaches page %llu of client %u; they do", u(page),
-                c.id);
+        violate(Invariant::view_is_true, "the core says that no CPU thread reaches page %llu of client %u; they do",
+                u(page), c.id);
       }
       for (DeviceId d = 0; d < swarm_.devices; ++d) {
         const DeviceEntry e = memory_.device_entry(slot, d, page);
@@ -77,11 +79,13 @@ void World::check_view(bool quiet) const {
                   unsigned{d}, u(page), c.id, e.writable ? " for writing" : "");
         }
         if (e.kind == DeviceKind::vram && e.writable && !r.dirty) {
-          violate(Invariant::writable_is_dirty, "device %u can write VRAM of page %llu of client %u, which the core says is clean",
-                  unsigned{d}, u(page), c.id);
+          violate(Invariant::writable_is_dirty,
+                  "device %u can write VRAM of page %llu of client %u, which the core says is clean", unsigned{d},
+                  u(page), c.id);
         }
         if (writable && !mapped) {
-          violate(Invariant::view_is_true, "device_writable without device_mapped for page %llu of client %u", u(page), c.id);
+          violate(Invariant::view_is_true, "device_writable without device_mapped for page %llu of client %u", u(page),
+                  c.id);
         }
         if (quiet && alive && mapped && e.kind == DeviceKind::absent && stats_.failed_actions == 0) {
           violate(Invariant::view_is_true, "the core says that device %u maps page %llu of client %u; it does not",
@@ -112,8 +116,9 @@ std::string World::who_waits() const {
   }
   for (const auto& [cookie, r] : requests_) {
     const char* kind = r.kind == RequestKind::free ? "free" : r.kind == RequestKind::gone ? "client_gone" : "prefetch";
-    add(std::string(kind) + " (cookie " + std::to_string(cookie) + ") of client " + std::to_string(clients_[r.slot].id) +
-        " for pages " + std::to_string(r.span.first) + "+" + std::to_string(r.span.count_pages) + " waits for its answer");
+    add(std::string(kind) + " (cookie " + std::to_string(cookie) + ") of client " +
+        std::to_string(clients_[r.slot].id) + " for pages " + std::to_string(r.span.first) + "+" +
+        std::to_string(r.span.count_pages) + " waits for its answer");
   }
   for (const Flight& f : flights_) {
     if (!f.in_use) continue;
@@ -128,12 +133,14 @@ std::string World::who_waits() const {
 void World::check_stuck(const char* doing) const {
   for (const auto& [token, f] : faults_) {
     if (agents_[f.agent].life == f.agent_life) {
-      violate(Invariant::fault_ends_once, "%s: nothing is under way any more, but they wait:%s", doing, who_waits().c_str());
+      violate(Invariant::fault_ends_once, "%s: nothing is under way any more, but they wait:%s", doing,
+              who_waits().c_str());
     }
   }
   for (const Agent& a : agents_) {
     if (!a.is_wave && a.alive && a.blocked) {
-      violate(Invariant::cpu_fault_ends, "%s: nothing is under way any more, but they wait:%s", doing, who_waits().c_str());
+      violate(Invariant::cpu_fault_ends, "%s: nothing is under way any more, but they wait:%s", doing,
+              who_waits().c_str());
     }
   }
   for (const auto& [cookie, r] : requests_) {
@@ -146,7 +153,8 @@ void World::check_stuck(const char* doing) const {
 void World::check_settled() const {
   for (const Flight& f : flights_) {
     if (f.in_use) {
-      violate(Invariant::progress, "action #%llu (%s) was never answered", u(f.action.id), core::to_string(f.action.verb));
+      violate(Invariant::progress, "action #%llu (%s) was never answered", u(f.action.id),
+              core::to_string(f.action.verb));
     }
   }
   for (const Client& c : clients_) {
@@ -169,11 +177,13 @@ void World::check_empty() const {
   }
   for (DeviceId d = 0; d < swarm_.devices; ++d) {
     if (memory_.chunks_used(d) != 0 || core_->vram_used_pages(d) != 0) {
-      violate(Invariant::all_given_back, "all clients are gone, but device %u has %llu chunks in use (the core says %llu pages)",
-              unsigned{d}, u(memory_.chunks_used(d)), u(core_->vram_used_pages(d)));
+      violate(Invariant::all_given_back,
+              "all clients are gone, but device %u has %llu chunks in use (the core says %llu pages)", unsigned{d},
+              u(memory_.chunks_used(d)), u(core_->vram_used_pages(d)));
     }
   }
-  if (s.vram_pages != 0) violate(Invariant::all_given_back, "all clients are gone, but stats say vram_pages %llu", u(s.vram_pages));
+  if (s.vram_pages != 0)
+    violate(Invariant::all_given_back, "all clients are gone, but stats say vram_pages %llu", u(s.vram_pages));
   if (s.vram_peak_pages > swarm_.core.vram_pages) {
     violate(Invariant::budget, "stats say a peak of %llu pages; the budget is %llu", u(s.vram_peak_pages),
             u(swarm_.core.vram_pages));

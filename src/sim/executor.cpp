@@ -2,6 +2,7 @@
 // are those that see an action before it is performed, so that they need no luck with its timing.
 #include <algorithm>
 
+#include "sim/order.h"
 #include "sim/violation.h"
 #include "sim/world.h"
 
@@ -11,57 +12,6 @@ using core::Action;
 using core::Place;
 using core::Verb;
 
-bool touches_cpu_table(Verb v) { return v == Verb::revoke_cpu || v == Verb::map_cpu; }
-bool touches_device_table(Verb v) { return v == Verb::revoke_device || v == Verb::map_device; }
-bool is_answered(Verb v) { return v != Verb::wake_cpu && v != Verb::wake_wave && v != Verb::reply; }
-bool uses_vram(const Action& a) {
-  return a.verb == Verb::copy || (a.verb == Verb::map_device && a.place == Place::vram);
-}
-bool in_one_chunk(VramPage a, std::uint64_t count, VramPage chunk_first) {
-  return a < chunk_first + block_pages && chunk_first < a + count;
-}
-Place target_of(const Action& copy) { return copy.place == Place::system ? Place::vram : Place::system; }
-bool writes_system(const Action& a) {
-  return a.verb == Verb::discard_system || (a.verb == Verb::copy && target_of(a) == Place::system);
-}
-bool uses_system(const Action& a) {
-  return a.verb == Verb::map_cpu || (a.verb == Verb::map_device && a.place == Place::system) ||
-         (a.verb == Verb::copy && target_of(a) == Place::vram);
-}
-
-/// Whether the result depends on which of the two is performed first. Both belong to one client.
-bool order_matters(const Action& a, const Action& b) {
-  const bool same_device = a.device == b.device;
-  if (a.verb == Verb::release_chunk || b.verb == Verb::release_chunk) {
-    const Action& release = a.verb == Verb::release_chunk ? a : b;
-    const Action& other = a.verb == Verb::release_chunk ? b : a;
-    if (!same_device) return false;
-    if (other.verb == Verb::release_chunk) return other.vram_first == release.vram_first;
-    return uses_vram(other) && in_one_chunk(other.vram_first, other.pages.count_pages, release.vram_first);
-  }
-  if (a.verb == Verb::copy && b.verb == Verb::copy && same_device) {
-    const std::uint64_t a_end = a.vram_first + a.pages.count_pages;
-    const std::uint64_t b_end = b.vram_first + b.pages.count_pages;
-    const bool share_vram = a.vram_first < b_end && b.vram_first < a_end;
-    if (share_vram && (target_of(a) == Place::vram || target_of(b) == Place::vram)) return true;
-  }
-  if (!a.pages.overlaps(b.pages)) return false;
-  if (touches_cpu_table(a.verb) && touches_cpu_table(b.verb)) return true;
-  if (touches_device_table(a.verb) && touches_device_table(b.verb) && same_device) return true;
-  if (writes_system(a) && (uses_system(b) || writes_system(b))) return true;
-  if (writes_system(b) && uses_system(a)) return true;
-  const auto fills_and_maps = [&](const Action& x, const Action& y) {
-    return x.verb == Verb::copy && target_of(x) == Place::vram && y.verb == Verb::map_device &&
-           y.place == Place::vram && same_device;
-  };
-  if (fills_and_maps(a, b) || fills_and_maps(b, a)) return true;
-  // A copy's source must be quiet before it starts, and its target unreachable until it is done.
-  const auto copies_and_hides = [&](const Action& x, const Action& y) {
-    return x.verb == Verb::copy &&
-           (y.verb == Verb::revoke_cpu || (y.verb == Verb::revoke_device && target_of(x) == Place::system && same_device));
-  };
-  return copies_and_hides(a, b) || copies_and_hides(b, a);
-}
 }  // namespace
 
 void World::take_actions() {
@@ -118,7 +68,7 @@ void World::issue(const Action& a) {
     flight_holes_.pop_back();
   }
   Flight& f = flights_[index];
-  f = Flight{a, f.stamp + 1, true, false, slot, 1, 0, {}};
+  f = Flight{a, f.stamp + 1, true, slot, 1, 0, has_device ? clients_[slot].devices[a.device].life : 0, {}};
   const bool may_split = has_pages && a.pages.count_pages > 1 && a.verb != Verb::wake_cpu;
   if (may_split && random_.chance(swarm_.split)) {
     f.parts_left = 2;
@@ -132,14 +82,14 @@ void World::check_conflicts(const Action& a) const {
   if (!is_answered(a.verb)) return;
   for (const Flight& f : flights_) {
     if (!f.in_use || f.action.id == 0 || f.action.client != a.client || !order_matters(f.action, a)) continue;
-    violate(Invariant::order_free,
-            "%s #%llu of %llu+%llu is asked for while %s #%llu of %llu+%llu is not answered: the result depends on which "
-            "comes first (client %u, device %u)",
-            core::to_string(a.verb), static_cast<unsigned long long>(a.id),
-            static_cast<unsigned long long>(a.pages.first), static_cast<unsigned long long>(a.pages.count_pages),
-            core::to_string(f.action.verb), static_cast<unsigned long long>(f.action.id),
-            static_cast<unsigned long long>(f.action.pages.first),
-            static_cast<unsigned long long>(f.action.pages.count_pages), a.client, unsigned{a.device});
+    violate(
+        Invariant::order_free,
+        "%s #%llu of %llu+%llu is asked for while %s #%llu of %llu+%llu is not answered: the result depends on which "
+        "comes first (client %u, device %u)",
+        core::to_string(a.verb), static_cast<unsigned long long>(a.id), static_cast<unsigned long long>(a.pages.first),
+        static_cast<unsigned long long>(a.pages.count_pages), core::to_string(f.action.verb),
+        static_cast<unsigned long long>(f.action.id), static_cast<unsigned long long>(f.action.pages.first),
+        static_cast<unsigned long long>(f.action.pages.count_pages), a.client, unsigned{a.device});
   }
 }
 
@@ -152,8 +102,9 @@ void World::check_wake(const Action& a) {
   }
   Fault& f = it->second;
   if (!f.delivered || clients_[f.slot].id != a.client || f.device != a.device) {
-    violate(Invariant::fault_ends_once, "%s for token %llu names client %u device %u; the fault is of client %u device %u",
-            core::to_string(a.verb), token, a.client, unsigned{a.device}, clients_[f.slot].id, unsigned{f.device});
+    violate(Invariant::fault_ends_once,
+            "%s for token %llu names client %u device %u; the fault is of client %u device %u", core::to_string(a.verb),
+            token, a.client, unsigned{a.device}, clients_[f.slot].id, unsigned{f.device});
   }
   if (f.forgotten) {
     violate(Invariant::fault_ends_once, "%s for token %llu: device %u of client %u was reported gone before",
@@ -161,8 +112,8 @@ void World::check_wake(const Action& a) {
   }
   if (a.verb == Verb::map_device) {
     if (!a.pages.contains(f.page) || (f.access == Access::write && a.prot == Prot::read)) {
-      violate(Invariant::fault_ends_once, "map_device carries token %llu, but does not serve its fault at page %llu", token,
-              static_cast<unsigned long long>(f.page));
+      violate(Invariant::fault_ends_once, "map_device carries token %llu, but does not serve its fault at page %llu",
+              token, static_cast<unsigned long long>(f.page));
     }
     f.carried = true;
     return;
@@ -194,7 +145,8 @@ void World::check_wake(const Action& a) {
       break;
     default:
       // A device that is lost ends its faults by being gone.
-      if (a.status.code == Code::device_lost && clients_[f.slot].devices[f.device].state != DeviceState::attached) break;
+      if (a.status.code == Code::device_lost && clients_[f.slot].devices[f.device].state != DeviceState::attached)
+        break;
       if (a.status.code == Code::client_gone && clients_[f.slot].state != ClientState::running) break;
       violate(Invariant::answers_right, "the fault at page %llu of client %u fails with: %s",
               static_cast<unsigned long long>(f.page), a.client, to_string(a.status.code));
@@ -215,9 +167,9 @@ void World::check_reply(const Action& a) {
   }
   for (const Flight& f : flights_) {
     if (!f.in_use || f.action.id == 0 || f.action.client != a.client) continue;
-    const bool concerns = r.kind == RequestKind::gone ||
-                          (r.kind == RequestKind::free && f.action.verb != Verb::release_chunk &&
-                           f.action.pages.overlaps(r.span));
+    const bool concerns =
+        r.kind == RequestKind::gone ||
+        (r.kind == RequestKind::free && f.action.verb != Verb::release_chunk && f.action.pages.overlaps(r.span));
     if (concerns) {
       violate(r.kind == RequestKind::gone ? Invariant::all_given_back : Invariant::free_is_final,
               "the %s of client %u is answered while %s #%llu of %llu+%llu is under way",
@@ -232,11 +184,6 @@ void World::check_reply(const Action& a) {
     }
     memory_.end_free(r.slot, r.span);
   }
-}
-
-DeviceId World::runs_in(const Action& a, bool& needs_process) const {
-  needs_process = touches_cpu_table(a.verb) || touches_device_table(a.verb);
-  return touches_device_table(a.verb) ? a.device : no_device;
 }
 
 Status World::inject_failure(const Action& a) {
@@ -258,24 +205,23 @@ Status World::inject_failure(const Action& a) {
 void World::perform_part(std::uint32_t index, unsigned part) {
   Flight& f = flights_[index];
   const Action& a = f.action;
-  bool needs_process = false;
-  const DeviceId process_device = runs_in(a, needs_process);
-  if (needs_process) {
-    Process& process = process_of(f.slot, process_device);
-    if (process.stopped) {
+  if (touches_cpu_table(a.verb) || touches_device_table(a.verb)) {
+    const DeviceId where = touches_device_table(a.verb) ? a.device : no_device;
+    const Client& c = clients_[f.slot];
+    const bool alive = where == no_device
+                           ? c.state == ClientState::running
+                           : c.devices[where].state == DeviceState::attached && c.devices[where].life == f.device_life;
+    if (!alive) {
+      f.status = where == no_device ? Code::client_gone : Code::device_lost;
+    } else if (Process& process = process_of(f.slot, where); process.stopped) {
       process.waiting.push_back(Event{now_ns_, 0, part, index, f.stamp, Kind::part});
       return;
-    }
-    const Client& c = clients_[f.slot];
-    if (process_device == no_device ? c.state != ClientState::running
-                                    : c.devices[process_device].state != DeviceState::attached) {
-      f.status = process_device == no_device ? Code::client_gone : Code::device_lost;
     }
   }
   PageSpan pages = a.pages;
   if (f.split != 0) {
-    pages = part == 0 ? PageSpan{a.pages.first, f.split}
-                      : PageSpan{a.pages.first + f.split, a.pages.count_pages - f.split};
+    pages =
+        part == 0 ? PageSpan{a.pages.first, f.split} : PageSpan{a.pages.first + f.split, a.pages.count_pages - f.split};
   }
   if (f.status.ok()) {
     f.status = inject_failure(a);
@@ -341,7 +287,6 @@ void World::perform_pages(Flight& f, PageSpan pages) {
 
 void World::finish_flight(std::uint32_t index) {
   Flight& f = flights_[index];
-  f.performed = true;
   const Action a = f.action;
   if (a.verb == Verb::map_device && a.has_token) {
     if (f.status.ok()) {

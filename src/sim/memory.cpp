@@ -39,8 +39,9 @@ void Memory::client_close(unsigned slot) {
   auto& c = clients_[slot];
   for (DeviceId d = 0; d < c.devices.size(); ++d) {
     if (chunks_of(slot, d) != 0) {
-      violate(Invariant::all_given_back, "client %u is gone, but %llu of its VRAM chunks on device %u were not released",
-              c.id, static_cast<unsigned long long>(chunks_of(slot, d)), unsigned{d});
+      violate(Invariant::all_given_back,
+              "client %u is gone, but %llu of its VRAM chunks on device %u were not released", c.id,
+              static_cast<unsigned long long>(chunks_of(slot, d)), unsigned{d});
     }
     for (std::uint32_t i = 0; i < pages_; ++i) {
       if (c.devices[d].table[i].kind != DeviceKind::absent) {
@@ -63,8 +64,9 @@ void Memory::alloc(unsigned slot, PageSpan span) {
   for (Page page = span.first; page < span.end(); ++page) {
     auto& p = at(slot, page);
     if (p.system != 0) {
-      violate(Invariant::free_is_final, "client %u allocates page %lld anew and would read %s, left there by its last use",
-              clients_[slot].id, rel(page), describe(p.system).c_str());
+      violate(Invariant::free_is_final,
+              "client %u allocates page %lld anew and would read %s, left there by its last use", clients_[slot].id,
+              rel(page), describe(p.system).c_str());
     }
     p.alloc = AllocState::allocated;
     p.cpu = CpuEntry::mapped;
@@ -165,8 +167,8 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
   auto& p = at(slot, page);
   const ClientId id = clients_[slot].id;
   if (p.alloc == AllocState::none) {
-    violate(Invariant::free_is_final, "page %lld of client %u is mapped on device %u, but it is not allocated", rel(page),
-            id, unsigned{device});
+    violate(Invariant::free_is_final, "page %lld of client %u is mapped on device %u, but it is not allocated",
+            rel(page), id, unsigned{device});
   }
   if (entry.kind == DeviceKind::vram) {
     const std::uint32_t other = vram_at(slot, device, entry.vram).mapped_by;
@@ -178,8 +180,9 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
   if (p.alloc == AllocState::allocated) {
     const Word word = entry.kind == DeviceKind::system ? p.system : vram_at(slot, device, entry.vram).word;
     if (word != p.shadow) {
-      violate(Invariant::maps_current, "page %lld of client %u is mapped on device %u to %s page %u, which reads %s: %s",
-              rel(page), id, unsigned{device}, entry.kind == DeviceKind::system ? "its system" : "VRAM", entry.vram,
+      violate(Invariant::maps_current,
+              "page %lld of client %u is mapped on device %u to %s page %u, which reads %s: %s", rel(page), id,
+              unsigned{device}, entry.kind == DeviceKind::system ? "its system" : "VRAM", entry.vram,
               describe(word).c_str(), copies_of(slot, page).c_str());
     }
     if (entry.kind == DeviceKind::vram && p.cpu == CpuEntry::mapped) {
@@ -227,8 +230,9 @@ void Memory::check_target(unsigned slot, DeviceId device, Page page, core::Place
   }
   for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
     if (device_entry(slot, d, page).kind == DeviceKind::system) {
-      violate(Invariant::quiet_source, "the system copy of page %lld of client %u is overwritten while device %u maps it",
-              rel(page), id, unsigned{d});
+      violate(Invariant::quiet_source,
+              "the system copy of page %lld of client %u is overwritten while device %u maps it", rel(page), id,
+              unsigned{d});
     }
   }
 }
@@ -335,8 +339,9 @@ void Memory::wipe_chunk(unsigned slot, DeviceId device, VramPage first) {
   for (unsigned i = 0; i < block_pages; ++i) {
     VramState& v = c.pages[i];
     if (v.mapped_by != nobody) {
-      violate(Invariant::slot_single_use, "VRAM chunk %u of client %u is released while device %u maps it for page %lld",
-              first / block_pages, clients_[slot].id, unsigned{device}, rel(first_ + v.mapped_by));
+      violate(Invariant::slot_single_use,
+              "VRAM chunk %u of client %u is released while device %u maps it for page %lld", first / block_pages,
+              clients_[slot].id, unsigned{device}, rel(first_ + v.mapped_by));
     }
     const std::uint32_t before = v.holds;
     v = VramState{};
@@ -379,7 +384,8 @@ void Memory::check_current(unsigned slot, Page page, const char* after) const {
 
 void Memory::check_all() const {
   for (unsigned slot = 0; slot < clients_.size(); ++slot) {
-    for (std::uint32_t i = 0; i < pages_; ++i) check_current(slot, first_ + i, "some event (found by the periodic check)");
+    for (std::uint32_t i = 0; i < pages_; ++i)
+      check_current(slot, first_ + i, "some event (found by the periodic check)");
   }
 }
 

@@ -103,13 +103,14 @@ void World::run_agent(std::uint32_t index) {
     }
     Touch touch = Touch::fault;
     if (memory_.inside({a.page, 1})) {
-      touch = a.is_wave ? memory_.device_access(a.slot, a.device, a.page, a.op)
-                        : memory_.cpu_access(a.slot, a.page, a.op);
+      touch =
+          a.is_wave ? memory_.device_access(a.slot, a.device, a.page, a.op) : memory_.cpu_access(a.slot, a.page, a.op);
     }
     const Access access = a.op == Op::read ? Access::read : Access::write;
     if (touch == Touch::done) {
       ++stats_.accesses;
-      line(a.is_wave ? Line::wave_op : Line::cpu_op, a.slot, a.device, a.page, static_cast<std::uint64_t>(a.op), a.number);
+      line(a.is_wave ? Line::wave_op : Line::cpu_op, a.slot, a.device, a.page, static_cast<std::uint64_t>(a.op),
+           a.number);
       a.has_op = false;
       a.retries = 0;
       continue;
@@ -320,7 +321,7 @@ void World::do_prefetch(unsigned slot) {
   std::vector<DeviceId> attached;
   for (DeviceId d = 0; d < swarm_.devices; ++d) {
     const DeviceState state = c.devices[d].state;
-    if (state == DeviceState::attached || state == DeviceState::dead) attached.push_back(d);
+    if (state == DeviceState::attached || random_.chance(100)) attached.push_back(d);
   }
   DeviceId device = no_device;
   if (!attached.empty() && random_.chance(700)) device = attached[random_.below(attached.size())];
@@ -329,7 +330,8 @@ void World::do_prefetch(unsigned slot) {
   line(Line::prefetch, slot, device, span.first, span.count_pages, static_cast<std::uint64_t>(status.code), cookie);
   if (!status.ok()) requests_.erase(cookie);
   const bool some = span_has(slot, span, AllocState::allocated);
-  const bool fair = some ? status.ok() : status.code == Code::not_allocated || span_has(slot, span, AllocState::freeing);
+  const bool fair =
+      some ? status.ok() : status.code == Code::not_allocated || span_has(slot, span, AllocState::freeing);
   if (!fair) {
     violate(Invariant::answers_right, "prefetch of %llu+%llu of client %u gives: %s; the span is %s",
             static_cast<unsigned long long>(span.first), static_cast<unsigned long long>(span.count_pages), c.id,

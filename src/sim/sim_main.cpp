@@ -144,7 +144,8 @@ int sim_main(const SimMainOptions& options) {
     return r.ok ? 0 : 1;
   }
 
-  const Batch batch = run_batch(base, options.runs, static_cast<unsigned>(std::min<std::uint64_t>(wanted, options.runs)));
+  const Batch batch =
+      run_batch(base, options.runs, static_cast<unsigned>(std::min<std::uint64_t>(wanted, options.runs)));
   if (batch.first.found) {
     print_failure(batch.first);
     return 1;
@@ -152,10 +153,12 @@ int sim_main(const SimMainOptions& options) {
   const SimStats& s = batch.stats;
   std::printf("ferry sim: %llu runs (seeds %llu to %llu, %llu steps each): clean; %llu run twice with equal traces\n",
               u(batch.runs), u(options.seed), u(options.seed + options.runs - 1), u(options.steps), u(batch.reruns));
-  std::printf("  %llu events, %llu accesses checked, %llu device faults, %llu CPU faults, %llu pages copied, %llu evictions\n",
-              u(batch.steps), u(s.accesses), u(s.device_faults), u(s.cpu_faults), u(s.copied_pages), u(s.evictions));
-  std::printf("  %llu actions (%llu failed), %llu requests, %llu processes killed, %llu stopped, %llu waves got an error\n",
-              u(s.actions), u(s.failed_actions), u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed));
+  std::printf(
+      "  %llu events, %llu accesses checked, %llu device faults, %llu CPU faults, %llu pages copied, %llu evictions\n",
+      u(batch.steps), u(s.accesses), u(s.device_faults), u(s.cpu_faults), u(s.copied_pages), u(s.evictions));
+  std::printf(
+      "  %llu actions (%llu failed), %llu requests, %llu processes killed, %llu stopped, %llu waves got an error\n",
+      u(s.actions), u(s.failed_actions), u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed));
   return 0;
 }
 

@@ -52,7 +52,7 @@ Swarm make_swarm(Random& r, core::PlantedBug bug) {
   // Small granules only fill VRAM where much is asked for at once, so large ones are the common case.
   s.core.granularity_pages = r.chance(400) ? block_pages : 1U << pick(r, 0, 8);
   s.core.device_count = s.devices;
-  s.core.vram_pages = std::uint64_t{r.chance(300) ? 1 : pick(r, 2, 6)} * block_pages;
+  s.core.vram_pages = std::uint64_t{r.chance(300) ? pick(r, 0, 1) : pick(r, 2, 6)} * block_pages;
   s.core.contention_threshold = pick(r, 1, 6);
   s.core.contention_window_ns = std::uint64_t{1} << pick(r, 16, 26);
   s.core.contention_hold_ns = std::uint64_t{1} << pick(r, 14, 28);

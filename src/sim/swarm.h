@@ -32,16 +32,16 @@ struct Swarm {
   std::uint64_t delay_ns = 5'000;
   unsigned tail = 20;
   std::uint64_t tail_ns = 1'000'000;
-  std::uint64_t think_ns = 1'000;       ///< between two accesses of a thread or wave
-  std::uint64_t manage_ns = 50'000;     ///< between two requests of a client
-  unsigned split = 300;                 ///< of 1000 actions are performed in two parts
+  std::uint64_t think_ns = 1'000;    ///< between two accesses of a thread or wave
+  std::uint64_t manage_ns = 50'000;  ///< between two requests of a client
+  unsigned split = 300;              ///< of 1000 actions are performed in two parts
 
   // Programs.
   unsigned write_share = 300;  ///< of 1000 accesses
   unsigned add_share = 100;
-  unsigned hot_share = 300;    ///< of 1000 choices of a pattern: few pages, wanted by all
-  unsigned scan_share = 400;   ///< sequential
-  unsigned stray_share = 0;    ///< of 1000 accesses of waves: anywhere in the window or beyond it
+  unsigned hot_share = 300;   ///< of 1000 choices of a pattern: few pages, wanted by all
+  unsigned scan_share = 400;  ///< sequential
+  unsigned stray_share = 0;   ///< of 1000 accesses of waves: anywhere in the window or beyond it
   unsigned in_place_share = 100;
   unsigned alloc_weight = 30, free_weight = 12, prefetch_weight = 20, bad_weight = 3;
   std::uint64_t max_alloc_pages = 2048;

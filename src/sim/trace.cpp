@@ -101,7 +101,8 @@ std::string Trace::text_of(const Record& r) {
       std::snprintf(what, sizeof what, "> free %llu+%llu cookie %llu: %s", u(r.a), u(r.b), u(r.d), status_name(r.c));
       break;
     case Line::prefetch:
-      std::snprintf(what, sizeof what, "> prefetch %llu+%llu cookie %llu: %s", u(r.a), u(r.b), u(r.d), status_name(r.c));
+      std::snprintf(what, sizeof what, "> prefetch %llu+%llu cookie %llu: %s", u(r.a), u(r.b), u(r.d),
+                    status_name(r.c));
       break;
     case Line::action: {
       const auto verb = static_cast<Verb>(byte_of(r.d, 0));
@@ -116,11 +117,12 @@ std::string Trace::text_of(const Record& r) {
       } else if (map && !vram) {
         std::snprintf(more, sizeof more, " in place");
       } else if (map || verb == Verb::copy || verb == Verb::release_chunk) {
-        std::snprintf(more, sizeof more, " %s %llu", verb == Verb::copy ? (vram ? "home from" : "to vram") : "vram", third);
+        std::snprintf(more, sizeof more, " %s %llu", verb == Verb::copy ? (vram ? "home from" : "to vram") : "vram",
+                      third);
       }
-      std::snprintf(what, sizeof what, "< %s #%llu %llu+%llu%s%s%s (%s)", core::to_string(verb), u(r.e), u(r.a),
-                    u(r.b), more, map ? (byte_of(r.d, 2) != 0 ? " rw" : " ro") : "",
-                    byte_of(r.d, 4) != 0 ? " with token" : "", core::to_string(static_cast<core::Cause>(byte_of(r.d, 3))));
+      std::snprintf(what, sizeof what, "< %s #%llu %llu+%llu%s%s%s (%s)", core::to_string(verb), u(r.e), u(r.a), u(r.b),
+                    more, map ? (byte_of(r.d, 2) != 0 ? " rw" : " ro") : "", byte_of(r.d, 4) != 0 ? " with token" : "",
+                    core::to_string(static_cast<core::Cause>(byte_of(r.d, 3))));
       break;
     }
     case Line::part:
@@ -134,11 +136,14 @@ std::string Trace::text_of(const Record& r) {
     case Line::core_event:
       std::snprintf(what, sizeof what, "  core: %s %llu+%llu to %s (%s)",
                     core::to_string(static_cast<core::EventKind>(byte_of(r.c, 0))), u(r.a), u(r.b),
-                    byte_of(r.d, 0) != 0 ? "vram" : "system", core::to_string(static_cast<core::Cause>(byte_of(r.c, 1))));
+                    byte_of(r.d, 0) != 0 ? "vram" : "system",
+                    core::to_string(static_cast<core::Cause>(byte_of(r.c, 1))));
       break;
     case Line::open: std::snprintf(what, sizeof what, "> client_open %llu", u(r.a)); break;
     case Line::attach: std::snprintf(what, sizeof what, "> device_attach"); break;
-    case Line::kill: std::snprintf(what, sizeof what, "%s dies", r.device == no_device ? "application" : "device process"); break;
+    case Line::kill:
+      std::snprintf(what, sizeof what, "%s dies", r.device == no_device ? "application" : "device process");
+      break;
     case Line::gone:
       std::snprintf(what, sizeof what, r.device == no_device ? "> client_gone cookie %llu" : "> device_gone", u(r.c));
       break;

@@ -14,28 +14,28 @@
 namespace ferry::sim {
 
 enum class Line : std::uint8_t {
-  start,          ///< a: clients, b: devices, c: budget in chunks, d: granularity in pages
-  phase,          ///< a: its number
-  cpu_op,         ///< a: page, b: op, c: thread
-  wave_op,        ///< a: page, b: op, c: wave
-  segv,           ///< a: page, c: thread
-  post_fault,     ///< a: page, b: access, c: token
-  device_fault,   ///< handed to the core; a: page, b: access, c: token
-  post_cpu_fault, ///< a: page, b: access, c: thread
-  cpu_fault,      ///< handed to the core; a: page, b: access
-  resume,         ///< a: page, b: status, c: wave or thread
-  alloc,          ///< a: first page, b: pages, c: status, d: 1 if in place
-  free,           ///< a: first page, b: pages, c: status, d: cookie
-  prefetch,       ///< device, a: first page, b: pages, c: status, d: cookie
-  action,         ///< decided by the core; a: first page, b: pages, c: VRAM page / token / cookie, d: packed, see trace.cpp,
-                  ///< e: id
-  part,           ///< performed; a: first page, b: pages, c: action id, d: verb
-  done,           ///< answered; c: action id, b: status, d: verb
-  core_event,     ///< what the core says it does; a: first page, b: pages, c: kind and cause, d: to and access
-  open,           ///< a: client id
+  start,           ///< a: clients, b: devices, c: budget in chunks, d: granularity in pages
+  phase,           ///< a: its number
+  cpu_op,          ///< a: page, b: op, c: thread
+  wave_op,         ///< a: page, b: op, c: wave
+  segv,            ///< a: page, c: thread
+  post_fault,      ///< a: page, b: access, c: token
+  device_fault,    ///< handed to the core; a: page, b: access, c: token
+  post_cpu_fault,  ///< a: page, b: access, c: thread
+  cpu_fault,       ///< handed to the core; a: page, b: access
+  resume,          ///< a: page, b: status, c: wave or thread
+  alloc,           ///< a: first page, b: pages, c: status, d: 1 if in place
+  free,            ///< a: first page, b: pages, c: status, d: cookie
+  prefetch,        ///< device, a: first page, b: pages, c: status, d: cookie
+  action,  ///< decided by the core; a: first page, b: pages, c: VRAM page / token / cookie, d: packed, see trace.cpp,
+           ///< e: id
+  part,    ///< performed; a: first page, b: pages, c: action id, d: verb
+  done,    ///< answered; c: action id, b: status, d: verb
+  core_event,  ///< what the core says it does; a: first page, b: pages, c: kind and cause, d: to and access
+  open,        ///< a: client id
   attach,
-  kill,           ///< device == no_device: the application
-  gone,           ///< told to the core; c: cookie
+  kill,  ///< device == no_device: the application
+  gone,  ///< told to the core; c: cookie
   closed,
   stop,
   resume_process,

@@ -102,8 +102,12 @@ void World::dispatch(const Event& e) {
   const auto device = static_cast<DeviceId>(e.value);
   switch (e.kind) {
     case Kind::attach:
-      if (c.state != ClientState::running || c.devices[device].state != DeviceState::none) return;
+      if (c.state != ClientState::running ||
+          (c.devices[device].state != DeviceState::none && c.devices[device].state != DeviceState::gone)) {
+        return;
+      }
       c.devices[device].state = DeviceState::attached;
+      ++c.devices[device].life;
       line(Line::attach, e.index, device);
       core_->device_attach(c.id, device);
       for (const auto a : c.agents) {
@@ -118,6 +122,8 @@ void World::dispatch(const Event& e) {
       }
       c.devices[device].state = DeviceState::gone;
       core_->device_gone(now_ns_, c.id, device);
+      // Another process may take its place.
+      if (phase_ == Phase::random && random_.chance(500)) schedule(delay() * 4, Kind::attach, e.index, c.life, device);
       return;
     case Kind::client_gone: {
       c.state = ClientState::leaving;
@@ -154,7 +160,10 @@ void World::open_client(unsigned slot) {
   if (c.id == 0 || !swarm_.same_client_id) c.id = next_client_id_++;
   c.state = ClientState::running;
   c.process = {};
-  for (auto& d : c.devices) d = {};
+  for (auto& d : c.devices) {
+    d.state = DeviceState::none;
+    d.process = {};
+  }
   c.spans.clear();
   c.freed.clear();
   c.hot.clear();
@@ -266,8 +275,7 @@ SimResult World::run() {
   try {
     for (unsigned slot = 0; slot < swarm_.clients; ++slot) open_client(slot);
     take_actions();
-    while (steps_ < options_.steps && step()) {
-    }
+    while (steps_ < options_.steps && step()) {}
 
     enter(Phase::settle);
     for (unsigned slot = 0; slot < swarm_.clients; ++slot) {

@@ -39,18 +39,18 @@ class World final : public core::Observer {
     leave,   ///< clients free what they have, or not, and end
   };
   enum class Kind : std::uint8_t {
-    agent,         ///< index: agent, stamp: its life
-    manage,        ///< index: client
-    post,          ///< a device fault reaches the manager; value: token
-    post_cpu,      ///< a CPU fault reaches the manager; index: client, value: page << 1 | is_write
-    part,          ///< index: flight, stamp: its use, value: which part
-    done,          ///< index: flight, stamp: its use
-    attach,        ///< index: client, stamp: its life, value: device
-    device_dies,   ///< same
-    device_gone,   ///< same
-    client_gone,   ///< index: client, stamp: its life
-    go_on,         ///< a stopped process runs again; same as attach, value == no_device: the application
-    reopen,        ///< index: client
+    agent,        ///< index: agent, stamp: its life
+    manage,       ///< index: client
+    post,         ///< a device fault reaches the manager; value: token
+    post_cpu,     ///< a CPU fault reaches the manager; index: client, value: page << 1 | is_write
+    part,         ///< index: flight, stamp: its use, value: which part
+    done,         ///< index: flight, stamp: its use
+    attach,       ///< index: client, stamp: its life, value: device
+    device_dies,  ///< same
+    device_gone,  ///< same
+    client_gone,  ///< index: client, stamp: its life
+    go_on,        ///< a stopped process runs again; same as attach, value == no_device: the application
+    reopen,       ///< index: client
   };
   struct Event {
     std::uint64_t time_ns;
@@ -74,10 +74,10 @@ class World final : public core::Observer {
     DeviceId device = no_device;
     std::uint32_t life = 0;  ///< raised when it is stopped for good: events of former lives are dropped
     bool alive = false;
-    bool blocked = false;    ///< in a fault
-    bool parked = false;     ///< has nothing to do: no event of it is queued
+    bool blocked = false;  ///< in a fault
+    bool parked = false;   ///< has nothing to do: no event of it is queued
     bool has_op = false;
-    bool stray = false;      ///< the fault under way is at an address that was not meant
+    bool stray = false;  ///< the fault under way is at an address that was not meant
     Page page = 0;
     Op op = Op::read;
     std::uint64_t token = 0;
@@ -85,8 +85,8 @@ class World final : public core::Observer {
     Pattern pattern = Pattern::scan;
     PageSpan target;
     std::uint64_t cursor = 0;
-    unsigned left = 0;       ///< accesses before it picks another pattern
-    std::vector<Page> sweep; ///< still to read, last first
+    unsigned left = 0;        ///< accesses before it picks another pattern
+    std::vector<Page> sweep;  ///< still to read, last first
   };
   /// One that runs: an application or a device process.
   struct Process {
@@ -96,6 +96,7 @@ class World final : public core::Observer {
   enum class DeviceState : std::uint8_t { none, attached, dead, gone };
   struct ClientDevice {
     DeviceState state = DeviceState::none;
+    std::uint32_t life = 0;  ///< raised with each process: actions meant for a former one find it lost
     Process process;
   };
   enum class ClientState : std::uint8_t { closed, running, dead, leaving };
@@ -106,10 +107,10 @@ class World final : public core::Observer {
     Process process;
     std::vector<ClientDevice> devices;
     std::vector<std::uint32_t> agents;
-    std::vector<PageSpan> spans;   ///< allocated now
-    std::vector<PageSpan> freed;   ///< free to be allocated again, newest last
+    std::vector<PageSpan> spans;  ///< allocated now
+    std::vector<PageSpan> freed;  ///< free to be allocated again, newest last
     std::vector<Page> hot;
-    bool parked = false;           ///< no manage event is queued
+    bool parked = false;  ///< no manage event is queued
   };
   /// A device fault from the wave's park to its wake.
   struct Fault {
@@ -123,7 +124,7 @@ class World final : public core::Observer {
     std::uint32_t page_generation = 0;
     bool was_allocated = false;
     bool delivered = false;
-    bool carried = false;  ///< a map_device with the token is under way
+    bool carried = false;    ///< a map_device with the token is under way
     bool forgotten = false;  ///< its device was reported gone
     bool ended = false;      ///< its wake is decided, not yet performed
   };
@@ -140,10 +141,10 @@ class World final : public core::Observer {
     core::Action action;
     std::uint32_t stamp = 0;
     bool in_use = false;
-    bool performed = false;
     unsigned slot = 0;
     std::uint8_t parts_left = 0;
     std::uint32_t split = 0;  ///< pages in the first part
+    std::uint32_t device_life = 0;
     Status status;
   };
 
@@ -207,7 +208,6 @@ class World final : public core::Observer {
   void answer(std::uint32_t index);
   void end_fault(std::uint64_t token, Status status);
   void perform_reply(const core::Action& action);
-  [[nodiscard]] DeviceId runs_in(const core::Action& action, bool& needs_process) const;
   [[nodiscard]] unsigned slot_of(const core::Action& action) const;
 
   // --- checks.cpp

@@ -1,0 +1,29 @@
+// What an action touches, and whether two of them may be in flight together (I-18): the executor performs them in any
+// order, so a pair whose result depends on it is a bug of the core even where the run was lucky.
+#pragma once
+
+#include "core/action.h"
+
+namespace ferry::sim {
+
+[[nodiscard]] inline bool touches_cpu_table(core::Verb v) {
+  return v == core::Verb::revoke_cpu || v == core::Verb::map_cpu;
+}
+[[nodiscard]] inline bool touches_device_table(core::Verb v) {
+  return v == core::Verb::revoke_device || v == core::Verb::map_device;
+}
+[[nodiscard]] inline bool is_answered(core::Verb v) {
+  return v != core::Verb::wake_cpu && v != core::Verb::wake_wave && v != core::Verb::reply;
+}
+[[nodiscard]] inline bool uses_vram(const core::Action& a) {
+  return a.verb == core::Verb::copy || (a.verb == core::Verb::map_device && a.place == core::Place::vram);
+}
+[[nodiscard]] inline core::Place target_of(const core::Action& copy) {
+  return copy.place == core::Place::system ? core::Place::vram : core::Place::system;
+}
+
+/// Whether the result depends on which of the two is performed first. REQUIRES: both are answered (have an id) and
+/// belong to one client.
+[[nodiscard]] bool order_matters(const core::Action& a, const core::Action& b);
+
+}  // namespace ferry::sim
