@@ -1,0 +1,186 @@
+#include "client/agent.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+
+#include "client/heap/process_heap.h"
+#include "client/immortal.h"
+#include "linux/event.h"
+#include "linux/futex.h"
+#include "wire/ring.h"
+
+namespace ferry::client {
+namespace {
+
+constexpr std::size_t stack_bytes = std::size_t{256} << 10;
+constexpr unsigned batch_max = 64;
+
+// Constant-initialized; written before the thread that reads it starts.
+constinit AgentStart agent;
+constinit int reader_socket = -1;
+constinit ReaderCalls reader_calls;
+constinit Immortal<linux::Incoming> reader_buffer;
+
+class Agent {
+ public:
+  Agent() : port_(agent.control->agent, agent.control->head) {
+    self_pidfd_ = static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0));
+  }
+
+  [[noreturn]] void run() {
+    linux::AdaptiveSpin spin(1'000, 100'000);
+    for (;;) {
+      port_.take(batch_[0], spin,
+                 [](std::atomic<std::uint32_t>& word, std::uint32_t expected) { linux::futex_wait(word, expected); });
+      unsigned count = 1;
+      while (count < batch_max && port_.try_take(batch_[count])) ++count;
+      obey(count);
+    }
+  }
+
+ private:
+  void obey(unsigned count) {
+    // Zaps first and together: each call costs one shootdown of the other threads' TLBs, however many extents it has.
+    // Commands that are under way at one time never overlap, so their order is free.
+    unsigned zaps = 0;
+    for (unsigned i = 0; i < count; ++i) {
+      errors_[i] = 0;
+      const auto& c = batch_[i];
+      if (!in_window(c)) {
+        errors_[i] = EINVAL;
+      } else if (c.kind == static_cast<std::uint32_t>(wire::DownKind::zap)) {
+        zap_of_[zaps] = i;
+        extents_[zaps++] = {reinterpret_cast<void*>(c.address), c.length_bytes};
+      } else if (c.kind == static_cast<std::uint32_t>(wire::DownKind::map_home)) {
+        errors_[i] = map_home(c);
+      } else {
+        errors_[i] = ENOSYS;
+      }
+    }
+    zap(zaps);
+    for (unsigned i = 0; i < count; ++i) {
+      if (batch_[i].action != 0) answer(batch_[i], errors_[i]);
+    }
+  }
+
+  [[nodiscard]] static bool in_window(const wire::DownRecord& c) {
+    const std::uint64_t offset = c.address - agent.window_base;
+    return offset < agent.window_bytes && c.length_bytes != 0 && c.length_bytes <= agent.window_bytes - offset &&
+           c.address % page_bytes == 0 && c.length_bytes % page_bytes == 0;
+  }
+
+  void zap(unsigned count) {
+    unsigned next = 0;
+    while (next < count) {
+      // Before Linux 6.13 a process may not advise itself this way: one call an extent then.
+      if (batched_ && count - next > 1) {
+        const ssize_t done =
+            ::syscall(SYS_process_madvise, self_pidfd_, &extents_[next], count - next, MADV_DONTNEED, 0);
+        if (done > 0) {
+          auto bytes = static_cast<std::size_t>(done);
+          while (next < count && bytes >= extents_[next].iov_len) bytes -= extents_[next++].iov_len;
+          continue;
+        }
+        if (errno == EINTR || errno == EAGAIN) continue;
+        if (errno == EINVAL || errno == EPERM || errno == ENOSYS || errno == EBADF) batched_ = false;
+      }
+      // ENOMEM: part of the extent is unmapped, because the program freed it; nothing is reachable there, and the rest
+      // was zapped.
+      if (::madvise(extents_[next].iov_base, extents_[next].iov_len, MADV_DONTNEED) != 0 && errno != ENOMEM) {
+        errors_[zap_of_[next]] = errno;
+      }
+      ++next;
+    }
+  }
+
+  [[nodiscard]] static int map_home(const wire::DownRecord& c) {
+    void* at = reinterpret_cast<void*>(c.address);
+    void* got = ::mmap(at, c.length_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
+                       agent.system_fd, static_cast<off_t>(c.file_offset));
+    if (got == MAP_FAILED) return errno;
+    ::madvise(at, c.length_bytes, MADV_DONTFORK);
+    return 0;
+  }
+
+  void answer(const wire::DownRecord& c, int error) {
+    wire::UpRecord up{};
+    up.kind = static_cast<std::uint32_t>(wire::UpKind::done);
+    up.action = c.action;
+    up.address = c.address;
+    up.error = error;
+    up.time_ns = linux::monotonic_ns();
+    // Full: the manager is behind. It never has more than ring_entries commands out, so this ends.
+    while (!port_.post(up, [] { linux::Bell::ring_fd(agent.kick_fd); })) wire::cpu_relax();
+  }
+
+  wire::PeerPort port_;
+  int self_pidfd_ = -1;
+  bool batched_ = true;
+  std::array<wire::DownRecord, batch_max> batch_;
+  std::array<int, batch_max> errors_;
+  std::array<iovec, batch_max> extents_;
+  std::array<unsigned, batch_max> zap_of_;
+};
+
+void* agent_main(void*) {
+  ::prctl(PR_SET_NAME, "ferry-agent");
+  Agent a;
+  a.run();
+}
+
+void* reader_main(void*) {
+  ::prctl(PR_SET_NAME, "ferry-reader");
+  for (;;) {
+    if (linux::receive_message(reader_socket, *reader_buffer, -1) != linux::Receive::message) break;
+    reader_calls.message(*reader_buffer);
+  }
+  reader_calls.closed();
+  return nullptr;
+}
+
+Status start_thread(void* (*body)(void*)) {
+  // Its own stack and, by the native scope, its own thread-local memory: none of it managed.
+  const NativeMallocScope native;
+  void* stack = ::mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  if (stack == MAP_FAILED) return Status(Code::no_memory, errno);
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, &before);
+  pthread_attr_t attributes;
+  ::pthread_attr_init(&attributes);
+  ::pthread_attr_setstack(&attributes, stack, stack_bytes);
+  ::pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  pthread_t thread{};
+  const int error = ::pthread_create(&thread, &attributes, body, nullptr);
+  ::pthread_attr_destroy(&attributes);
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (error != 0) {
+    ::munmap(stack, stack_bytes);
+    return Status(Code::no_memory, error);
+  }
+  return {};
+}
+
+}  // namespace
+
+Status start_agent(const AgentStart& start) {
+  agent = start;
+  return start_thread(agent_main);
+}
+
+Status start_reader(int socket, const ReaderCalls& calls) {
+  reader_socket = socket;
+  reader_calls = calls;
+  return start_thread(reader_main);
+}
+
+}  // namespace ferry::client

@@ -1,0 +1,19 @@
+// Turns private anonymous memory, which other threads use meanwhile, into a shared mapping of a file at the same
+// address, with no byte lost: writers wait while it is copied.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/status.h"
+
+namespace ferry::client {
+
+/// `span`: private anonymous memory of `bytes`, page aligned, all of it mapped. The file's pages there must be holes
+/// (they read as zeros); pages that the span never had stay holes.
+/// Where faults inside system calls cannot be held up (no privilege for a full userfaultfd), a system call of another
+/// thread that writes into the span at this very moment may fail with EFAULT.
+/// On error the span is as it was. ERRORS: unsupported, no_memory, no_mappings.
+Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t file_offset);
+
+}  // namespace ferry::client
