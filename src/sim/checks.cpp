@@ -42,6 +42,7 @@ void World::check_view(bool quiet) const {
       const Page page = memory_.window().first + i;
       const AllocState state = memory_.state(slot, page);
       if (busy[i] || state == AllocState::freeing) continue;
+      look_at(slot, page);
       const core::Residency r = core_->query(c.id, page);
       if (r.allocated != (state == AllocState::allocated)) {
         violate(Invariant::view_is_true, "the core says that page %llu of client %u is %s", u(page), c.id,

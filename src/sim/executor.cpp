@@ -82,6 +82,7 @@ void World::check_conflicts(const Action& a) const {
   if (!is_answered(a.verb)) return;
   for (const Flight& f : flights_) {
     if (!f.in_use || f.action.id == 0 || f.action.client != a.client || !order_matters(f.action, a)) continue;
+    look_at(f.slot, a.pages.count_pages == 0 ? f.action.pages.first : std::max(a.pages.first, f.action.pages.first));
     violate(
         Invariant::order_free,
         "%s #%llu of %llu+%llu is asked for while %s #%llu of %llu+%llu is not answered: the result depends on which "
@@ -101,6 +102,7 @@ void World::check_wake(const Action& a) {
             core::to_string(a.verb), token, a.client);
   }
   Fault& f = it->second;
+  look_at(f.slot, f.page);
   if (!f.delivered || clients_[f.slot].id != a.client || f.device != a.device) {
     violate(Invariant::fault_ends_once,
             "%s for token %llu names client %u device %u; the fault is of client %u device %u", core::to_string(a.verb),
@@ -241,6 +243,7 @@ void World::fail_pages(Flight& f, PageSpan pages) {
   const Action& a = f.action;
   if (a.verb == Verb::copy) {
     for (Page p = pages.first; p < pages.end(); ++p) {
+      look_at(f.slot, p);
       memory_.tear(f.slot, a.device, p, target_of(a), a.vram_first + static_cast<VramPage>(p - a.pages.first));
     }
     return;
@@ -259,6 +262,7 @@ void World::perform_pages(Flight& f, PageSpan pages) {
   const Action& a = f.action;
   for (Page p = pages.first; p < pages.end(); ++p) {
     const auto vram = a.vram_first + static_cast<VramPage>(p - a.pages.first);
+    look_at(f.slot, p);
     switch (a.verb) {
       case Verb::revoke_cpu: memory_.revoke_cpu(f.slot, p); break;
       case Verb::map_cpu: memory_.map_cpu(f.slot, p); break;

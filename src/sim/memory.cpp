@@ -378,6 +378,7 @@ void Memory::check_current(unsigned slot, Page page, const char* after) const {
   for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
     if (vram_is_current(slot, d, page)) return;
   }
+  suspect_ = {clients_[slot].id, page, true};
   violate(Invariant::current_copy, "page %lld of client %u has no current copy left after %s: %s", rel(page),
           clients_[slot].id, after, copies_of(slot, page).c_str());
 }

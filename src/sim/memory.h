@@ -95,6 +95,13 @@ class Memory {
   [[nodiscard]] bool system_is_current(unsigned slot, Page page) const {
     return at(slot, page).system == at(slot, page).shadow;
   }
+  /// The page that lost its last copy, where a violation was thrown for another page's sake.
+  struct Suspect {
+    ClientId client = 0;
+    Page page = 0;
+    bool known = false;
+  };
+  [[nodiscard]] Suspect suspect() const { return suspect_; }
   [[nodiscard]] bool vram_is_current(unsigned slot, DeviceId device, Page page) const;
 
  private:
@@ -148,6 +155,7 @@ class Memory {
   std::uint64_t stamp_ = 0;
   std::vector<ClientMemory> clients_;
   std::vector<std::uint64_t> used_chunks_;
+  mutable Suspect suspect_;
 };
 
 }  // namespace ferry::sim

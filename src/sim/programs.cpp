@@ -103,6 +103,7 @@ void World::run_agent(std::uint32_t index) {
     }
     Touch touch = Touch::fault;
     if (memory_.inside({a.page, 1})) {
+      look_at(a.slot, a.page);
       touch =
           a.is_wave ? memory_.device_access(a.slot, a.device, a.page, a.op) : memory_.cpu_access(a.slot, a.page, a.op);
     }

@@ -72,7 +72,20 @@ SimResult run(const SimOptions& options) {
   const CheckCatcher catcher;
   try {
     World world(options);
-    return world.run();
+    SimResult result = world.run();
+    if (!result.ok && world.subject().known) {
+      // The same run once more, to tell what became of the page.
+      SimOptions quiet = options;
+      quiet.trace = nullptr;
+      World again(quiet);
+      again.watch(world.subject());
+      const SimResult same = again.run();
+      FERRY_CHECK(same.trace_hash == result.trace_hash);
+      result.failure.insert(result.failure.rfind("again with: "),
+                            "last events of page " + std::to_string(world.subject().page) + " of client " +
+                                std::to_string(world.subject().client) + ":\n" + again.watched());
+    }
+    return result;
   } catch (const Violation& violation) {  // before the first step
     SimResult result;
     result.ok = false;

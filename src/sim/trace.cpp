@@ -22,8 +22,7 @@ const char* status_name(std::uint64_t code) { return to_string(static_cast<Code>
 
 void Trace::add(std::uint64_t time_ns, std::uint64_t step, Line line, ClientId client, DeviceId device, std::uint64_t a,
                 std::uint64_t b, std::uint64_t c, std::uint64_t d, std::uint64_t e) {
-  Record& r = ring_[count_++ % kept];
-  r = Record{time_ns, step, a, b, c, d, e, client, line, device};
+  const Record r{time_ns, step, a, b, c, d, e, client, line, device};
   const auto mix = [this](std::uint64_t v) {
     hash_ = (hash_ ^ v) * 0x9fb21c651e98df25;
     hash_ ^= hash_ >> 32;
@@ -36,6 +35,8 @@ void Trace::add(std::uint64_t time_ns, std::uint64_t step, Line line, ClientId c
   mix(c);
   mix(d);
   mix(e);
+  if (line != Line::cpu_op && line != Line::wave_op) ring_.add(r);
+  if (watching_ && concerns_watched(r)) watched_.add(r);
   if (sink_) sink_(text_of(r));
 }
 
@@ -52,10 +53,45 @@ void Trace::add_event(std::uint64_t step, const core::Event& e) {
       static_cast<std::uint64_t>(e.to) | static_cast<std::uint64_t>(e.access) << 8);
 }
 
-std::string Trace::tail() const {
+std::string Trace::Ring::text() const {
   std::string text;
-  for (std::uint64_t i = count_ < kept ? 0 : count_ - kept; i < count_; ++i) text += text_of(ring_[i % kept]) + "\n";
+  for (std::uint64_t i = count_ < kept ? 0 : count_ - kept; i < count_; ++i) text += text_of(records_[i % kept]) + "\n";
   return text;
+}
+
+std::string Trace::tail() const { return ring_.text(); }
+std::string Trace::watched() const { return watched_.text(); }
+
+void Trace::watch(ClientId client, Page page) {
+  watching_ = true;
+  watched_client_ = client;
+  watched_page_ = page;
+}
+
+bool Trace::concerns_watched(const Record& r) const {
+  if (r.client != watched_client_) return false;
+  switch (r.line) {
+    case Line::cpu_op:
+    case Line::wave_op:
+    case Line::segv:
+    case Line::post_fault:
+    case Line::device_fault:
+    case Line::post_cpu_fault:
+    case Line::cpu_fault:
+    case Line::resume: return r.a == watched_page_;
+    case Line::alloc:
+    case Line::free:
+    case Line::prefetch:
+    case Line::action:
+    case Line::part:
+    case Line::core_event: return PageSpan{r.a, r.b}.contains(watched_page_);
+    case Line::open:
+    case Line::attach:
+    case Line::kill:
+    case Line::gone:
+    case Line::closed: return true;
+    default: return false;
+  }
 }
 
 std::string Trace::text_of(const Record& r) {

@@ -54,6 +54,10 @@ class Trace {
   /// The last lines, oldest first, each ended by a newline.
   [[nodiscard]] std::string tail() const;
 
+  /// Keeps the last lines about one page from here on, accesses included.
+  void watch(ClientId client, Page page);
+  [[nodiscard]] std::string watched() const;
+
  private:
   struct Record {
     std::uint64_t time_ns = 0;
@@ -65,11 +69,25 @@ class Trace {
   };
   static constexpr std::size_t kept = 40;
 
+  class Ring {
+   public:
+    void add(const Record& record) { records_[count_++ % kept] = record; }
+    [[nodiscard]] std::string text() const;
+
+   private:
+    std::array<Record, kept> records_{};
+    std::uint64_t count_ = 0;
+  };
+
   [[nodiscard]] static std::string text_of(const Record& record);
+  [[nodiscard]] bool concerns_watched(const Record& record) const;
 
   std::function<void(std::string_view)> sink_;
-  std::array<Record, kept> ring_{};
-  std::uint64_t count_ = 0;
+  Ring ring_;  ///< without accesses that hit: they would fill it
+  Ring watched_;
+  bool watching_ = false;
+  ClientId watched_client_ = 0;
+  Page watched_page_ = 0;
   std::uint64_t hash_ = 0x9e3779b97f4a7c15;
 };
 

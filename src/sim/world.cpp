@@ -56,6 +56,7 @@ bool World::step() {
   queue_.pop_back();
   now_ns_ = event.time_ns;
   ++steps_;
+  subject_.known = false;
   dispatch(event);
   take_actions();
   if (phase_ == Phase::random) random_trouble();
@@ -302,14 +303,16 @@ SimResult World::run() {
     drain("leaving");
     check_empty();
   } catch (const Violation& violation) {
+    if (const auto suspect = memory_.suspect(); suspect.known) subject_ = {suspect.client, suspect.page, true};
     result.ok = false;
     result.broken = violation.invariant;
     char head[64];
     std::snprintf(head, sizeof head, "I-%02u ", static_cast<unsigned>(violation.invariant));
     result.what = head + std::string(to_string(violation.invariant)) + ": " + violation.text;
     result.failure = result.what + "\n  seed " + std::to_string(options_.seed) + ", step " + std::to_string(steps_) +
-                     ", virtual time " + std::to_string(now_ns_ / 1000) + " us\nlast events:\n" + trace_.tail() +
-                     "again with: " + command_ + "\n";
+                     ", virtual time " + std::to_string(now_ns_ / 1000) +
+                     " us\nlast events, accesses that hit left out:\n" + trace_.tail() + "again with: " + command_ +
+                     "\n";
   }
   set_check_context(nullptr);
   result.trace_hash = trace_.hash();

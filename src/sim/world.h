@@ -30,6 +30,17 @@ class World final : public core::Observer {
 
   SimResult run();
 
+  /// The page that the violation was about, if it was about one.
+  struct Subject {
+    ClientId client = 0;
+    Page page = 0;
+    bool known = false;
+  };
+  [[nodiscard]] Subject subject() const { return subject_; }
+  /// Before run(): keeps the lines about one page.
+  void watch(Subject subject) { trace_.watch(subject.client, subject.page); }
+  [[nodiscard]] std::string watched() const { return trace_.watched(); }
+
  private:
   /// The run's parts. Failures, kills and stops happen in `random` only.
   enum class Phase : std::uint8_t {
@@ -167,6 +178,7 @@ class World final : public core::Observer {
   void enter(Phase phase);
   void line(Line kind, unsigned slot, DeviceId device, std::uint64_t a = 0, std::uint64_t b = 0, std::uint64_t c = 0,
             std::uint64_t d = 0);
+  void look_at(unsigned slot, Page page) const { subject_ = {clients_[slot].id, page, true}; }
   [[nodiscard]] Process& process_of(unsigned slot, DeviceId device) {
     return device == no_device ? clients_[slot].process : clients_[slot].devices[device].process;
   }
@@ -241,6 +253,7 @@ class World final : public core::Observer {
   std::uint64_t next_cookie_ = 1;
   ClientId next_client_id_ = 1;
   SimStats stats_;
+  mutable Subject subject_;  ///< what the checks look at now
 };
 
 }  // namespace ferry::sim

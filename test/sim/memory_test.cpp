@@ -1,0 +1,275 @@
+// The machine's checkers, each shown a wrong state: a checker that cannot fail checks nothing.
+#include "sim/memory.h"
+
+#include <gtest/gtest.h>
+
+#include "sim/violation.h"
+
+namespace ferry::sim {
+namespace {
+using core::Place;
+
+constexpr Page base = 512;
+constexpr Page page = base + 3;
+
+constexpr DeviceEntry in_place{DeviceKind::system, true, 0};
+constexpr DeviceEntry vram(VramPage at, bool writable) { return {DeviceKind::vram, writable, at}; }
+
+template <typename Fn>
+void expect_broken(Invariant invariant, const char* words, Fn&& fn) {
+  try {
+    fn();
+    FAIL() << "nothing was noticed; expected I-" << static_cast<unsigned>(invariant) << " " << to_string(invariant);
+  } catch (const Violation& violation) {
+    EXPECT_EQ(violation.invariant, invariant) << violation.text;
+    EXPECT_NE(violation.text.find(words), std::string::npos) << violation.text;
+  }
+}
+
+class MemoryTest : public ::testing::Test {
+ protected:
+  MemoryTest() : memory(2, 2, base, 2 * block_pages, 2) {
+    memory.client_open(0, 1);
+    memory.client_open(1, 2);
+    memory.alloc(0, {base, block_pages});
+    memory.alloc(1, {base, block_pages});
+  }
+  /// Page `page` of client 1 moves to VRAM page `at` of the device, as it should.
+  void migrate(DeviceId device, VramPage at, bool writable, Page which = page) {
+    memory.revoke_cpu(0, which);
+    memory.use_vram(0, device, at, 1);
+    memory.copy(0, device, which, Place::vram, at);
+    memory.map_device(0, device, which, vram(at, writable));
+  }
+
+  Memory memory;
+};
+
+TEST_F(MemoryTest, GoodMigrationBothWaysPasses) {
+  EXPECT_EQ(memory.cpu_access(0, page, Op::write), Touch::done);
+  migrate(0, 7, true);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::fault);
+  EXPECT_EQ(memory.device_access(0, 0, page, Op::add), Touch::done);
+  memory.revoke_device(0, 0, page);
+  memory.copy(0, 0, page, Place::system, 7);
+  memory.map_cpu(0, page);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::add), Touch::done);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::done);
+  memory.check_all();
+}
+
+TEST_F(MemoryTest, ReadOnlyMappingFaultsOnWrite) {
+  migrate(0, 7, false);
+  EXPECT_EQ(memory.device_access(0, 0, page, Op::read), Touch::done);
+  EXPECT_EQ(memory.device_access(0, 0, page, Op::write), Touch::fault);
+}
+
+TEST_F(MemoryTest, AccessOfWhatIsNotThereIsTheProgramsOwnFault) {
+  EXPECT_EQ(memory.cpu_access(0, base + block_pages, Op::read), Touch::segv);
+}
+
+TEST_F(MemoryTest, I01LosingTheOnlyCopy) {
+  memory.cpu_access(0, page, Op::write);
+  migrate(0, 7, true);
+  memory.device_access(0, 0, page, Op::write);
+  memory.revoke_device(0, 0, page);
+  memory.revoke_cpu(0, page + 1);
+  expect_broken(Invariant::current_copy, "VRAM page was used for another page",
+                [&] { memory.copy(0, 0, page + 1, Place::vram, 7); });
+}
+
+TEST_F(MemoryTest, I01ReleasingTheChunkOfTheOnlyCopy) {
+  migrate(0, 7, true);
+  memory.device_access(0, 0, page, Op::write);
+  memory.revoke_device(0, 0, page);
+  expect_broken(Invariant::current_copy, "chunk was released", [&] { memory.wipe_chunk(0, 0, 0); });
+}
+
+TEST_F(MemoryTest, I01FailedCopyOverTheOnlyCopy) {
+  memory.cpu_access(0, page, Op::write);
+  memory.revoke_cpu(0, page);
+  expect_broken(Invariant::current_copy, "a copy that failed", [&] { memory.tear(0, 0, page, Place::system, 7); });
+}
+
+TEST_F(MemoryTest, I01DiscardingTheOnlyCopy) {
+  memory.cpu_access(0, page, Op::write);
+  memory.revoke_cpu(0, page);
+  expect_broken(Invariant::current_copy, "discarded", [&] { memory.discard_system(0, page); });
+}
+
+TEST_F(MemoryTest, I02CpuMappedBesideVram) {
+  migrate(0, 7, false);
+  expect_broken(Invariant::exclusive_writer, "becomes writable for the CPU", [&] { memory.map_cpu(0, page); });
+}
+
+TEST_F(MemoryTest, I02VramMappedBesideTheCpu) {
+  memory.use_vram(0, 0, 7, 1);
+  memory.revoke_cpu(0, page);
+  memory.copy(0, 0, page, Place::vram, 7);
+  memory.map_cpu(0, page);
+  expect_broken(Invariant::exclusive_writer, "CPU threads can write",
+                [&] { memory.map_device(0, 0, page, vram(7, false)); });
+}
+
+TEST_F(MemoryTest, I02TwoDevicesOneWriter) {
+  migrate(0, 7, false);
+  memory.use_vram(0, 1, 9, 1);
+  memory.copy(0, 1, page, Place::vram, 9);
+  expect_broken(Invariant::exclusive_writer, "devices 0 and 1", [&] { memory.map_device(0, 1, page, vram(9, true)); });
+}
+
+TEST_F(MemoryTest, I02InPlaceSharingIsFine) {
+  memory.map_device(0, 0, page, in_place);
+  memory.map_device(0, 1, page, in_place);
+  EXPECT_EQ(memory.device_access(0, 0, page, Op::add), Touch::done);
+  EXPECT_EQ(memory.device_access(0, 1, page, Op::add), Touch::done);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::add), Touch::done);
+}
+
+TEST_F(MemoryTest, I03StaleSystemCopyOnTheCpu) {
+  migrate(0, 7, true);
+  memory.device_access(0, 0, page, Op::write);
+  memory.revoke_device(0, 0, page);
+  expect_broken(Invariant::maps_current, "system copy is stale", [&] { memory.map_cpu(0, page); });
+}
+
+TEST_F(MemoryTest, I03FreshVramOnTheDevice) {
+  memory.revoke_cpu(0, page);
+  memory.use_vram(0, 0, 7, 1);
+  expect_broken(Invariant::maps_current, "fresh VRAM", [&] { memory.map_device(0, 0, page, vram(7, false)); });
+}
+
+TEST_F(MemoryTest, I03TornCopyOnTheDevice) {
+  memory.revoke_cpu(0, page);
+  memory.use_vram(0, 0, 7, 1);
+  memory.tear(0, 0, page, Place::vram, 7);
+  expect_broken(Invariant::maps_current, "failed copy", [&] { memory.map_device(0, 0, page, vram(7, false)); });
+}
+
+TEST_F(MemoryTest, I04OneChunkTooMany) {
+  memory.use_vram(0, 0, 0, block_pages);
+  memory.use_vram(1, 0, 0, block_pages);
+  memory.use_vram(0, 1, 0, block_pages);  // another device
+  expect_broken(Invariant::budget, "one more", [&] { memory.use_vram(0, 0, block_pages, 1); });
+}
+
+TEST_F(MemoryTest, I04ReleasedChunkMakesRoom) {
+  memory.use_vram(0, 0, 0, 2 * block_pages);
+  memory.wipe_chunk(0, 0, 0);
+  memory.uncharge_chunk(0, 0, 0);
+  memory.use_vram(1, 0, 0, 1);
+  EXPECT_EQ(memory.chunks_used(0), 2U);
+}
+
+TEST_F(MemoryTest, I05VramPageOfTwoPages) {
+  migrate(0, 7, false);
+  expect_broken(Invariant::slot_single_use, "mapped for pages",
+                [&] { memory.map_device(0, 0, page + 1, vram(7, false)); });
+}
+
+TEST_F(MemoryTest, I05CopyOverAMappedVramPage) {
+  migrate(0, 7, false);
+  memory.revoke_cpu(0, page + 1);
+  expect_broken(Invariant::slot_single_use, "copied over VRAM page",
+                [&] { memory.copy(0, 0, page + 1, Place::vram, 7); });
+}
+
+TEST_F(MemoryTest, I05ReleaseOfAMappedChunk) {
+  migrate(0, 7, false);
+  expect_broken(Invariant::slot_single_use, "released while device", [&] { memory.wipe_chunk(0, 0, 0); });
+}
+
+TEST_F(MemoryTest, I08ChunkLeftBehind) {
+  memory.use_vram(0, 1, 0, 1);
+  expect_broken(Invariant::all_given_back, "were not released", [&] { memory.client_close(0); });
+}
+
+TEST_F(MemoryTest, I08MappingLeftBehind) {
+  memory.map_device(0, 1, page, in_place);
+  expect_broken(Invariant::all_given_back, "still maps", [&] { memory.client_close(0); });
+}
+
+/// A mapping that outlived its page: the one way to a stale read that no other check of Memory stands in front of.
+class StaleMappingTest : public MemoryTest {
+ protected:
+  void SetUp() override {
+    memory.cpu_access(0, page, Op::write);
+    migrate(0, 7, true);
+    memory.begin_free(0, {page, 1});
+    memory.discard_system(0, page);
+    memory.alloc(0, {page, 1});  // without end_free(), which would have noticed
+  }
+};
+
+TEST_F(StaleMappingTest, I10Read) {
+  expect_broken(Invariant::reads_last_write, "device (VRAM) 0 reads write 1 of client 1",
+                [&] { memory.device_access(0, 0, page, Op::read); });
+}
+
+TEST_F(StaleMappingTest, I10AddStartsFromAStaleValue) {
+  expect_broken(Invariant::reads_last_write, "reads", [&] { memory.device_access(0, 0, page, Op::add); });
+}
+
+TEST_F(StaleMappingTest, I10WriteIsSeenByTheNextReader) {
+  memory.device_access(0, 0, page, Op::write);
+  expect_broken(Invariant::reads_last_write, "CPU thread", [&] { memory.cpu_access(0, page, Op::read); });
+}
+
+TEST_F(MemoryTest, I11CopyWhileTheCpuCanWrite) {
+  expect_broken(Invariant::quiet_source, "CPU threads can write", [&] { memory.copy(0, 0, page, Place::vram, 7); });
+}
+
+TEST_F(MemoryTest, I11CopyWhileADeviceCanWriteInPlace) {
+  memory.revoke_cpu(0, page);
+  memory.map_device(0, 1, page, in_place);
+  expect_broken(Invariant::quiet_source, "device 1 can write", [&] { memory.copy(0, 0, page, Place::vram, 7); });
+}
+
+TEST_F(MemoryTest, I11CopyHomeWhileTheDeviceCanWrite) {
+  migrate(0, 7, true);
+  expect_broken(Invariant::quiet_source, "home from", [&] { memory.copy(0, 0, page, Place::system, 7); });
+}
+
+TEST_F(MemoryTest, I11CopyHomeOverAMappedPage) {
+  expect_broken(Invariant::quiet_source, "overwritten while the CPU maps it",
+                [&] { memory.copy(0, 0, page, Place::system, 7); });
+}
+
+TEST_F(MemoryTest, I15MappedAfterFree) {
+  memory.map_device(0, 0, page, in_place);
+  memory.begin_free(0, {base, block_pages});
+  expect_broken(Invariant::free_is_final, "while device 0 maps it", [&] { memory.end_free(0, {base, block_pages}); });
+}
+
+TEST_F(MemoryTest, I15ContentsSurviveAFree) {
+  memory.cpu_access(0, page, Op::write);
+  memory.begin_free(0, {base, block_pages});
+  memory.end_free(0, {base, block_pages});
+  expect_broken(Invariant::free_is_final, "left there by its last use", [&] { memory.alloc(0, {base, block_pages}); });
+}
+
+TEST_F(MemoryTest, I15MapOfFreedPage) {
+  expect_broken(Invariant::free_is_final, "not allocated",
+                [&] { memory.map_device(0, 0, base + block_pages, in_place); });
+}
+
+TEST_F(MemoryTest, FreedAndAllocatedAgainReadsAsZero) {
+  memory.cpu_access(0, page, Op::write);
+  memory.begin_free(0, {base, block_pages});
+  for (Page p = base; p < base + block_pages; ++p) memory.discard_system(0, p);
+  memory.end_free(0, {base, block_pages});
+  memory.alloc(0, {base, block_pages});
+  EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::done);
+}
+
+TEST_F(MemoryTest, EndOfAProcessTakesItsMappings) {
+  migrate(0, 7, true);
+  memory.device_died(0, 0);
+  EXPECT_EQ(memory.device_access(0, 0, page, Op::read), Touch::fault);
+  memory.copy(0, 0, page, Place::system, 7);  // its VRAM is served to the CPU from where it is
+  memory.cpu_died(0);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::segv);
+}
+
+}  // namespace
+}  // namespace ferry::sim

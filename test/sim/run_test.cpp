@@ -1,0 +1,143 @@
+// Whole runs: clean seeds, equal traces, every planted bug, seeds that once failed, and what a failure prints.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#include "sim/sim.h"
+#include "sim/sim_main.h"
+
+namespace ferry::sim {
+namespace {
+using core::PlantedBug;
+
+TEST(SimRunTest, BlockOfSeedsIsClean) {
+  SimStats total;
+  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+    SimOptions o;
+    o.seed = seed;
+    const SimResult r = run(o);
+    ASSERT_TRUE(r.ok) << r.failure;
+    total.add(r.stats);
+  }
+  // A run that does nothing is clean too: this block must have exercised everything.
+  EXPECT_GT(total.device_faults, 1000U);
+  EXPECT_GT(total.cpu_faults, 1000U);
+  EXPECT_GT(total.evictions, 500U);
+  EXPECT_GT(total.failed_actions, 500U);
+  EXPECT_GT(total.kills, 200U);
+  EXPECT_GT(total.stops, 100U);
+  EXPECT_GT(total.waves_failed, 100U);
+}
+
+std::string trace_of(std::uint64_t seed, std::uint64_t steps) {
+  SimOptions o;
+  o.seed = seed;
+  o.steps = steps;
+  std::string text;
+  o.trace = [&](std::string_view line) { (text += line) += '\n'; };
+  const SimResult r = run(o);
+  EXPECT_TRUE(r.ok) << r.failure;
+  return text;
+}
+
+TEST(SimRunTest, SameSeedSameTraceToTheLastByte) {
+  for (std::uint64_t seed : {3, 44, 105}) {
+    const std::string first = trace_of(seed, 2000);
+    const std::string second = trace_of(seed, 2000);
+    ASSERT_GT(first.size(), 50'000U);
+    ASSERT_EQ(first, second) << "seed " << seed;
+  }
+}
+
+TEST(SimRunTest, OtherSeedOtherTrace) { EXPECT_NE(trace_of(1, 500), trace_of(2, 500)); }
+
+TEST(SimRunTest, MoreStepsBeginTheSame) {
+  // What shrink() relies on: the random phase does not depend on how many steps it has.
+  const std::string small = trace_of(7, 300);
+  const std::string large = trace_of(7, 900);
+  const std::string common = small.substr(0, small.find("phase"));
+  EXPECT_GT(common.size(), 1000U);
+  EXPECT_EQ(common.substr(0, common.rfind('\n')), large.substr(0, common.rfind('\n')));
+}
+
+class PlantedBugTest : public ::testing::TestWithParam<unsigned> {};
+
+TEST_P(PlantedBugTest, IsFoundInTime) {
+  SimOptions o;
+  o.bug = static_cast<PlantedBug>(GetParam());
+  for (std::uint64_t seed = 1; seed <= planted_bug_seeds; ++seed) {
+    o.seed = seed;
+    const SimResult r = run(o);
+    if (r.ok) continue;
+    // The failure names the invariant, the seed and the command, and the same command fails the same way.
+    EXPECT_NE(r.failure.find("I-"), std::string::npos);
+    EXPECT_NE(r.failure.find(command_of(o)), std::string::npos);
+    EXPECT_NE(r.failure.find("last events"), std::string::npos);
+    const SimResult again = run(o);
+    EXPECT_EQ(again.failure, r.failure);
+    // And a shorter run shows the same.
+    const SimOptions small = shrink(o, r);
+    EXPECT_LE(small.steps, o.steps);
+    const SimResult shorter = run(small);
+    EXPECT_FALSE(shorter.ok);
+    EXPECT_EQ(shorter.broken, r.broken);
+    return;
+  }
+  FAIL() << core::to_string(o.bug) << " was not found in " << planted_bug_seeds << " seeds of " << o.steps << " steps";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, PlantedBugTest, ::testing::Range(1U, core::planted_bug_count),
+                         [](const auto& info) { return core::to_string(static_cast<PlantedBug>(info.param)); });
+
+TEST(SimRunTest, SeedsThatFailedBefore) {
+  std::ifstream file(FERRY_TEST_SOURCE_DIR "/test/sim/seeds.txt");
+  ASSERT_TRUE(file) << "test/sim/seeds.txt is missing";
+  unsigned runs = 0;
+  for (std::string text; std::getline(file, text);) {
+    if (text.empty() || text[0] == '#') continue;
+    std::istringstream words(text);
+    SimOptions o;
+    ASSERT_TRUE(words >> o.seed >> o.steps) << text;
+    const SimResult r = run(o);
+    EXPECT_TRUE(r.ok) << text << "\n" << r.failure;
+    ++runs;
+  }
+  EXPECT_GT(runs, 0U);
+}
+
+TEST(SimMainTest, ExitCodes) {
+  SimMainOptions o;
+  o.runs = 3;
+  o.steps = 300;
+  o.jobs = 1;
+  EXPECT_EQ(sim_main(o), 0);
+  o.bug = "stale_map";
+  o.runs = planted_bug_seeds;
+  o.steps = default_steps;
+  EXPECT_EQ(sim_main(o), 1);
+  o.bug = "no_such_bug";
+  EXPECT_EQ(sim_main(o), 2);
+  o.bug.clear();
+  o.runs = 0;
+  EXPECT_EQ(sim_main(o), 2);
+}
+
+TEST(SimMainTest, NumberOfJobsDoesNotChangeWhatIsFound) {
+  SimMainOptions o;
+  o.bug = "over_budget";
+  o.runs = planted_bug_seeds;
+  std::string texts[2];
+  for (unsigned jobs : {1U, 3U}) {
+    o.jobs = jobs;
+    ::testing::internal::CaptureStdout();
+    EXPECT_EQ(sim_main(o), 1);
+    texts[jobs == 1 ? 0 : 1] = ::testing::internal::GetCapturedStdout();
+  }
+  EXPECT_EQ(texts[0], texts[1]);
+  EXPECT_NE(texts[0].find("I-04"), std::string::npos) << texts[0];
+}
+
+}  // namespace
+}  // namespace ferry::sim
