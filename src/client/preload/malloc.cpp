@@ -57,9 +57,7 @@ FERRY_EXPORT void* aligned_alloc(std::size_t align, std::size_t bytes) noexcept 
 
 FERRY_EXPORT int posix_memalign(void** result, std::size_t align, std::size_t bytes) noexcept {
   if (!is_power_of_two(align) || align % sizeof(void*) != 0) return EINVAL;
-  const int saved_errno = errno;
   void* pointer = ferry_heap_memalign(align, bytes);
-  errno = saved_errno;
   if (pointer == nullptr) return ENOMEM;
   *result = pointer;
   return 0;
