@@ -64,9 +64,7 @@ class PeerPort {
   }
 
   /// Records that the manager has not taken yet.
-  [[nodiscard]] std::uint32_t up_pending() const {
-    return up_tail_ - port_->up_head.load(std::memory_order_acquire);
-  }
+  [[nodiscard]] std::uint32_t up_pending() const { return up_tail_ - port_->up_head.load(std::memory_order_acquire); }
 
   [[nodiscard]] bool ready() const { return port_->down_tail.load(std::memory_order_acquire) != down_head_; }
 

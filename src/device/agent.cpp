@@ -1,0 +1,141 @@
+#include "device/agent.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <span>
+
+#include "base/types.h"
+#include "linux/futex.h"
+#include "wire/ring.h"
+
+namespace ferry::device {
+namespace {
+
+/// Mappings in stock. A revoke in the middle of a mapping needs up to two more of them, and it must not fail where the
+/// process is at the kernel's limit: it is what memory is freed with. Map commands may fail there.
+class SpareMappings {
+ public:
+  SpareMappings() {
+    pages_ = static_cast<std::byte*>(map_own(count * page_bytes));
+    if (pages_ == nullptr) {
+      used_ = count;
+      return;
+    }
+    // Neighbours with unequal protection stay separate mappings.
+    for (unsigned i = 0; i < count; i += 2) mprotect(pages_ + i * page_bytes, page_bytes, PROT_NONE);
+  }
+  /// Gives two back to the process. False: the stock is empty.
+  bool release() {
+    if (used_ + 2 > count) return false;
+    munmap(pages_ + used_ * page_bytes, 2 * page_bytes);
+    used_ += 2;
+    return true;
+  }
+
+ private:
+  static constexpr unsigned count = 256;
+  std::byte* pages_ = nullptr;
+  unsigned used_ = 0;
+};
+
+class Agent {
+ public:
+  Agent(wire::DeviceControl& control, const DeviceMemory& memory, int kick_fd)
+      : port_(control.agent, control.head), memory_(memory), kick_fd_(kick_fd) {}
+
+  [[noreturn]] void run() {
+    for (;;) {
+      port_.take(batch_[0], spin_,
+                 [](std::atomic<std::uint32_t>& word, std::uint32_t expected) { linux::futex_wait(word, expected); });
+      std::size_t count = 1;
+      while (count < batch_.size() && port_.try_take(batch_[count])) ++count;
+      execute({batch_.data(), count});
+    }
+  }
+
+ private:
+  static bool is(const wire::DownRecord& record, wire::DownKind kind) {
+    return record.kind == static_cast<std::uint32_t>(kind);
+  }
+
+  void execute(std::span<wire::DownRecord> commands) {
+    for (std::size_t i = 0; i < commands.size();) {
+      const wire::DownRecord& command = commands[i];
+      if (is(command, wire::DownKind::revoke)) {
+        std::size_t end = i + 1;
+        while (end < commands.size() && is(commands[end], wire::DownKind::revoke)) ++end;
+        revoke(commands.subspan(i, end - i));
+        i = end;
+        continue;
+      }
+      if (is(command, wire::DownKind::quit)) _exit(0);
+      int error = EINVAL;
+      if (is(command, wire::DownKind::map)) {
+        error = memory_.map(command);
+      } else if (is(command, wire::DownKind::rearm)) {
+        error = memory_.rearm(command.address, command.length_bytes);
+        while (error == ENOMEM && spare_.release()) error = memory_.rearm(command.address, command.length_bytes);
+      }
+      done(command, error);
+      ++i;
+    }
+  }
+
+  /// Neighbours in one system call: each costs a shootdown while compute units run, whatever its size.
+  void revoke(std::span<wire::DownRecord> commands) {
+    for (std::size_t i = 0; i < commands.size(); ++i) order_[i] = static_cast<std::uint16_t>(i);
+    const auto order = std::span(order_).first(commands.size());
+    std::sort(order.begin(), order.end(),
+              [&](std::uint16_t a, std::uint16_t b) { return commands[a].address < commands[b].address; });
+    for (std::size_t first = 0; first < order.size();) {
+      const std::uint64_t begin = commands[order[first]].address;
+      std::uint64_t end = begin + commands[order[first]].length_bytes;
+      std::size_t next = first + 1;
+      while (next < order.size() && commands[order[next]].address == end) {
+        end += commands[order[next]].length_bytes;
+        ++next;
+      }
+      int error = memory_.revoke(begin, end - begin);
+      while (error == ENOMEM && spare_.release()) error = memory_.revoke(begin, end - begin);
+      for (; first < next; ++first) done(commands[order[first]], error);
+    }
+  }
+
+  void done(const wire::DownRecord& command, int error) {
+    if (command.action == 0) return;
+    wire::UpRecord record{};
+    record.kind = static_cast<std::uint32_t>(wire::UpKind::done);
+    record.action = command.action;
+    record.error = error;
+    record.time_ns = linux::monotonic_ns();
+    // The manager leaves no more commands unanswered than the ring holds.
+    while (!port_.post(record, [this] { kick(); })) wire::cpu_relax();
+  }
+
+  void kick() const {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t rc = ::write(kick_fd_, &one, sizeof one);
+  }
+
+  wire::PeerPort port_;
+  const DeviceMemory& memory_;
+  int kick_fd_;
+  linux::AdaptiveSpin spin_{2'000, 50'000};
+  SpareMappings spare_;
+  std::array<wire::DownRecord, wire::ring_entries> batch_{};
+  std::array<std::uint16_t, wire::ring_entries> order_{};
+};
+
+}  // namespace
+
+void run_agent(wire::DeviceControl& control, const DeviceMemory& memory, int kick_fd) {
+  Agent agent(control, memory, kick_fd);
+  agent.run();
+}
+
+}  // namespace ferry::device

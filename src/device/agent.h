@@ -1,0 +1,13 @@
+// The device's agent: carries out the manager's commands that no faulting wave can (wire::DownKind map, revoke, rearm,
+// quit). Runs on the device's main thread. Never touches managed memory.
+#pragma once
+
+#include "device/memory.h"
+#include "wire/control.h"
+
+namespace ferry::device {
+
+/// `kick_fd`: the manager's eventfd.
+[[noreturn]] void run_agent(wire::DeviceControl& control, const DeviceMemory& memory, int kick_fd);
+
+}  // namespace ferry::device

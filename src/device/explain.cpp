@@ -1,0 +1,153 @@
+#include "device/explain.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "base/status.h"
+#include "device/process.h"
+
+namespace ferry::device {
+namespace {
+
+/// One line of /proc/self/maps: begin-end perms offset device inode path.
+bool parse(std::string_view line, MappingInfo& m) {
+  std::size_t at = 0;
+  const auto hex = [&](char end) {
+    std::uint64_t value = 0;
+    for (; at < line.size() && line[at] != end; ++at) {
+      const char c = line[at];
+      value = value * 16 + static_cast<std::uint64_t>(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    ++at;
+    return value;
+  };
+  m.begin = hex('-');
+  m.end = hex(' ');
+  if (at + 5 > line.size()) return false;
+  m.readable = line[at] == 'r';
+  m.writable = line[at + 1] == 'w';
+  m.executable = line[at + 2] == 'x';
+  at += 5;
+  m.offset = hex(' ');
+  for (unsigned skipped = 0; skipped < 2 && at < line.size(); ++at) {
+    if (line[at] == ' ') ++skipped;
+  }
+  while (at < line.size() && line[at] == ' ') ++at;
+  Text(m.path, sizeof m.path) << line.substr(at < line.size() ? at : line.size());
+  return true;
+}
+
+void describe_place(std::uint64_t address, const Fiber& fiber, const DeviceMemory& memory, Text& text) {
+  if (address < 65536) {
+    text << "the null page";
+    return;
+  }
+  if (memory.contains(address)) {
+    text << "managed memory";
+    return;
+  }
+  if (fiber.on_stack(address)) {
+    text << "the wave's own stack";
+    return;
+  }
+  if (is_application_stack(address)) {
+    text << "the stack of the application, which the device does not have";
+    return;
+  }
+  if (is_own(address)) {
+    text << "the device's own memory";
+    return;
+  }
+  MappingInfo m;
+  if (!find_mapping(address, m)) {
+    text << "nothing: neither managed memory nor part of the program";
+    return;
+  }
+  if (m.executable) {
+    text << "program text";
+  } else if (!m.readable) {
+    text << "memory that may not be touched";
+  } else {
+    text << (m.writable ? "data of the device process" : "read-only data");
+  }
+  if (m.path[0] != '\0') text << " of " << m.path;
+}
+
+void describe_instruction(std::uint64_t instruction, Text& text) {
+  text << ", by the instruction at ";
+  MappingInfo m;
+  if (find_mapping(instruction, m) && m.path[0] == '/') {
+    text << m.path << "+";
+    text.hex(instruction - m.begin + m.offset);
+  } else {
+    text.hex(instruction);
+  }
+}
+
+}  // namespace
+
+bool find_mapping(std::uint64_t address, MappingInfo& found) {
+  const int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  char buffer[4096];
+  std::size_t held = 0;
+  bool hit = false;
+  for (;;) {
+    const ssize_t got = read(fd, buffer + held, sizeof buffer - held);
+    if (got <= 0) break;
+    held += static_cast<std::size_t>(got);
+    std::size_t start = 0;
+    for (std::size_t i = 0; i < held && !hit; ++i) {
+      if (buffer[i] != '\n') continue;
+      MappingInfo m;
+      if (parse({buffer + start, i - start}, m) && address >= m.begin && address < m.end) {
+        found = m;
+        hit = true;
+      }
+      start = i + 1;
+    }
+    if (hit) break;
+    held -= start;
+    std::memmove(buffer, buffer + start, held);
+    if (held == sizeof buffer) held = 0;  // no path is that long
+  }
+  close(fd);
+  return hit;
+}
+
+void describe_crash(const Fiber& fiber, const DeviceMemory& memory, Text& text) {
+  const Crash& crash = fiber.crash;
+  text << "kernel \"" << fiber.wave.kernel << "\", wave " << fiber.wave.wave << ": ";
+  if (crash.signal == SIGFPE) {
+    text << (crash.code == FPE_INTDIV ? "integer division by zero" : "arithmetic trap");
+  } else if (crash.signal == SIGILL) {
+    text << "illegal instruction (a trap of the compiler's, or code for another processor)";
+  } else if (crash.signal == SIGABRT) {
+    text << "abort() was called (a failed assertion, or an exception that nothing may catch)";
+    return;  // the instruction is always the same one, in the C library
+  } else if (crash.signal == SIGTRAP) {
+    text << "breakpoint trap";
+  } else if (fiber.in_guard(crash.address)) {
+    text << "stack overflow: a wave has " << wave_stack_bytes / 1024 << " KiB of stack";
+  } else if (crash.signal == SIGSEGV && crash.code == SI_KERNEL) {
+    text << "access through a pointer that is no address";
+  } else if (crash.signal == SIGSEGV && crash.code <= 0) {
+    text << "ended by a signal from outside";
+  } else {
+    text << (crash.execute ? "call of " : crash.write ? "write to " : "read from ");
+    text.hex(crash.address) << ", where there is ";
+    if (crash.status != 0) {
+      text << "no usable managed memory (" << to_string(static_cast<Code>(crash.status)) << ")";
+    } else {
+      describe_place(crash.address, fiber, memory, text);
+    }
+  }
+  describe_instruction(crash.instruction, text);
+}
+
+}  // namespace ferry::device

@@ -1,0 +1,106 @@
+#include "device/memory.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cerrno>
+#include <utility>
+
+#include "base/types.h"
+
+namespace ferry::device {
+namespace {
+
+/// Own memory lies in [own_begin, own_end). Far from where the kernel puts an application's mappings (high) and from
+/// the default window.
+constexpr std::uint64_t own_begin = 0x1000'0000'0000;
+constexpr std::uint64_t own_limit = 0x1100'0000'0000;
+std::atomic<std::uint64_t> own_end{own_begin};
+
+void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
+
+void* map_own_at_hint(std::size_t bytes, int flags, int fd) {
+  const std::uint64_t whole = (bytes + page_bytes - 1) & ~(page_bytes - 1);
+  // A page between neighbours, so that they stay apart.
+  const std::uint64_t at = own_end.fetch_add(whole + page_bytes, std::memory_order_relaxed);
+  void* p = MAP_FAILED;
+  if (at + whole <= own_limit) {
+    p = mmap(pointer(at), whole, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE, fd, 0);
+  }
+  if (p == MAP_FAILED) p = mmap(nullptr, whole, PROT_READ | PROT_WRITE, flags, fd, 0);
+  return p == MAP_FAILED ? nullptr : p;
+}
+
+}  // namespace
+
+int DeviceMemory::open(std::uint64_t window_base, std::uint64_t window_bytes, int system_fd, int vram_fd,
+                       const char** failed) {
+  base_ = window_base;
+  bytes_ = window_bytes;
+  system_fd_ = system_fd;
+  vram_fd_ = vram_fd;
+  *failed = "userfaultfd with SIGBUS, MINOR and MISSING on shared memory (`ferry doctor` says more)";
+  linux::Userfaultfd::Options options;
+  options.sigbus = true;
+  options.prefer_full_service = false;  // a system call of a kernel cannot park: it gets EFAULT in any case
+  Result<linux::Userfaultfd> opened = linux::Userfaultfd::open(options);
+  if (!opened.ok()) return opened.status().sys_errno != 0 ? opened.status().sys_errno : ENOSYS;
+  userfaultfd_ = std::move(opened).value();
+  *failed = "mapping and registering the window";
+  if (const int error = arm(base_, bytes_); error != 0) return error;
+  // A core file of a crashed device would otherwise walk the whole window.
+  madvise(pointer(base_), bytes_, MADV_DONTDUMP);
+  *failed = nullptr;
+  return 0;
+}
+
+bool DeviceMemory::valid(std::uint64_t address, std::uint64_t length_bytes) const {
+  return address % page_bytes == 0 && length_bytes % page_bytes == 0 && length_bytes != 0 && contains(address) &&
+         length_bytes <= bytes_ - (address - base_);
+}
+
+int DeviceMemory::map(const wire::DownRecord& command) const {
+  if (!valid(command.address, command.length_bytes)) return EINVAL;
+  const bool system = command.file == static_cast<std::uint8_t>(wire::File::system);
+  const int prot = PROT_READ | (command.writable != 0 ? PROT_WRITE : 0);
+  // A whole block is one entry where its folio is huge. Smaller extents of VRAM are about to be touched and their
+  // pages exist: entries made here cost a third of native faults. Smaller extents of the system file may have holes,
+  // which must not be filled for nothing.
+  const int populate = command.length_bytes == block_bytes || (!system && command.length_bytes < block_bytes);
+  const int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE | (populate ? MAP_POPULATE : 0);
+  void* p = mmap(pointer(command.address), command.length_bytes, prot, flags, system ? system_fd_ : vram_fd_,
+                 static_cast<off_t>(command.file_offset));
+  return p == MAP_FAILED ? errno : 0;
+}
+
+int DeviceMemory::revoke(std::uint64_t address, std::uint64_t length_bytes) const {
+  if (!valid(address, length_bytes)) return EINVAL;
+  // Anonymous and not the file: neighbours that are revoked merge to one mapping whatever they showed before.
+  void* p =
+      mmap(pointer(address), length_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+  return p == MAP_FAILED ? errno : 0;
+}
+
+int DeviceMemory::rearm(std::uint64_t address, std::uint64_t length_bytes) const {
+  if (!valid(address, length_bytes)) return EINVAL;
+  return arm(address, length_bytes);
+}
+
+int DeviceMemory::arm(std::uint64_t address, std::uint64_t length_bytes) const {
+  // Between the two calls the extent would be filled by native faults, in place of the manager's choice. The first is
+  // therefore without access.
+  void* p = mmap(pointer(address), length_bytes, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, system_fd_,
+                 static_cast<off_t>(address - base_));
+  if (p == MAP_FAILED) return errno;
+  const linux::Fault registered =
+      userfaultfd_.register_span(address, length_bytes, linux::track_missing | linux::track_minor);
+  if (registered != linux::Fault::ok) return registered == linux::Fault::no_memory ? ENOMEM : EIO;
+  if (mprotect(p, length_bytes, PROT_READ | PROT_WRITE) != 0) return errno;
+  return 0;
+}
+
+void* map_own(std::size_t bytes) { return map_own_at_hint(bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1); }
+void* map_own_file(int fd, std::size_t bytes) { return map_own_at_hint(bytes, MAP_SHARED, fd); }
+bool is_own(std::uint64_t address) { return address >= own_begin && address < own_end.load(std::memory_order_relaxed); }
+
+}  // namespace ferry::device

@@ -1,0 +1,53 @@
+// The device's page tables: what its window is mapped to, and its userfaultfd. Changed by the agent and by compute
+// units (each for the wave that faulted); the kernel orders them, and the manager never sends two of them commands for
+// one page at a time. Never touches what it maps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "linux/userfaultfd.h"
+#include "wire/port.h"
+
+namespace ferry::device {
+
+class DeviceMemory {
+ public:
+  /// Maps the whole window from the system file, registers it, and keeps the descriptors. Errno, 0 if well; `failed`
+  /// then names what failed.
+  int open(std::uint64_t window_base, std::uint64_t window_bytes, int system_fd, int vram_fd, const char** failed);
+
+  [[nodiscard]] bool contains(std::uint64_t address) const { return address - base_ < bytes_; }
+  [[nodiscard]] std::uint64_t base() const { return base_; }
+  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+  [[nodiscard]] int userfaultfd() const { return userfaultfd_.fd(); }
+
+  // Each returns an errno, 0 if well. Extents outside of the window or not page aligned: EINVAL.
+
+  /// map and resume_map: the extent shows the file that the record names. Drops the extent's registration.
+  int map(const wire::DownRecord& command) const;
+  /// Nothing of the extent can be reached any more when it returns; every touch raises SIGSEGV.
+  int revoke(std::uint64_t address, std::uint64_t length_bytes) const;
+  /// The extent is empty, and registered again.
+  int rearm(std::uint64_t address, std::uint64_t length_bytes) const;
+
+ private:
+  [[nodiscard]] bool valid(std::uint64_t address, std::uint64_t length_bytes) const;
+  [[nodiscard]] int arm(std::uint64_t address, std::uint64_t length_bytes) const;
+
+  std::uint64_t base_ = 0;
+  std::uint64_t bytes_ = 0;
+  int system_fd_ = -1;
+  int vram_fd_ = -1;
+  linux::Userfaultfd userfaultfd_;
+};
+
+/// Zeroed private memory for the device's own use, in a part of the address space where the application is unlikely to
+/// have anything: a stray pointer of the application should find nothing there. nullptr if there is none.
+[[nodiscard]] void* map_own(std::size_t bytes);
+/// The same for a shared file.
+[[nodiscard]] void* map_own_file(int fd, std::size_t bytes);
+/// True for addresses inside of what map_own and map_own_file gave.
+[[nodiscard]] bool is_own(std::uint64_t address);
+
+}  // namespace ferry::device
