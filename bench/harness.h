@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "machine.h"
+
 namespace ferry::bench {
 
 /// Which side of the target is good.
@@ -44,9 +46,9 @@ struct Settings {
 /// A named measurement. `run` may return several rows and throws std::exception if it cannot measure.
 struct Bench {
   std::string name = {};
-  std::string about;
-  std::function<std::vector<Row>(const Settings&)> run;
-  std::vector<std::pair<std::string, std::string>> environment = {};  ///< of the process it runs in
+  std::string about = {};
+  std::function<std::vector<Row>(const Settings&)> run = {};
+  std::optional<Machine> machine = std::nullopt;  ///< what its manager models; empty: it needs no manager
   std::vector<Row> expected = {};  ///< the rows it owes, without figures: printed as missed when it fails
 };
 

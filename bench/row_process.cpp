@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -69,11 +70,21 @@ bool read_all(int fd, std::uint64_t deadline_ns, std::string& text) {
 }  // namespace
 
 std::vector<Row> run_in_own_process(const Bench& bench, const std::vector<std::string>& arguments, int limit_s) {
-  int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) return not_measured(bench, std::strerror(errno));
   std::vector<std::string> words = {"ferry-bench"};
   words.insert(words.end(), arguments.begin(), arguments.end());
-  std::vector<std::string> variables = environment_with(bench.environment);
+  std::optional<Manager> manager;
+  std::vector<std::pair<std::string, std::string>> own_variables;
+  try {
+    if (bench.machine) {
+      manager.emplace(*bench.machine);
+      own_variables.emplace_back("FERRY_SOCKET", manager->socket_path());
+    }
+  } catch (const std::exception& error) {
+    return not_measured(bench, error.what());
+  }
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return not_measured(bench, std::strerror(errno));
+  std::vector<std::string> variables = environment_with(own_variables);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);

@@ -73,7 +73,8 @@ void run_device(int socket, int memory_file, Shared& shared, unsigned threads, s
         Spin spin;
         while (ready.load() < seen * threads) spin.pause();
         shared.intervals[index].begin_ns = now_ns();
-        for (std::size_t page = index; page < pages; page += threads) {
+        // Adjoining pages a thread, as waves have: threads that share a page table slow each other down.
+        for (std::size_t page = pages * index / threads; page < pages * (index + 1) / threads; ++page) {
           auto* word = reinterpret_cast<volatile std::uint64_t*>(memory.data() + page * page_bytes);
           *word = page;
         }

@@ -1,7 +1,5 @@
-// Every bench there is. A function a file of this folder.
+// Every bench there is.
 #pragma once
-
-#include <vector>
 
 #include "harness.h"
 
@@ -9,5 +7,15 @@ namespace ferry::bench {
 
 /// The core alone: faults and migrations decided a second on one thread, nothing performed.
 [[nodiscard]] Bench core_decisions();
+
+// On a device:
+[[nodiscard]] Bench fault_device_one();
+[[nodiscard]] Bench fault_device_all();
+[[nodiscard]] Bench fault_cpu();
+[[nodiscard]] Bench migrate();
+[[nodiscard]] Bench kernels();
+[[nodiscard]] Bench traffic_bfs();
+[[nodiscard]] Bench traffic_page_rank();
+[[nodiscard]] Bench traffic_stencil();
 
 }  // namespace ferry::bench
