@@ -15,6 +15,7 @@
 #include <map>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/types.h"
@@ -256,6 +257,33 @@ TEST(ProcessHeap, FreeKeepsErrno) {
       ferry_heap_free(block);
       REQUIRE(errno == 77);
     }
+  });
+}
+
+TEST(ProcessHeap, ManyHolesLeaveTheProgramItsMappings) {
+  EXPECT_IN_CHILD([] {
+    std::vector<char*> blocks;
+    for (int i = 0; i < 80000; ++i) {
+      blocks.push_back(static_cast<char*>(ferry_heap_malloc(256 * 1024)));
+      REQUIRE(blocks.back() != nullptr);
+      if (i % 16 == 0) blocks.back()[5] = 'k';
+    }
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      if (i % 2 == 1) ferry_heap_free(std::exchange(blocks[i], nullptr));
+    }
+    FILE* maps = std::fopen("/proc/self/maps", "re");
+    REQUIRE(maps != nullptr);
+    int lines = 0;
+    for (int c = std::fgetc(maps); c != EOF; c = std::fgetc(maps)) lines += c == '\n';
+    std::fclose(maps);
+    REQUIRE(lines < 40000);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      if (blocks[i] == nullptr) blocks[i] = static_cast<char*>(ferry_heap_calloc(1, 256 * 1024));
+      REQUIRE(blocks[i] != nullptr);
+      REQUIRE(blocks[i][5] == (i % 16 == 0 ? 'k' : 0));
+    }
+    for (char* block : blocks) REQUIRE(process_heap().free(block) == FreeResult::freed);
+    REQUIRE(process_heap().stats().span_bytes == 0);
   });
 }
 

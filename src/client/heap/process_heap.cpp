@@ -35,6 +35,10 @@ bool reserve(void* at, std::size_t bytes, int placement) noexcept {
   return ::mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | placement, -1, 0) == at;
 }
 
+/// Ranges of no memory between spans: a quarter of the mappings that Linux allows a process by default. The program needs
+/// some of its own, and at the limit every mmap of it would fail.
+constexpr std::size_t holes_max = 8192;
+
 /// Addresses of the window, and memory behind them: private, or the session's. Under the heap's span lock.
 class ProcessSpans final : public SpanSource {
  public:
@@ -65,9 +69,9 @@ class ProcessSpans final : public SpanSource {
       NativeMallocScope native;
       hooks_.release(hooks_.context, span, bytes);
     }
-    // At the limit of mappings a hole cannot be made: then the memory at least goes.
-    if (!reserve(span, bytes, MAP_FIXED)) ::madvise(span, bytes, MADV_DONTNEED);
     ranges_.give(reinterpret_cast<std::uintptr_t>(span), bytes);
+    // A hole may cost two mappings. Past its limit the memory goes and the mapping stays, merged with its neighbours.
+    if (ranges_.holes() > holes_max || !reserve(span, bytes, MAP_FIXED)) ::madvise(span, bytes, MADV_DONTNEED);
     errno = saved_errno;
   }
 

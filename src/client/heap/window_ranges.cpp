@@ -53,6 +53,7 @@ void WindowRanges::add(Range* range, std::size_t first, std::size_t units) noexc
   }
   tails_[bin] = range;
   free_units_ += units;
+  ++holes_;
   ends_.set(first, range);
   ends_.set(first + units - 1, range);
 }
@@ -62,6 +63,7 @@ void WindowRanges::remove(Range* range) noexcept {
   (range->prev != nullptr ? range->prev->next : heads_[bin]) = range->next;
   (range->next != nullptr ? range->next->prev : tails_[bin]) = range->prev;
   free_units_ -= range->units;
+  --holes_;
   ends_.set(range->first, nullptr);
   ends_.set(range->first + range->units - 1, nullptr);
 }

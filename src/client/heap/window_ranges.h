@@ -25,6 +25,8 @@ class WindowRanges {
   void give(std::uintptr_t at, std::size_t bytes) noexcept;
 
   [[nodiscard]] std::size_t free_bytes() const noexcept;
+  /// Free ranges, neighbours merged: as many holes are between what is taken.
+  [[nodiscard]] std::size_t holes() const noexcept { return holes_; }
 
  private:
   struct Range {
@@ -51,6 +53,7 @@ class WindowRanges {
   std::uintptr_t base_ = 0;
   std::size_t units_ = 0;
   std::size_t free_units_ = 0;
+  std::size_t holes_ = 0;
   RadixMap<Range> ends_;  // first and last unit of every free range; nothing for the units between
   Range* heads_[bins] = {};
   Range* tails_[bins] = {};
