@@ -12,6 +12,7 @@
 
 #include "base/status.h"
 #include "device/explain.h"
+#include "device/print.h"
 #include "device/signals.h"
 #include "device/text.h"
 
@@ -30,9 +31,9 @@ struct ExceptionGlobals {
 __attribute__((tls_model("initial-exec"))) thread_local Cu* this_cu = nullptr;
 
 /// How often a compute unit that runs one wave asks whether another should run.
-constexpr long clock_period_ns = 10'000'000;
+constexpr long clock_period_ns = 2'000'000;
 /// After so many periods a wave shares its compute unit with waves of its own launch that have not started.
-constexpr unsigned ticks_before_sharing = 10;
+constexpr unsigned ticks_before_sharing = 50;
 /// Ended waves that a compute unit keeps to itself at most, so that progress can be watched.
 constexpr std::uint64_t done_unreported_max = 16;
 
@@ -141,6 +142,7 @@ void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t in
   if (execute) {
     Crash c;
     c.signal = SIGSEGV;
+    c.code = SEGV_MAPERR;
     c.address = address;
     c.instruction = instruction;
     c.execute = true;
@@ -165,6 +167,7 @@ void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t in
   if (fiber.resume_status != 0) {
     Crash c;
     c.signal = SIGSEGV;
+    c.code = SEGV_MAPERR;
     c.address = address;
     c.instruction = instruction;
     c.write = write;
@@ -192,7 +195,7 @@ void Cu::tick(bool safe) {
   Fiber& fiber = *running_;
   ++ticks_;
   if (fiber.queue->failed.load(std::memory_order_relaxed) != 0) leave(Leave::dropped);
-  bool yield = port_.ready() || ready_count_ != 0 || queues_->doorbell() != doorbell_seen_;
+  bool yield = port_.ready() || ready_count_ != 0 || queues_->doorbell() != doorbell_seen_ || fiber.printed_bytes != 0;
   if (!yield && free_count_ != 0) {
     const std::uint32_t own = 1U << fiber.queue->number;
     // The same queue's waves are left for after this one, as long as it does not look as if it waited for them.
@@ -308,6 +311,7 @@ void Cu::enter(Fiber& fiber) {
   const context::transfer_t back = context::jump_fcontext(fiber.context, this);
   running_ = nullptr;
   fiber.context = back.fctx;
+  if (fiber.printed_bytes != 0) flush_print(fiber);
   switch (static_cast<Leave>(reinterpret_cast<std::uintptr_t>(back.data))) {
     case Leave::finished: end_wave(fiber, true); break;
     case Leave::waiting: ++waiting_; break;

@@ -52,6 +52,10 @@ struct Fiber {
   WaveInfo wave;
   Crash crash;
   char text[480];  ///< what() of an exception
+  /// Text that the wave printed and that has not been sent: sent when this is full and whenever the wave leaves its
+  /// compute unit, however it does that.
+  std::uint32_t printed_bytes = 0;
+  char printed[1024];
 
   std::byte* guard = nullptr;  ///< [guard, stack): no access
   std::byte* stack = nullptr;  ///< [stack, alternate)

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <climits>
 #include <cstring>
+#include <utility>
 
 #include "device/cu.h"
 #include "device/process.h"
@@ -30,7 +31,8 @@ void wake_application(wire::QueueControl& control) {
   }
 }
 
-/// Text must not be managed memory: a wave that parked between reserving and publishing would hold up all others.
+/// The text must be the device's own memory, and the caller must not be preempted for another wave: whoever parked
+/// between reserving and publishing would hold up all others.
 bool try_put(wire::PrintRing& ring, const char* text, std::uint64_t bytes) {
   std::uint64_t start = ring.reserved.load(std::memory_order_relaxed);
   do {
@@ -42,7 +44,7 @@ bool try_put(wire::PrintRing& ring, const char* text, std::uint64_t bytes) {
   std::memcpy(ring.bytes + at, text, first);
   std::memcpy(ring.bytes, text + first, bytes - first);
   for (unsigned turn = 1; ring.written.load(std::memory_order_acquire) != start; ++turn) {
-    if (turn % 1024 == 0) sched_yield();
+    if (turn % 64 == 0) sched_yield();
     wire::cpu_relax();
   }
   ring.written.store(start + bytes, std::memory_order_release);
@@ -51,13 +53,9 @@ bool try_put(wire::PrintRing& ring, const char* text, std::uint64_t bytes) {
 
 bool put(wire::QueueControl& control, const char* text, std::uint64_t bytes) {
   wire::PrintRing& ring = control.print;
-  Cu* cu = current_cu();
   std::uint64_t give_up_ns = 0;
   for (;;) {
-    const bool was = cu != nullptr && cu->hold();
-    const bool done = try_put(ring, text, bytes);
-    if (cu != nullptr) cu->release(was);
-    if (done) {
+    if (try_put(ring, text, bytes)) {
       stalled.store(false, std::memory_order_relaxed);
       const std::uint64_t used =
           ring.written.load(std::memory_order_relaxed) - ring.read.load(std::memory_order_relaxed);
@@ -81,14 +79,27 @@ bool put(wire::QueueControl& control, const char* text, std::uint64_t bytes) {
 
 }  // namespace
 
-void print_bytes(const char* text, std::size_t bytes) {
+void flush_print(Fiber& fiber) {
+  const std::uint32_t bytes = std::exchange(fiber.printed_bytes, 0);
   wire::QueueControl* control = process_queues();
-  if (control == nullptr) return;
-  char piece[print_piece_bytes];
+  if (bytes == 0 || control == nullptr) return;
+  if (!put(*control, fiber.printed, bytes)) control->print.dropped_bytes.fetch_add(bytes, std::memory_order_relaxed);
+}
+
+void print_bytes(const char* text, std::size_t bytes) {
+  Cu* cu = current_cu();
+  if (cu == nullptr || cu->running() == nullptr) return;
+  Fiber& fiber = *cu->running();
+  char piece[sizeof fiber.printed];
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t count = std::min(bytes - done, sizeof piece);
-    std::memcpy(piece, text + done, count);  // may fault and park
-    if (!put(*control, piece, count)) control->print.dropped_bytes.fetch_add(count, std::memory_order_relaxed);
+    // May fault and park, and then the gathered text is sent: so not into the fiber at once.
+    std::memcpy(piece, text + done, count);
+    const bool was = cu->hold();
+    if (fiber.printed_bytes + count > sizeof fiber.printed) flush_print(fiber);
+    std::memcpy(fiber.printed + fiber.printed_bytes, piece, count);
+    fiber.printed_bytes += static_cast<std::uint32_t>(count);
+    cu->release(was);
     done += count;
   }
 }

@@ -5,13 +5,16 @@
 
 namespace ferry::device {
 
-/// Pieces of this size reach the application whole; longer texts may have those of other waves in between.
-inline constexpr std::size_t print_piece_bytes = 1024;
+struct Fiber;
 
-/// From a wave: sends the bytes to the application. Text that finds no room, because the application reads none for
-/// 50 ms, is dropped and counted in PrintRing::dropped_bytes. Where room is short, wakes the application's waiters
-/// through complete_futex of their queues: who sleeps on it must read the ring too. Outside of a device process:
-/// does nothing.
+/// From a wave: sends the bytes to the application. Text is gathered for each wave and sent when the wave ends, fails or
+/// parks, after 1 KiB, and otherwise after some milliseconds; a text of up to 1 KiB stays in one piece. Text that finds
+/// no room, because the application reads none for 50 ms, is dropped and counted in PrintRing::dropped_bytes. Where
+/// room is short, wakes the application's waiters through complete_futex of their queues: who sleeps on it must read
+/// the ring too. Outside of waves: does nothing.
 void print_bytes(const char* text, std::size_t bytes);
+
+/// Sends what the wave has gathered.
+void flush_print(Fiber& fiber);
 
 }  // namespace ferry::device
