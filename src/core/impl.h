@@ -42,7 +42,7 @@ struct Chunk {
 /// One client's part of one device.
 struct ClientDevice {
   bool attached = false;
-  std::uint32_t process = 0;            ///< counts the device processes: an answer may come from a former one
+  std::uint32_t process = 0;         ///< counts the device processes: an answer may come from a former one
   std::vector<Chunk> chunks;         ///< by chunk number in the client's VRAM file
   std::vector<VramPage> free_slots;  ///< of owned, not draining chunks; last in, first out
   std::vector<SlotIndex> slot_at;    ///< by slot number in the file (VramPage / granularity); none_index if free
@@ -80,7 +80,7 @@ struct Device {
   std::uint64_t chunk_owned = 0;
   std::vector<Slot> slots;
   std::vector<SlotIndex> slot_holes;
-  VictimQueue victims;
+  VictimPolicy victims;
   std::deque<OpIndex> waiting;  ///< operations that wait for a slot, first come first served
   std::uint32_t reclaims = 0;   ///< evictions and drains under way that will let one waiter on
   std::uint64_t evictions = 0;
@@ -111,7 +111,13 @@ enum class Stage : std::uint8_t {
 };
 
 /// Where the pages are to be when the operation ends.
-enum class Goal : std::uint8_t { vram, system, in_place, discard };
+enum class Goal : std::uint8_t {
+  vram,
+  system,
+  in_place,
+  discard,  ///< nowhere: the pages were freed
+  probe,    ///< where they are, but unmapped on the owner, to see whether it asks for them
+};
 
 struct Op {
   OpIndex self = none_index;
@@ -251,13 +257,14 @@ class Core::Impl {
   void return_vram(Client& client, DeviceId device, VramPage first);
   void pump(DeviceId device);
   bool reclaim_one(DeviceId device, Client& requester);
-  bool start_drain(DeviceId device, Client& owner, std::uint32_t chunk);
+  void start_drain(DeviceId device, Client& owner, std::uint32_t chunk);
   void pump_all();
   void evict_if_draining(Block& block, std::uint32_t granule);
   void forget_slot(DeviceId device, SlotIndex slot);
   void start_release(DeviceId device, Client& owner, std::uint32_t chunk);
   void release_done(const Pending& pending);
   void start_evict(DeviceId device, SlotIndex slot, bool counts);
+  void start_probe(DeviceId device);
   [[nodiscard]] bool slot_in_motion(DeviceId device) const;
   [[nodiscard]] bool has_free_slot(const Client& client, DeviceId device) const;
   void account(DeviceId device, const Client& client);
@@ -268,7 +275,7 @@ class Core::Impl {
   [[nodiscard]] bool is_contended(const Granule& granule) const {
     return now_ns > 0 && granule.pinned_until_ns > now_ns;
   }
-  void note_refault(const Op& op);
+  std::uint64_t note_refault(const Op& op);
   // policy/speculate.cpp
   void speculate(Block& block, std::uint32_t granule, DeviceId device, Access access);
 

@@ -113,7 +113,7 @@ void Core::Impl::verify_block(const Block& block) const {
     }
     if (granule.op == none_index) {
       FERRY_CHECK(!(block.cpu_mapped & allocated & mask).intersects(block.vram_current));  // I-02
-      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));                                    // I-06
+      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));             // I-06
     }
   }
 }

@@ -125,7 +125,6 @@ void Core::Impl::copy_up(Op& op) {
       const std::uint64_t pages = going.count();
       count(*block.client, [pages](Stats& s) { s.speculated_pages += pages; });
     }
-    note_refault(op);
   }
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage to = devices[op.device].slots[state.slot].first;
@@ -142,7 +141,7 @@ void Core::Impl::map_vram(Op& op) {
   Granule& state = granule_state(op);
   state.last_move_cause = op.cause;
   state.last_move_ns = now_ns;
-  devices[op.device].victims.touch(state.slot);
+  devices[op.device].victims.reference(state.slot, devices[op.device].evictions);
   if (!client.devices[op.device].attached) {
     return;
   }

@@ -119,7 +119,8 @@ bool Core::Impl::step(Op& op) {
 void Core::Impl::begin(Op& op) {
   const Granule& state = granule_state(op);
   switch (op.goal) {
-    case Goal::discard: op.stage = Stage::revoke_source; return;
+    case Goal::discard:
+    case Goal::probe: op.stage = Stage::revoke_source; return;
     case Goal::vram:
       if (!op.block->client->devices[op.device].attached) {
         op.stage = Stage::finished;

@@ -24,11 +24,11 @@ bool Core::Impl::note_flip(Block& block, Granule& granule) {
   return true;
 }
 
-/// A granule goes up again: how soon after it was evicted? Within one turnover of VRAM it is a refault.
-void Core::Impl::note_refault(const Op& op) {
+/// A granule gets VRAM again: how many evictions after it was evicted? Within one turnover of VRAM it is a refault.
+std::uint64_t Core::Impl::note_refault(const Op& op) {
   Granule& state = granule_state(op);
   if (state.evict_mark == 0) {
-    return;
+    return VictimPolicy::none_distance;
   }
   const Device& device = devices[op.device];
   const std::uint64_t distance = device.evictions - state.evict_mark;
@@ -37,6 +37,7 @@ void Core::Impl::note_refault(const Op& op) {
     count(*op.block->client, [](Stats& s) { ++s.refaults; });
     tell(EventKind::refault, *op.block->client, op.device, granule_span(*op.block, op.granule), op.cause);
   }
+  return distance;
 }
 
 }  // namespace ferry::core

@@ -1,5 +1,18 @@
-// Which resident granule goes when room is needed. A device has no accessed bits that the manager can read, so use is
-// learnt from faults: a granule's arrival, and each later fault on it (an upgrade to writable, a remapping).
+// Which resident granule goes when room is needed, for one device.
+//
+// A device has no accessed bits that the manager could read, so use is learnt from faults, and to learn more of it the
+// policy probes: it has the mapping of a granule taken away (batched with an eviction that does so anyway) and sees
+// whether, and how soon, a fault asks for it back. Programs walk through their data again and again; then least
+// recently used, and first in first out, evict just what comes next. So residents are of three kinds:
+//
+//   hot     stays. Probed in turn, oldest reference first.
+//   probed  hot, its mapping taken away, no fault since. One that stays so for longer than granules that were evicted
+//           take to come back is of less use than those: it goes first.
+//   cold    came by last, while hot is full. Leaves first in, first out: a walk through more than VRAM holds cycles
+//           through these few and hits all that is hot.
+//
+// The idea of a small queue for newcomers beside a set that proves its reuse is that of 2Q and LIRS; what stands for
+// their hits is the probe. Time is the device's count of evictions. Deterministic; O(1) but for busy slots skipped.
 #pragma once
 
 #include <cstdint>
@@ -7,54 +20,93 @@
 
 namespace ferry::core {
 
-/// Order of the slots of one device, by last known use. Intrusive list by slot number: O(1) but for pick().
-class VictimQueue {
+class VictimPolicy {
  public:
-  /// `slot` becomes resident and is the most recently used.
-  void insert(std::uint32_t slot) {
-    if (slot >= links_.size()) {
-      links_.resize(slot + 1);
-    }
-    links_[slot] = {tail_, none, true};
-    (tail_ == none ? head_ : links_[tail_].next) = slot;
-    tail_ = slot;
-    ++size_;
-  }
-  void remove(std::uint32_t slot) {
-    Link& link = links_[slot];
-    (link.previous == none ? head_ : links_[link.previous].next) = link.next;
-    (link.next == none ? tail_ : links_[link.next].previous) = link.previous;
-    link = {};
-    --size_;
-  }
-  void touch(std::uint32_t slot) {
-    remove(slot);
-    insert(slot);
-  }
-  /// The least recently used slot that `usable` allows, or none.
+  static constexpr std::uint32_t none = 0xffff'ffff;
+
+  /// `capacity`: slots of the device.
+  void set_capacity(std::uint64_t capacity);
+
+  /// `slot` becomes resident. `distance`: evictions since its granule was evicted, or none_distance.
+  static constexpr std::uint64_t none_distance = ~std::uint64_t{0};
+  void insert(std::uint32_t slot, std::uint64_t now, std::uint64_t distance);
+  /// A fault showed that the granule is in use.
+  void reference(std::uint32_t slot, std::uint64_t now);
+  void remove(std::uint32_t slot);
+  /// It was chosen and could not leave: it goes to the far end of what it may be taken from.
+  void spare(std::uint32_t slot, std::uint64_t now);
+
+  /// The slot to evict next among those that `usable` allows, or none.
   template <typename Usable>
-  [[nodiscard]] std::uint32_t pick(Usable&& usable) const {
-    for (std::uint32_t slot = head_; slot != none; slot = links_[slot].next) {
+  [[nodiscard]] std::uint32_t pick(std::uint64_t now, Usable&& usable) const {
+    const std::uint32_t dead = lists_[probed].head;
+    if (dead != none && now - slots_[dead].since > patience() && usable(dead)) {
+      return dead;
+    }
+    for (const List list : {cold, probed, hot}) {
+      const std::uint32_t found = first(list, usable);
+      if (found != none) {
+        return found;
+      }
+    }
+    return none;
+  }
+  /// A hot slot whose use is worth asking about now, or none. The caller takes its mapping away and says so.
+  template <typename Usable>
+  [[nodiscard]] std::uint32_t probe_candidate(std::uint64_t now, Usable&& usable) const {
+    const std::uint32_t slot = lists_[hot].head;
+    return slot != none && now - slots_[slot].since >= capacity_ / 2 && usable(slot) ? slot : none;
+  }
+  void set_probed(std::uint32_t slot, std::uint64_t now);
+
+  /// Any slot for which `wanted` holds.
+  template <typename Wanted>
+  [[nodiscard]] bool any(Wanted&& wanted) const {
+    return first(cold, wanted) != none || first(probed, wanted) != none || first(hot, wanted) != none;
+  }
+  [[nodiscard]] std::uint64_t size() const { return lists_[0].size + lists_[1].size + lists_[2].size; }
+
+ private:
+  enum List : std::uint8_t { cold, probed, hot, list_count };
+  struct Slot {
+    std::uint32_t previous = none;
+    std::uint32_t next = none;
+    std::uint64_t since = 0;  ///< hot: last known reference; probed: when it was probed; cold: arrival
+    List list = list_count;   ///< list_count: not resident
+  };
+  struct Ends {
+    std::uint32_t head = none;
+    std::uint32_t tail = none;
+    std::uint64_t size = 0;
+  };
+
+  void push(std::uint32_t slot, List list, std::uint64_t since);
+  void push_first(std::uint32_t slot, List list, std::uint64_t since);
+  void unlink(std::uint32_t slot);
+  void make_hot(std::uint32_t slot, std::uint64_t now);
+  [[nodiscard]] std::uint64_t hot_target() const { return capacity_ > window_ ? capacity_ - window_ : 0; }
+  /// Evictions after which a probed slot that nobody asked for counts as dead: what evicted granules take to come
+  /// back, and half as much again.
+  [[nodiscard]] std::uint64_t patience() const { return usual_distance_ + usual_distance_ / 2 + window_; }
+
+  template <typename Usable>
+  [[nodiscard]] std::uint32_t first(List list, Usable& usable) const {
+    for (std::uint32_t slot = lists_[list].head; slot != none; slot = slots_[slot].next) {
       if (usable(slot)) {
         return slot;
       }
     }
     return none;
   }
-  [[nodiscard]] std::uint64_t size() const { return size_; }
 
-  static constexpr std::uint32_t none = 0xffff'ffff;
-
- private:
-  struct Link {
-    std::uint32_t previous = none;
-    std::uint32_t next = none;
-    bool present = false;
-  };
-  std::vector<Link> links_;
-  std::uint32_t head_ = none;
-  std::uint32_t tail_ = none;
-  std::uint64_t size_ = 0;
+  std::vector<Slot> slots_;
+  Ends lists_[list_count];
+  std::uint64_t capacity_ = 1;
+  /// Slots kept for newcomers: large enough for what runs at a time. Grows when newcomers come back at once.
+  std::uint64_t window_ = 1;
+  std::uint64_t window_least_ = 1;
+  std::uint64_t window_grown_ = 0;    ///< when it last grew
+  std::uint64_t usual_distance_ = 1;  ///< running mean of refault distances
 };
 
 }  // namespace ferry::core

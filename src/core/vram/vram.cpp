@@ -83,7 +83,7 @@ void Core::Impl::assign_slot(Op& op, VramPage first) {
     dev.slot_holes.pop_back();
   }
   dev.slots[index] = {op.block->client, op.block, op.granule, first};
-  dev.victims.insert(index);
+  dev.victims.insert(index, dev.evictions, note_refault(op));
   dev.used_pages += config.granularity_pages;
   op.block->client->devices[op.device].slot_at[first / config.granularity_pages] = index;
   Granule& state = granule_state(op);
@@ -179,10 +179,10 @@ void Core::Impl::pump(DeviceId device) {
 
 /// Some operation holds a slot of the device and will end.
 bool Core::Impl::slot_in_motion(DeviceId device) const {
-  return devices[device].victims.pick([&](SlotIndex index) {
+  return devices[device].victims.any([&](SlotIndex index) {
     const Slot& slot = devices[device].slots[index];
     return slot.block->granules[slot.granule].op != none_index;
-  }) != VictimQueue::none;
+  });
 }
 
 /// Starts something that will free a slot for `requester`. False: nothing can be.
@@ -195,27 +195,30 @@ bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
     ClientDevice& own = other->devices[device];
     for (std::uint32_t c = 0; c < own.chunks.size(); ++c) {
       if (own.chunks[c].owned && own.chunks[c].used == 0 && !own.chunks[c].draining) {
-        return start_drain(device, *other, c);
+        start_drain(device, *other, c);
+        return true;
       }
     }
   }
-  const SlotIndex victim = dev.victims.pick([&](SlotIndex index) {
+  const SlotIndex victim = dev.victims.pick(dev.evictions, [&](SlotIndex index) {
     const Slot& slot = dev.slots[index];
     return slot.block->granules[slot.granule].op == none_index && !slot.client->dying &&
            !slot.client->devices[device].chunks[slot.first / block_pages].draining;
   });
-  if (victim == VictimQueue::none) {
+  if (victim == VictimPolicy::none) {
     return false;
   }
   Client& owner = *dev.slots[victim].client;
   if (&owner == &requester) {
     start_evict(device, victim, true);
-    return true;
+  } else {
+    start_drain(device, owner, dev.slots[victim].first / block_pages);
   }
-  return start_drain(device, owner, dev.slots[victim].first / block_pages);
+  start_probe(device);
+  return true;
 }
 
-bool Core::Impl::start_drain(DeviceId device, Client& owner, std::uint32_t index) {
+void Core::Impl::start_drain(DeviceId device, Client& owner, std::uint32_t index) {
   ClientDevice& own = owner.devices[device];
   Chunk& chunk = own.chunks[index];
   chunk.draining = true;
@@ -225,7 +228,7 @@ bool Core::Impl::start_drain(DeviceId device, Client& owner, std::uint32_t index
   if (chunk.used == 0) {
     --own.idle_chunks;
     start_release(device, owner, index);
-    return true;
+    return;
   }
   for (std::uint32_t i = 0; i < slots_per_chunk(); ++i) {
     const SlotIndex slot = own.slot_at[index * slots_per_chunk() + i];
@@ -236,7 +239,6 @@ bool Core::Impl::start_drain(DeviceId device, Client& owner, std::uint32_t index
       }
     }
   }
-  return true;
 }
 
 /// An operation on a granule of a chunk that is being emptied has ended: now the granule can go.
@@ -269,6 +271,22 @@ void Core::Impl::start_evict(DeviceId device, SlotIndex index, bool counts) {
   if (counts) {
     ++dev.reclaims;
   }
+  run_op(op.self);
+}
+
+/// Asks about the use of one hot granule, beside an eviction: the machine batches both revocations.
+void Core::Impl::start_probe(DeviceId device) {
+  Device& dev = devices[device];
+  const SlotIndex index = dev.victims.probe_candidate(dev.evictions, [&](SlotIndex i) {
+    const Slot& slot = dev.slots[i];
+    return slot.block->granules[slot.granule].op == none_index && !slot.client->dying;
+  });
+  if (index == VictimPolicy::none) {
+    return;
+  }
+  dev.victims.set_probed(index, dev.evictions);
+  const Slot& slot = dev.slots[index];
+  Op& op = start_op(*slot.block, slot.granule, Goal::probe, Cause::evict, no_device, Access::read);
   run_op(op.self);
 }
 
