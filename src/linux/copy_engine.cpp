@@ -23,32 +23,34 @@ bool has_hole(const CopyJob& job) {
                                    job.source_offset + job.bytes;
 }
 
-Status prepare(std::byte* address, std::size_t bytes, Prepare how, bool write) {
+Status prepare(std::byte* address, std::size_t bytes, Prepare how, bool write, bool& huge) {
   if (how == Prepare::make_huge) {
+    huge = true;
     for (std::byte* at = address; at + block_bytes <= address + bytes; at += block_bytes) {
       // The kernel collapses holes too, but not where all is a hole, and not where somebody watches for missing pages:
       // then the block is filled first.
       if (const Status s = populate(at, page_bytes, write); !s.ok()) return s;
       if (make_huge(at, block_bytes)) continue;
       if (const Status s = populate(at, block_bytes, write); !s.ok()) return s;
-      make_huge(at, block_bytes);
+      if (!make_huge(at, block_bytes)) huge = false;
     }
   }
   // Collapsing leaves the entry to the next touch.
   return populate(address, bytes, write);
 }
 
-Status prepare_job(const CopyJob& job, bool& hole) {
+Status prepare_job(const CopyJob& job, bool& hole, bool& huge) {
   if (job.punch_fd >= 0) return punch_hole(job.punch_fd, job.source_offset, job.bytes);
   hole = has_hole(job);
   if (job.prepare_target != Prepare::nothing) {
     const bool more = job.prepare_at != nullptr;
     const Status s = prepare(more ? job.prepare_at : job.target, more ? job.prepare_bytes : job.bytes,
-                             job.prepare_target, true);
+                             job.prepare_target, true, huge);
     if (!s.ok()) return s;
   }
   if (job.prepare_source != Prepare::nothing && !hole && job.source != nullptr) {
-    const Status s = prepare(const_cast<std::byte*>(job.source), job.bytes, job.prepare_source, false);
+    const Status s = prepare(const_cast<std::byte*>(job.source), job.bytes, job.prepare_source, false,
+                             huge);
     if (!s.ok()) return s;
   }
   return {};
@@ -82,6 +84,7 @@ struct CopyEngine::Running {
   bool prepared = false;
   bool ended = false;
   bool hole = false;
+  bool huge = false;
   Status status;
   std::size_t next = 0;       // first byte that no worker has claimed
   unsigned claims = 0;        // slices being copied, the preparation included
@@ -160,9 +163,10 @@ bool CopyEngine::take_turn() {
 
   const std::uint64_t begin = monotonic_ns();
   bool hole = false;
+  bool huge = false;
   Status status;
   if (preparing) {
-    status = prepare_job(mine->job, hole);
+    status = prepare_job(mine->job, hole, huge);
   } else {
     copy_span(mine->job, mine->hole, first, end);
   }
@@ -174,13 +178,14 @@ bool CopyEngine::take_turn() {
   if (preparing) {
     mine->prepared = true;
     mine->hole = hole;
+    mine->huge = huge;
     mine->status = status;
     if (mine->job.source == nullptr) mine->next = mine->job.bytes;
   }
   const bool ended = mine->claims == 0 && (mine->next >= mine->job.bytes || !mine->status.ok());
   bool completed = false;
   if (ended) {
-    shared_->completions.push_back({mine->job.tag, mine->status, mine->hole, mine->work_ns});
+    shared_->completions.push_back({mine->job.tag, mine->status, mine->hole, mine->huge, mine->work_ns});
     mine->ended = true;
     while (!shared_->jobs.empty() && shared_->jobs.front().ended) shared_->jobs.pop_front();
     completed_.fetch_add(1, std::memory_order_release);
@@ -215,7 +220,7 @@ CopyCompletion CopyEngine::run_here(const CopyJob& job) {
   const std::uint64_t begin = monotonic_ns();
   CopyCompletion c;
   c.tag = job.tag;
-  c.status = prepare_job(job, c.source_had_hole);
+  c.status = prepare_job(job, c.source_had_hole, c.made_huge);
   if (c.status.ok()) copy_span(job, c.source_had_hole, 0, job.bytes);
   c.work_ns = monotonic_ns() - begin;
   return c;

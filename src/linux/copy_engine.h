@@ -41,6 +41,7 @@ struct CopyCompletion {
   std::uint64_t tag = 0;
   Status status;
   bool source_had_hole = false;
+  bool made_huge = false;  ///< whatever was to be made huge is
   std::uint64_t work_ns = 0;  ///< summed over the workers
 };
 

@@ -1,0 +1,163 @@
+// One application and its device processes as the manager holds them: connections, descriptors, shared control files,
+// mappings of its memory files. Plain state; what is done with it is in requests.cpp, lifecycle.cpp and executor/.
+// Main thread only. Everything that a peer can write lies in the mapped control files and nowhere else.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/types.h"
+#include "core/core.h"
+#include "linux/event.h"
+#include "linux/fd.h"
+#include "linux/memory_file.h"
+#include "linux/process.h"
+#include "linux/userfaultfd.h"
+#include "manager/block_table.h"
+#include "wire/control.h"
+#include "wire/ring.h"
+
+namespace ferry::manager {
+
+/// A wave that faulted and was not yet resumed.
+struct WaveSlot {
+  bool parked = false;
+  std::uint32_t serial = 0;      ///< of the fault; part of its token
+  std::uint64_t generation = 0;  ///< the device's, echoed
+  std::uint64_t address = 0;
+};
+
+struct ComputeUnit {
+  wire::ManagerPort port;
+  bool posted = false;  ///< to be woken at the end of this turn
+  std::array<WaveSlot, wire::max_waves_per_cu> slots;
+};
+
+struct Agent {
+  wire::ManagerPort port;
+  bool posted = false;
+  std::uint32_t unanswered = 0;
+  std::uint32_t open = 0;                ///< index + 1 of a command made in this turn that may still grow
+  std::deque<std::uint32_t> backlog;     ///< commands that wait for room in the ring
+};
+
+enum class DeviceState : std::uint8_t {
+  absent,    ///< no process; its control files are fresh
+  starting,  ///< its socket is here, its hello is not
+  attached,
+  ending,    ///< was killed or closed its socket; counts until the process is gone
+  lost,      ///< gone; a next process needs fresh control files
+};
+
+struct DevicePeer {
+  DeviceState state = DeviceState::absent;
+  std::uint64_t attach_request = 0;
+  linux::Fd socket;
+  linux::Process process;
+  linux::Userfaultfd userfault;
+  linux::Fd vram_file;
+  linux::Mapping vram;
+  linux::Fd control_file;
+  linux::Mapping control_map;
+  linux::Fd queue_file;
+  Agent agent;
+  std::vector<ComputeUnit> cus;
+  std::vector<std::uint8_t> chunk_ready;  ///< 1: has memory, huge if it can be had
+  std::uint32_t garbage = 0;              ///< records that no honest device sends
+  std::uint64_t pieces = 0;               ///< sum over its blocks
+
+  [[nodiscard]] wire::DeviceControl* control() const {
+    return reinterpret_cast<wire::DeviceControl*>(control_map.data());
+  }
+};
+
+struct Client {
+  ClientId id = 0;
+  std::uint64_t serial = 0;        ///< of the connection, for epoll
+  linux::Fd socket;
+  linux::Process process;
+  uid_t uid = 0;
+  bool greeted = false;            ///< hello was answered: the core knows it
+  bool closing = false;            ///< nothing is asked of the application any more
+  bool told_core = false;          ///< client_gone was called
+  bool awake = false;              ///< its peers are polled; else they ring the bell
+  std::uint64_t last_event_ns = 0;
+  std::uint32_t garbage = 0;
+  std::uint32_t expected = 0;      ///< commands that its peers have not answered
+  std::string program;
+
+  std::uint64_t window_base = 0;
+  std::uint64_t window_bytes = 0;
+  linux::Userfaultfd userfault;
+  linux::Bell kick;
+  linux::Fd system_file;
+  linux::Fd control_file;
+  linux::Mapping control_map;
+  Agent agent;
+  std::vector<DevicePeer> devices;
+  std::map<Page, std::uint64_t> spans;   ///< allocated: first page, pages
+  BlockTable blocks;
+  std::uint64_t armed_blocks = 0;        ///< blocks with armed pages: 0 spares polling the userfaultfd
+  std::vector<linux::Mapping> mirrors;   ///< the system file, mapped a segment at a time
+
+  [[nodiscard]] wire::AppControl* control() const { return reinterpret_cast<wire::AppControl*>(control_map.data()); }
+  [[nodiscard]] Page page_end() const { return window_bytes / page_bytes; }
+  [[nodiscard]] bool contains(PageSpan span) const {
+    return span.count_pages > 0 && span.first < page_end() && span.count_pages <= page_end() - span.first;
+  }
+  [[nodiscard]] std::uint64_t address_of(Page page) const { return window_base + page * page_bytes; }
+
+  /// 16 GiB: few enough mappings for a window of 16 TiB, small enough for many clients in 128 TiB of address space.
+  static constexpr std::uint64_t segment_bytes = std::uint64_t{16} << 30;
+  /// The manager's own view of a system page, or null if it cannot be mapped. Good for the rest of its block.
+  [[nodiscard]] std::byte* mirror(Page page) {
+    const std::uint64_t offset = page * page_bytes;
+    linux::Mapping& segment = mirrors[offset / segment_bytes];
+    if (!segment) {
+      const std::uint64_t start = offset / segment_bytes * segment_bytes;
+      auto mapped = linux::Mapping::map(system_file.get(), start, std::min(segment_bytes, window_bytes - start));
+      if (!mapped) return nullptr;
+      segment = std::move(mapped).value();
+    }
+    return segment.data() + offset % segment_bytes;
+  }
+
+  /// Its peers need not ring: they are polled from now on, for a while.
+  void wake(std::uint64_t now_ns) {
+    last_event_ns = now_ns;
+    if (awake) return;
+    awake = true;
+    if (control_map) wire::end_manager_sleep(control()->head);
+    for (DevicePeer& peer : devices) {
+      if (peer.control_map) wire::end_manager_sleep(peer.control()->head);
+    }
+  }
+
+  BlockState& block(BlockIndex index) {
+    bool is_new = false;
+    BlockState& b = blocks.make(index, is_new);
+    if (is_new) b.managed = allocated_in(index);
+    return b;
+  }
+  DeviceBlock& device_block(BlockState& b, DeviceId device) const {
+    if (b.devices.empty()) b.devices.resize(devices.size());
+    return b.devices[device];
+  }
+  [[nodiscard]] PageMask allocated_in(BlockIndex index) const {
+    PageMask mask;
+    const Page first = first_page_of(index);
+    auto it = spans.upper_bound(first);
+    if (it != spans.begin()) --it;
+    for (; it != spans.end() && it->first < first + block_pages; ++it) {
+      mask |= BlockTable::mask_in(index, {it->first, it->second});
+    }
+    return mask;
+  }
+};
+
+}  // namespace ferry::manager

@@ -1,0 +1,146 @@
+// Bytes: copies between system and VRAM files, and giving memory back to the machine.
+#include <algorithm>
+
+#include "manager/executor/executor.h"
+
+namespace ferry::manager {
+namespace {
+
+/// Copied on the main thread: handing it over would cost more.
+constexpr std::uint64_t inline_pages_max = 16;
+/// Blocks that were taken from the CPU whole this often are worth the time it takes to make them huge.
+constexpr unsigned steered_for_huge = 2;
+
+}  // namespace
+
+std::uint64_t Executor::make_copy(const core::Action& action, Client& client) {
+  if (free_copies_.empty()) {
+    copies_.emplace_back();
+    free_copies_.push_back(static_cast<std::uint32_t>(copies_.size() - 1));
+  }
+  const std::uint32_t index = free_copies_.back();
+  free_copies_.pop_back();
+  copies_[index] = {};
+  copies_[index].action = action.id;
+  copies_[index].verb = action.verb;
+  copies_[index].source = action.place;
+  copies_[index].client = &client;
+  copies_[index].device = action.device;
+  copies_[index].pages = action.pages;
+  return index;
+}
+
+void Executor::copy(Client& client, const core::Action& action) {
+  DevicePeer& peer = client.devices[action.device];
+  BlockState& b = client.block(block_of(action.pages.first));
+  const PageMask mask = BlockTable::mask_in(block_of(action.pages.first), action.pages);
+  const bool whole = action.pages.count_pages == block_pages;
+  std::byte* const system = client.mirror(action.pages.first);
+  std::byte* const vram = peer.vram.data() + std::uint64_t{action.vram_first} * page_bytes;
+  if (system == nullptr) {
+    done(action.id, Code::no_memory);
+    return;
+  }
+  const bool make_huge = whole && !b.huge && !b.huge_refused && b.steered >= steered_for_huge;
+  linux::CopyJob job;
+  job.bytes = action.pages.count_pages * page_bytes;
+  if (action.place == core::Place::system) {
+    job.source = system;
+    job.target = vram;
+    if (!b.backed.contains(mask)) {
+      job.source_fd = client.system_file.get();
+      job.source_offset = action.pages.first * page_bytes;
+    }
+    if (make_huge) {
+      job.prepare_source = linux::Prepare::make_huge;
+    } else if (whole && !b.mirrored) {
+      job.prepare_source = linux::Prepare::populate;
+    }
+    // The pool's memory is made huge once and kept while the client holds it.
+    const std::size_t chunk = action.vram_first / block_pages;
+    if (peer.chunk_ready[chunk] == 0) {
+      peer.chunk_ready[chunk] = 1;
+      job.prepare_target = linux::Prepare::make_huge;
+      job.prepare_at = peer.vram.data() + chunk * block_bytes;
+      job.prepare_bytes = block_bytes;
+    }
+  } else {
+    job.source = vram;
+    job.target = system;
+    if (make_huge) {
+      job.prepare_target = linux::Prepare::make_huge;
+    } else if (!b.backed.contains(mask) || (whole && !b.mirrored)) {
+      job.prepare_target = linux::Prepare::populate;
+    }
+  }
+  const std::uint64_t tag = make_copy(action, client);
+  copies_[tag].whole_huge = make_huge;
+  job.tag = tag;
+  if (action.pages.count_pages <= inline_pages_max && job.prepare_at == nullptr) {
+    copy_done(linux::CopyEngine::run_here(job));
+  } else {
+    engine_.submit(job);
+  }
+}
+
+void Executor::copy_done(const linux::CopyCompletion& completion) {
+  const Copy copy = copies_[completion.tag];
+  free_copies_.push_back(static_cast<std::uint32_t>(completion.tag));
+  if (copy.verb == core::Verb::copy) {
+    (copy.source == core::Place::system ? copy_to_vram_ns : copy_to_system_ns) += completion.work_ns;
+    // Freed pages may have been punched meanwhile; then the block is not there or says so itself.
+    if (completion.status.ok()) {
+      BlockState& b = copy.client->block(block_of(copy.pages.first));
+      const PageMask mask = BlockTable::mask_in(block_of(copy.pages.first), copy.pages);
+      const bool home = copy.source == core::Place::vram;
+      if (home || !completion.source_had_hole) b.backed |= mask;
+      if (copy.pages.count_pages == block_pages && (home || !completion.source_had_hole)) b.mirrored = true;
+      if (copy.whole_huge && (home || !completion.source_had_hole)) {
+        b.huge = completion.made_huge;
+        b.huge_refused = !completion.made_huge;
+      }
+    }
+    done(copy.action, completion.status);
+    return;
+  }
+  // release_chunk and discard_system must succeed: what the machine does not take back stays a page of this client's
+  // file, which goes with the client.
+  done(copy.action, {});
+}
+
+void Executor::release_chunk(Client& client, const core::Action& action) {
+  DevicePeer& peer = client.devices[action.device];
+  const std::size_t chunk = action.vram_first / block_pages;
+  peer.chunk_ready[chunk] = 0;
+  linux::CopyJob job;
+  job.punch_fd = peer.vram_file.get();
+  job.source_offset = chunk * block_bytes;
+  job.bytes = block_bytes;
+  job.tag = make_copy(action, client);
+  engine_.submit(job);
+}
+
+void Executor::discard_system(Client& client, const core::Action& action) {
+  client.blocks.for_each(action.pages, [&](BlockIndex index, BlockState& b) {
+    const PageMask mask = BlockTable::mask_in(index, action.pages);
+    if (!client.closing) disarm(client, index, b, mask);
+    b.revoked.remove(mask);
+    b.backed.remove(mask);
+    b.huge = false;
+    b.huge_refused = false;
+    b.mirrored = false;
+    b.steered = 0;
+  });
+  linux::CopyJob job;
+  job.punch_fd = client.system_file.get();
+  job.source_offset = action.pages.first * page_bytes;
+  job.bytes = action.pages.count_pages * page_bytes;
+  job.tag = make_copy(action, client);
+  if (action.pages.count_pages <= inline_pages_max) {
+    copy_done(linux::CopyEngine::run_here(job));
+  } else {
+    engine_.submit(job);
+  }
+}
+
+}  // namespace ferry::manager

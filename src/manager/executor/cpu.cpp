@@ -1,0 +1,237 @@
+// The CPU side: taking pages from the application's threads and giving them back, by its userfaultfd and its agent.
+#include <bit>
+#include <cstdio>
+
+#include "manager/executor/executor.h"
+
+namespace ferry::manager {
+namespace {
+
+constexpr unsigned steer_modes = linux::track_missing | linux::track_minor;
+/// The kernel says "again" while the process changes its mappings; it ends soon.
+constexpr unsigned retries_max = 1000;
+/// Given with a page that the core has mapped anyway.
+constexpr unsigned pages_around = 16;
+
+}  // namespace
+
+// --- registration ----------------------------------------------------------------------------------------------------
+
+/// From now on faults on the block's managed pages come here. What is mapped stays mapped.
+void Executor::arm(Client& client, BlockIndex index, BlockState& block) {
+  PageMask missing = block.managed;
+  missing.remove(block.armed);
+  if (missing.none()) return;
+  const bool was = block.armed.any();
+  missing.for_each_run([&](unsigned first, unsigned count) { arm_span(client, index, block, first, count); });
+  if (!was && block.armed.any()) ++client.armed_blocks;
+}
+
+void Executor::arm_span(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count) {
+  const std::uint64_t address = client.address_of(first_page_of(index) + first);
+  const linux::Fault fault = client.userfault.register_span(address, count * page_bytes, steer_modes);
+  if (fault == linux::Fault::ok) {
+    block.armed.set_range(first, count);
+    return;
+  }
+  // Part of it has just been freed: the application unmaps before it says so. Nothing is reachable there.
+  if (count == 1 || fault == linux::Fault::process_gone) return;
+  const unsigned half = count / 2;
+  arm_span(client, index, block, first, half);
+  arm_span(client, index, block, first + half, count - half);
+}
+
+/// The pages are the kernel's again: touches are served natively, whoever waits retries.
+void Executor::disarm(Client& client, BlockIndex index, BlockState& block, const PageMask& pages) {
+  const PageMask gone = block.armed & pages;
+  if (gone.none()) return;
+  gone.for_each_run([&](unsigned first, unsigned count) {
+    const std::uint64_t address = client.address_of(first_page_of(index) + first);
+    client.userfault.unregister_span(address, count * page_bytes);
+    client.userfault.wake(address, count * page_bytes);
+  });
+  block.armed.remove(gone);
+  if (block.armed.none()) --client.armed_blocks;
+}
+
+// --- verbs -----------------------------------------------------------------------------------------------------------
+
+void Executor::revoke_cpu(Client& client, const core::Action& action) {
+  if (client.closing) {
+    done(action.id, Code::client_gone);
+    return;
+  }
+  const BlockIndex index = block_of(action.pages.first);
+  BlockState& b = client.block(index);
+  const PageMask mask = BlockTable::mask_in(index, action.pages);
+  arm(client, index, b);
+  b.revoked |= mask;
+  if (action.pages.count_pages == block_pages && b.steered < 0xffff) ++b.steered;
+
+  if (!b.backed.intersects(mask)) {
+    // A page that the file does not have is in no page table, and being watched, it cannot get there unnoticed.
+    const std::uint64_t from = action.pages.first * page_bytes;
+    const std::uint64_t end = action.pages.end() * page_bytes;
+    if (linux::next_data(client.system_file.get(), from, end) == end) {
+      done(action.id, {});
+      return;
+    }
+  }
+  if (grow_open(client, no_device, CommandKind::zap_cpu, action)) return;
+  leave_open(client, no_device,
+             make_command(client, no_device, CommandKind::zap_cpu, action.pages, action.id));
+}
+
+void Executor::map_cpu(Client& client, const core::Action& action) {
+  if (client.closing) {
+    done(action.id, Code::client_gone);
+    return;
+  }
+  const BlockIndex index = block_of(action.pages.first);
+  BlockState& b = client.block(index);
+  // One entry instead of 512, and the block is the kernel's again. Where the folio is small, 512 entries made from here
+  // cost less than the way through the agent.
+  if (action.pages.count_pages == block_pages && b.huge && b.managed == PageMask::all()) {
+    const std::uint32_t command =
+        make_command(client, no_device, CommandKind::map_home, action.pages, action.id);
+    commands_.at(command).record.file_offset = action.pages.first * page_bytes;
+    close_open(client, no_device);
+    send(command);
+    return;
+  }
+  done(action.id, give_cpu(client, action.pages));
+}
+
+Status Executor::give_cpu(Client& client, PageSpan pages) {
+  const BlockIndex index = block_of(pages.first);
+  BlockState& b = client.block(index);
+  const PageMask mask = BlockTable::mask_in(index, pages);
+  Status status;
+  (b.armed & mask).for_each_run([&](unsigned first, unsigned count) {
+    const Status s = give_span(client.userfault, client, {first_page_of(index) + first, count}, true);
+    if (!s.ok()) status = s;
+  });
+  if (status.ok()) b.revoked.remove(mask);
+  return status;
+}
+
+/// Maps pages of the system file in the process behind `userfault`, filling holes first. Pages that cannot be mapped
+/// because nothing is registered there (any more) are passed over: their touches do not come here.
+/// ERRORS: client_gone (that process has ended), no_memory.
+Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake) {
+  Page at = pages.first;
+  const Page end = pages.end();
+  std::uint64_t length = end - at;  // halved where a mapping ends in between
+  unsigned retries = 0;
+  while (at < end) {
+    if (length > end - at) length = end - at;
+    const std::uint64_t address = client.address_of(at);
+    std::uint64_t done_bytes = 0;
+    const linux::Fault fault = userfault.map_present(address, length * page_bytes, wake, done_bytes);
+    at += done_bytes / page_bytes;
+    switch (fault) {
+      case linux::Fault::ok:
+        length = end - at;
+        retries = 0;
+        break;
+      case linux::Fault::exists:
+        if (wake) userfault.wake(client.address_of(at), page_bytes);
+        ++at;
+        length = end - at;
+        break;
+      case linux::Fault::hole: {
+        if (++retries > retries_max) return Code::no_memory;
+        const Status filled = fill(client, {at, end - at});
+        if (!filled.ok()) return filled;
+        break;
+      }
+      case linux::Fault::again:
+        if (++retries > retries_max) return Code::no_memory;
+        break;
+      case linux::Fault::process_gone: return Code::client_gone;
+      case linux::Fault::no_memory: return Code::no_memory;
+      case linux::Fault::range_gone:
+      case linux::Fault::other:
+        if (length > 1) {
+          length = (length + 1) / 2;
+          break;
+        }
+        if (wake) userfault.wake(client.address_of(at), page_bytes);
+        ++at;
+        length = end - at;
+        break;
+    }
+  }
+  return {};
+}
+
+/// Gives system pages memory, zeros where there was none.
+Status Executor::fill(Client& client, PageSpan pages) {
+  std::byte* mirror = client.mirror(pages.first);
+  if (mirror == nullptr) return Code::no_memory;
+  const Status s = linux::populate(mirror, pages.count_pages * page_bytes);
+  if (s.ok()) client.block(block_of(pages.first)).backed |= BlockTable::mask_in(block_of(pages.first), pages);
+  return s;
+}
+
+// --- faults ----------------------------------------------------------------------------------------------------------
+
+void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access) {
+  const Page page = (address - client.window_base) / page_bytes;
+  if (address < client.window_base || page >= client.page_end()) {
+    // Registered by the application itself: its own affair, but nobody else will serve it.
+    ++client.garbage;
+    client.userfault.unregister_span(address & ~(page_bytes - 1), page_bytes);
+    client.userfault.wake(address & ~(page_bytes - 1), page_bytes);
+    return;
+  }
+  const BlockIndex index = block_of(page);
+  const auto bit = static_cast<unsigned>(page & (block_pages - 1));
+  BlockState& b = client.block(index);
+  if (!b.managed.test(bit)) {
+    // Freed under the thread's feet. It retries, and meets what the application has put there.
+    if (!b.armed.test(bit)) {
+      b.armed.set(bit);
+      if (b.armed == PageMask::range(bit, 1)) ++client.armed_blocks;
+    }
+    disarm(client, index, b, PageMask::range(bit, 1));
+    return;
+  }
+  if (b.revoked.test(bit)) {
+    core_.cpu_fault(now_ns_, client.id, page, access);
+    return;
+  }
+  // The core has the page mapped, but there is no entry: never touched before, reclaimed, or lost with its neighbour's
+  // part of a huge one. Given with what lies around it, so that a scan does not come here for each page.
+  PageMask givable = b.armed & b.managed;
+  givable.remove(b.revoked);
+  const unsigned first = bit / pages_around * pages_around;
+  const unsigned last = first + pages_around;
+  unsigned from = bit;
+  while (from > first && givable.test(from - 1)) --from;
+  unsigned to = bit + 1;
+  while (to < last && givable.test(to)) ++to;
+  if (!givable.test(bit)) {
+    // Not registered by us (any more): the registration that raised it is gone or foreign.
+    client.userfault.wake(client.address_of(page), page_bytes);
+    return;
+  }
+  // Holes are filled only where they were touched.
+  std::uint64_t done_bytes = 0;
+  if (client.userfault.map_present(client.address_of(page), page_bytes, true, done_bytes) == linux::Fault::ok) {
+    if (to > bit + 1) {
+      client.userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes);
+    }
+    if (from < bit) {
+      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true,
+                                   done_bytes);
+    }
+    return;
+  }
+  const Status given = give_span(client.userfault, client, {page, 1}, true);
+  if (!given.ok() && given.code != Code::client_gone) {
+    std::fprintf(stderr, "ferryd: no memory for a page of pid %d: its thread waits\n", client.process.pid());
+  }
+}
+
+}  // namespace ferry::manager

@@ -1,0 +1,217 @@
+// The device side: extents, pages given in place, taking both back, and waves that wait.
+#include "manager/executor/executor.h"
+
+namespace ferry::manager {
+namespace {
+
+// A token names a wave's fault: the serial tells it from earlier ones of the slot.
+core::FaultToken make_token(unsigned cu, unsigned slot, std::uint32_t serial) {
+  return {(std::uint64_t{serial} << 32) | (std::uint64_t{cu} << 16) | slot};
+}
+
+std::uint16_t clamp_pieces(unsigned pieces) {
+  return static_cast<std::uint16_t>(pieces < block_pages + 1 ? pieces : block_pages + 1);
+}
+
+}  // namespace
+
+// --- waves -----------------------------------------------------------------------------------------------------------
+
+void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record) {
+  DevicePeer& peer = client.devices[device];
+  if (record.slot >= config_.machine.waves_per_cu || peer.cus[cu].slots[record.slot].parked) {
+    ++peer.garbage;
+    return;
+  }
+  WaveSlot& slot = peer.cus[cu].slots[record.slot];
+  slot.parked = true;
+  slot.generation = record.generation;
+  slot.address = record.address;
+  ++slot.serial;
+  const std::uint64_t offset = record.address - client.window_base;
+  if (record.address < client.window_base || offset >= client.window_bytes) {
+    resume_slot(client, device, cu, record.slot, Code::not_allocated);
+    return;
+  }
+  const Page page = offset / page_bytes;
+  const auto bit = static_cast<unsigned>(page & (block_pages - 1));
+  if (BlockState* b = client.blocks.find(block_of(page)); b != nullptr && !b->devices.empty()) {
+    if (b->devices[device].given.test(bit)) {
+      // The core has it mapped: the entry has just been made for another wave, or the kernel has taken it away since.
+      const Status given = give_span(peer.userfault, client, {page, 1}, false);
+      if (given.ok()) {
+        resume_slot(client, device, cu, record.slot, {});
+        return;
+      }
+    }
+  }
+  core_.device_fault(now_ns_, client.id, device, page, record.access != 0 ? Access::write : Access::read,
+                     make_token(cu, record.slot, slot.serial));
+}
+
+WaveSlot* Executor::slot_of(DevicePeer& peer, core::FaultToken token, unsigned& cu, unsigned& slot) {
+  cu = static_cast<unsigned>(token.value >> 16) & 0xffff;
+  slot = static_cast<unsigned>(token.value) & 0xffff;
+  if (cu >= peer.cus.size() || slot >= wire::max_waves_per_cu) return nullptr;
+  WaveSlot& s = peer.cus[cu].slots[slot];
+  return s.parked && s.serial == static_cast<std::uint32_t>(token.value >> 32) ? &s : nullptr;
+}
+
+void Executor::resume(Client& client, DeviceId device, core::FaultToken token, Status status) {
+  unsigned cu = 0;
+  unsigned slot = 0;
+  if (slot_of(client.devices[device], token, cu, slot) == nullptr) return;  // its device has ended since
+  resume_slot(client, device, cu, slot, status);
+}
+
+void Executor::resume_slot(Client& client, DeviceId device, unsigned cu, unsigned slot, Status status) {
+  DevicePeer& peer = client.devices[device];
+  if (peer.state != DeviceState::attached) return;
+  ComputeUnit& unit = peer.cus[cu];
+  wire::DownRecord r{};
+  r.kind = static_cast<std::uint32_t>(wire::DownKind::resume);
+  r.slot = static_cast<std::uint16_t>(slot);
+  r.generation = unit.slots[slot].generation;
+  r.address = unit.slots[slot].address;
+  r.status = static_cast<std::uint32_t>(status.code);
+  unit.slots[slot].parked = false;
+  if (!unit.port.post(r)) {
+    household_.drop_device(client, device, "the ring of a compute unit is broken");
+    return;
+  }
+  if (!unit.posted) {
+    unit.posted = true;
+    posted_.push_back({&client, device, cu});
+  }
+}
+
+// --- mapping ---------------------------------------------------------------------------------------------------------
+
+void Executor::map_device(Client& client, const core::Action& action) {
+  DevicePeer& peer = client.devices[action.device];
+  if (peer.state != DeviceState::attached) {
+    done(action.id, Code::device_lost);
+    return;
+  }
+  BlockState& b = client.block(block_of(action.pages.first));
+  if (action.place == core::Place::system && action.pages.count_pages < block_pages) {
+    map_in_place(client, b, action);
+    return;
+  }
+  DeviceBlock& d = client.device_block(b, action.device);
+  const bool whole = action.pages.count_pages == block_pages;
+  if (!whole && peer.pieces >= pieces_max_) {
+    done(action.id, Code::no_mappings);
+    return;
+  }
+  const PageMask mask = BlockTable::mask_in(block_of(action.pages.first), action.pages);
+  d.replaced |= mask;
+  d.given.remove(mask);
+  const std::uint16_t pieces = whole ? std::uint16_t{1} : clamp_pieces(d.pieces + 2U);
+  peer.pieces += pieces;
+  peer.pieces -= d.pieces;
+  d.pieces = pieces;
+  send_extent(client, peer, action);
+}
+
+/// Has the extent mapped by the wave that waits for it, else by the device's agent.
+void Executor::send_extent(Client& client, DevicePeer& peer, const core::Action& action) {
+  wire::DownRecord r{};
+  const bool vram = action.place == core::Place::vram;
+  r.file = static_cast<std::uint8_t>(vram ? wire::File::vram : wire::File::system);
+  r.writable = action.prot == Prot::read_write ? 1 : 0;
+  r.file_offset = (vram ? std::uint64_t{action.vram_first} : action.pages.first) * page_bytes;
+
+  unsigned cu = 0;
+  unsigned slot = 0;
+  WaveSlot* wave = action.has_token ? slot_of(peer, action.token, cu, slot) : nullptr;
+  if (wave == nullptr) {
+    const std::uint32_t index =
+        make_command(client, action.device, CommandKind::map_extent, action.pages, action.id);
+    Command& c = commands_.at(index);
+    c.record = r;
+    c.has_token = action.has_token;
+    c.token = action.token;
+    send(index);
+    return;
+  }
+  const std::uint32_t index = make_command(client, action.device, CommandKind::resume_map, action.pages, action.id);
+  Command& c = commands_.at(index);
+  c.cu = static_cast<std::uint16_t>(cu);
+  c.slot = static_cast<std::uint16_t>(slot);
+  c.record = r;
+  c.record.kind = static_cast<std::uint32_t>(wire::DownKind::resume_map);
+  c.record.slot = c.slot;
+  c.record.generation = wave->generation;
+  c.record.address = client.address_of(action.pages.first);
+  c.record.length_bytes = action.pages.count_pages * page_bytes;
+  c.record.action = commands_.wire_id(index);
+  ComputeUnit& unit = peer.cus[cu];
+  if (!unit.port.post(c.record)) {
+    household_.drop_device(client, action.device, "the ring of a compute unit is broken");
+    return;
+  }
+  if (!unit.posted) {
+    unit.posted = true;
+    posted_.push_back({&client, action.device, cu});
+  }
+}
+
+void Executor::map_in_place(Client& client, BlockState& b, const core::Action& action) {
+  const BlockIndex index = block_of(action.pages.first);
+  const PageMask mask = BlockTable::mask_in(index, action.pages);
+  DeviceBlock& d = client.device_block(b, action.device);
+  if (!d.replaced.intersects(mask)) {
+    give_device(client, action.device, action.pages, action.id, action.has_token, action.token);
+    return;
+  }
+  // Left over from a revocation that could not arm again: at the limit of mappings, or an extent that was never revoked.
+  const std::uint32_t command = make_command(client, action.device, CommandKind::rearm, action.pages, action.id);
+  Command& c = commands_.at(command);
+  c.wanted = action.pages;
+  c.has_token = action.has_token;
+  c.token = action.token;
+  send(command);
+}
+
+/// Maps armed pages in place and resumes the wave.
+void Executor::give_device(Client& client, DeviceId device, PageSpan pages, core::ActionId action, bool has_token,
+                           core::FaultToken token) {
+  DevicePeer& peer = client.devices[device];
+  const Status given = give_span(peer.userfault, client, pages, false);
+  if (!given.ok()) {
+    done(action, given.code == Code::client_gone ? Status(Code::device_lost) : given);
+    return;
+  }
+  BlockState& b = client.block(block_of(pages.first));
+  client.device_block(b, device).given |= BlockTable::mask_in(block_of(pages.first), pages);
+  done(action, {});
+  if (has_token) resume(client, device, token, {});
+}
+
+// --- revoking --------------------------------------------------------------------------------------------------------
+
+void Executor::revoke_device(Client& client, const core::Action& action) {
+  DevicePeer& peer = client.devices[action.device];
+  // A device that is ending may still run: answered when its process has gone.
+  const BlockIndex index = block_of(action.pages.first);
+  BlockState& b = client.block(index);
+  DeviceBlock& d = client.device_block(b, action.device);
+  const PageMask mask = BlockTable::mask_in(index, action.pages);
+  if (peer.state != DeviceState::attached && peer.state != DeviceState::ending) {
+    done(action.id, Code::device_lost);
+    return;
+  }
+  // What was given in armed pages is zapped; extents are mapped over by the armed window. Either way the pages end as
+  // they were at the start, merged with their neighbours, and can be given one by one.
+  const CommandKind kind = d.replaced.intersects(mask) ? CommandKind::revoke_device : CommandKind::zap_device;
+  d.given.remove(mask);
+  if (peer.state == DeviceState::ending) {
+    make_command(client, action.device, kind, action.pages, action.id);
+    return;
+  }
+  if (grow_open(client, action.device, kind, action)) return;
+  leave_open(client, action.device, make_command(client, action.device, kind, action.pages, action.id));
+}
+
+}  // namespace ferry::manager

@@ -1,0 +1,98 @@
+#include "manager/executor/executor.h"
+
+#include <cstdio>
+
+#include "linux/futex.h"
+
+namespace ferry::manager {
+namespace {
+
+/// Mappings of a process that the manager leaves alone: libraries, stacks, what the application itself maps.
+constexpr std::uint64_t mappings_kept_free = 4096;
+
+std::uint64_t max_map_count() {
+  std::uint64_t value = 65530;
+  if (std::FILE* f = std::fopen("/proc/sys/vm/max_map_count", "re")) {
+    unsigned long long n = 0;
+    if (std::fscanf(f, "%llu", &n) == 1) value = n;
+    std::fclose(f);
+  }
+  return value;
+}
+
+}  // namespace
+
+Executor::Executor(core::Core& core, Household& household, const ManagerConfig& config, const linux::Bell& bell,
+                   unsigned copy_threads)
+    : core_(core), household_(household), config_(config), engine_(copy_threads, bell) {
+  const std::uint64_t limit = max_map_count();
+  pieces_max_ = limit > 2 * mappings_kept_free ? limit - mappings_kept_free : limit / 2;
+}
+
+void Executor::run_actions() {
+  // Performing answers some actions at once, which lets the core ask for more; posting may end a peer, which does too.
+  while (core_.has_actions() || !open_.empty()) {
+    while (core_.has_actions()) {
+      core_.take_actions(actions_);
+      for (const core::Action& action : actions_) perform(action);
+    }
+    flush();
+  }
+  wake_all();
+}
+
+void Executor::perform(const core::Action& action) {
+  if (action.verb == core::Verb::reply) {
+    household_.on_reply(action.cookie, action.status);
+    return;
+  }
+  Client* client = household_.find_client(action.client);
+  FERRY_CHECK(client != nullptr);
+  switch (action.verb) {
+    case core::Verb::revoke_cpu: revoke_cpu(*client, action); break;
+    case core::Verb::map_cpu: map_cpu(*client, action); break;
+    case core::Verb::wake_cpu:
+      // Either it is mapped by now, or it is no longer watched: freed pages are disarmed before they are discarded.
+      if (!client->closing) {
+        client->userfault.wake(client->address_of(action.pages.first), action.pages.count_pages * page_bytes);
+      }
+      break;
+    case core::Verb::revoke_device: revoke_device(*client, action); break;
+    case core::Verb::map_device: map_device(*client, action); break;
+    case core::Verb::copy: copy(*client, action); break;
+    case core::Verb::wake_wave: resume(*client, action.device, action.token, action.status); break;
+    case core::Verb::release_chunk: release_chunk(*client, action); break;
+    case core::Verb::discard_system: discard_system(*client, action); break;
+    case core::Verb::reply: break;
+  }
+}
+
+bool Executor::poll_copies() {
+  if (!engine_.has_completions()) return false;
+  completions_.clear();
+  engine_.take_completions(completions_);
+  for (const auto& c : completions_) copy_done(c);
+  return true;
+}
+
+void Executor::wake_all() {
+  const auto wake = [](std::atomic<std::uint32_t>& word) { linux::futex_wake(word, 1); };
+  for (const Posted& p : posted_) {
+    if (p.device == no_device) {
+      p.client->agent.posted = false;
+      p.client->agent.port.wake(wake);
+      continue;
+    }
+    DevicePeer& peer = p.client->devices[p.device];
+    if (p.cu == no_cu) {
+      peer.agent.posted = false;
+      if (peer.control_map) peer.agent.port.wake(wake);
+    } else if (p.cu < peer.cus.size()) {
+      peer.cus[p.cu].posted = false;
+      peer.cus[p.cu].port.wake(wake);
+    }
+  }
+  posted_.clear();
+}
+
+}  // namespace ferry::manager

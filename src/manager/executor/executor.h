@@ -1,0 +1,150 @@
+// Performs the core's actions with system calls, and takes in what answers them. One folder, split by verb:
+//   executor.cpp  dispatch, completions, waves          cpu.cpp     revoke_cpu, map_cpu, CPU faults
+//   commands.cpp  commands to agents and their answers  device.cpp  map_device, revoke_device, device faults
+//   copy.cpp      copy, release_chunk, discard_system
+// Main thread only. The path of a fault allocates nothing in steady state and takes no lock but the kernel's.
+// Never touches managed memory through an application's address, only through the manager's own mappings of the files.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "core/core.h"
+#include "linux/copy_engine.h"
+#include "manager/client.h"
+#include "manager/command.h"
+#include "manager/config.h"
+
+namespace ferry::manager {
+
+/// What the executor needs from its owner.
+class Household {
+ public:
+  [[nodiscard]] virtual Client* find_client(ClientId id) = 0;
+  virtual void on_reply(core::Cookie cookie, Status status) = 0;
+  /// The peer broke the protocol: end it, after this turn.
+  virtual void drop_device(Client& client, DeviceId device, const char* why) = 0;
+  virtual void drop_client(Client& client, const char* why) = 0;
+
+ protected:
+  ~Household() = default;
+};
+
+class Executor {
+ public:
+  Executor(core::Core& core, Household& household, const ManagerConfig& config, const linux::Bell& bell,
+           unsigned copy_threads);
+
+  void set_time(std::uint64_t now_ns) { now_ns_ = now_ns; }
+
+  /// Performs everything that the core wants, until it wants nothing more, then posts commands and wakes who sleeps.
+  void run_actions();
+  /// Takes in finished copies. True if there were some.
+  bool poll_copies();
+  /// Commands or copies under way.
+  [[nodiscard]] bool expecting() const { return commands_.live() != 0 || engine_.in_flight() != 0; }
+  [[nodiscard]] linux::CopyEngine& engine() { return engine_; }
+
+  // --- what peers say; every field is unchecked ---
+  void on_wave_fault(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record);
+  void on_done(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record);
+  void on_cpu_fault(Client& client, std::uint64_t address, Access access);
+
+  // --- endings ---
+  /// The device process is gone: answers everything that was asked of it. The core knows already.
+  void device_ended(Client& client, DeviceId device);
+  /// The application is gone or has let go: answers everything that was asked of its agent.
+  void client_ended(Client& client);
+  /// Looks for devices that owe an answer for too long.
+  void check_deadlines();
+
+  std::uint64_t copy_to_vram_ns = 0;
+  std::uint64_t copy_to_system_ns = 0;
+
+  static constexpr unsigned no_cu = ~0U;  ///< on_done: from the agent
+
+ private:
+  struct Copy {
+    core::ActionId action = 0;
+    core::Verb verb = core::Verb::copy;
+    core::Place source = core::Place::system;
+    Client* client = nullptr;
+    DeviceId device = no_device;
+    PageSpan pages;
+    Access fault_access = Access::read;
+    bool has_token = false;
+    core::FaultToken token;
+    bool whole_huge = false;
+  };
+
+  void perform(const core::Action& action);
+  void done(core::ActionId id, Status status) { core_.action_done(now_ns_, id, status); }
+  void flush();
+  void wake_all();
+
+  // commands.cpp
+  std::uint32_t make_command(Client& client, DeviceId device, CommandKind kind, PageSpan pages, core::ActionId action);
+  bool grow_open(Client& client, DeviceId device, CommandKind kind, const core::Action& action);
+  void leave_open(Client& client, DeviceId device, std::uint32_t index);
+  void close_open(Client& client, DeviceId device);
+  void send(std::uint32_t index);
+  void finish(std::uint32_t index, Status status);
+  [[nodiscard]] static Agent& agent_of(Client& client, DeviceId device);
+  void note_agent(Client& client, DeviceId device);
+
+  // cpu.cpp
+  void revoke_cpu(Client& client, const core::Action& action);
+  void map_cpu(Client& client, const core::Action& action);
+  void arm(Client& client, BlockIndex index, BlockState& block);
+  void arm_span(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count);
+  void disarm(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
+  Status give_cpu(Client& client, PageSpan pages);
+  Status give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake);
+  Status fill(Client& client, PageSpan pages);
+
+  // device.cpp
+  void map_device(Client& client, const core::Action& action);
+  void map_in_place(Client& client, BlockState& block, const core::Action& action);
+  void send_extent(Client& client, DevicePeer& peer, const core::Action& action);
+  void revoke_device(Client& client, const core::Action& action);
+  void give_device(Client& client, DeviceId device, PageSpan pages, core::ActionId action, bool has_token,
+                   core::FaultToken token);
+  void armed_again(Client& client, DeviceId device, PageSpan pages);
+  WaveSlot* slot_of(DevicePeer& peer, core::FaultToken token, unsigned& cu, unsigned& slot);
+  void resume(Client& client, DeviceId device, core::FaultToken token, Status status);
+  void resume_slot(Client& client, DeviceId device, unsigned cu, unsigned slot, Status status);
+
+  // copy.cpp
+  void copy(Client& client, const core::Action& action);
+  void release_chunk(Client& client, const core::Action& action);
+  void discard_system(Client& client, const core::Action& action);
+  std::uint64_t make_copy(const core::Action& action, Client& client);
+  void copy_done(const linux::CopyCompletion& completion);
+
+  core::Core& core_;
+  Household& household_;
+  const ManagerConfig& config_;
+  linux::CopyEngine engine_;
+  std::uint64_t now_ns_ = 0;
+  std::uint64_t pieces_max_ = 0;
+
+  CommandPool commands_;
+  std::vector<core::Action> actions_;
+  std::vector<Copy> copies_;
+  std::vector<std::uint32_t> free_copies_;
+  std::vector<linux::CopyCompletion> completions_;
+  struct Posted {
+    Client* client;
+    DeviceId device;
+    unsigned cu;  ///< no_cu: the agent
+  };
+  std::vector<Posted> posted_;  ///< ports with commands that nobody was woken for
+  struct OpenCommand {
+    Client* client;
+    DeviceId device;
+  };
+  std::vector<OpenCommand> open_;
+};
+
+}  // namespace ferry::manager

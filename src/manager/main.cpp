@@ -1,0 +1,125 @@
+// ferryd's command line.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "manager/config.h"
+#include "manager/log.h"
+#include "manager/manager.h"
+
+namespace {
+
+using ferry::manager::Manager;
+
+Manager* running = nullptr;
+
+void on_end(int) {
+  if (running != nullptr) running->request_stop();
+}
+
+/// What the environment says where the command line does not.
+void from_environment(std::optional<std::string>& flag, const char* name) {
+  const char* value = std::getenv(name);
+  if (!flag && value != nullptr && *value != '\0') flag = value;
+}
+
+void set_signals(bool is_private) {
+  struct sigaction end {};
+  end.sa_handler = on_end;
+  sigaction(SIGTERM, &end, nullptr);
+  sigaction(SIGHUP, &end, nullptr);
+  // A private manager lives as long as its application, which is whom a terminal's Ctrl-C is for.
+  if (is_private) {
+    signal(SIGINT, SIG_IGN);
+  } else {
+    sigaction(SIGINT, &end, nullptr);
+  }
+  signal(SIGPIPE, SIG_IGN);
+  // The files that applications get are larger than any limit on ordinary files; they take no disk.
+  signal(SIGXFSZ, SIG_IGN);
+}
+
+int explain_failure(const ferry::manager::ManagerConfig& config, ferry::Status status) {
+  using ferry::manager::log;
+  if (config.is_private()) {
+    log("descriptor %d is no connection to an application", config.private_fd);
+  } else if (config.listen_fd >= 0) {
+    log("descriptor %d is no listening socket", config.listen_fd);
+  } else if (status.code == ferry::Code::overlap) {
+    log("another ferryd listens at %s: use that one, end it first, or name another path",
+        config.socket_path.c_str());
+  } else if (status.sys_errno == EEXIST) {
+    log("%s exists and is no socket: remove it or name another path", config.socket_path.c_str());
+  } else {
+    log("cannot listen at %s: %s", config.socket_path.c_str(),
+        status.sys_errno != 0 ? std::strerror(status.sys_errno) : to_string(status.code));
+  }
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ferry::manager::ManagerConfig config;
+  ferry::manager::MachineFlags flags;
+
+  CLI::App app{
+      "ferryd - manages memory that applications share with their devices\n\n"
+      "Example: ferryd --socket /run/user/1000/ferry --vram 1G\n"
+      "         FERRY_SOCKET=/run/user/1000/ferry ./program\n"};
+  app.set_version_flag("--version", std::string("ferryd ") + FERRY_VERSION);
+  auto* socket = app.add_option("--socket", config.socket_path, "listen here for applications of this user");
+  auto* listen = app.add_option("--listen-fd", config.listen_fd, "use this inherited listening socket");
+  auto* single = app.add_option("--private-fd", config.private_fd,
+                                "serve the one application on this inherited connection, and end with it");
+  socket->excludes(listen)->excludes(single);
+  listen->excludes(single);
+  app.add_option("--vram", flags.vram, "memory of each device, such as 64M; default 256M, or FERRY_VRAM");
+  app.add_option("--cus", flags.cus, "compute units of each device; default by the CPUs, or FERRY_CUS");
+  app.add_option("--devices", flags.devices, "number of devices; default 1, or FERRY_DEVICES");
+  app.add_option("--granularity", flags.granularity,
+                 "bytes that move together, 4K to 2M; default 2M, or FERRY_GRANULARITY");
+  app.add_option("--config", flags.config, "TOML file with the machine and its policy; default none, or FERRY_CONFIG");
+  app.add_option("--copy-threads", config.copy_threads, "threads that copy; default by the CPUs")
+      ->check(CLI::Range(1U, 64U));
+  app.add_option("--stats", config.stats_file, "write counters here at the end (JSON)");
+  app.add_option("--trace", config.trace_file, "write a trace for Perfetto here at the end (JSON)");
+  app.add_option("--report", config.report_file, "write a report here at the end (HTML)");
+  app.add_option("--title", config.title, "what the report is called");
+  app.footer("Exit status: 0 well, 1 could not start or write a file, 2 wrong use.");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  if (socket->count() + listen->count() + single->count() != 1) {
+    std::fprintf(stderr, "ferryd: name a socket to listen at, such as --socket /run/user/%u/ferry\n", ::getuid());
+    return 2;
+  }
+  from_environment(flags.vram, "FERRY_VRAM");
+  from_environment(flags.cus, "FERRY_CUS");
+  from_environment(flags.devices, "FERRY_DEVICES");
+  from_environment(flags.granularity, "FERRY_GRANULARITY");
+  from_environment(flags.config, "FERRY_CONFIG");
+  if (const auto error = read_options(flags, config.machine)) {
+    std::fprintf(stderr, "ferryd: %s\n", error->c_str());
+    return 2;
+  }
+
+  set_signals(config.is_private());
+  // Its own session: what a terminal sends to the application's process group is not for its manager.
+  if (config.is_private()) setsid();
+  auto manager = Manager::make(config);
+  if (!manager) return explain_failure(config, manager.status());
+  running = manager.value().get();
+  const ferry::Status status = manager.value()->run();
+  running = nullptr;
+  return status.ok() ? 0 : 1;
+}

@@ -1,0 +1,435 @@
+#include "manager/manager.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <thread>
+
+#include "linux/futex.h"
+#include "manager/log.h"
+#include "manager/report.h"
+#include "manager/text_file.h"
+
+namespace ferry::manager {
+namespace {
+
+/// Records taken from one port before the others have their turn.
+constexpr std::uint32_t records_a_turn = 64;
+constexpr unsigned faults_a_turn = 32;
+constexpr std::uint64_t userfault_poll_ns = 1'000;
+constexpr std::uint64_t event_poll_ns = 20'000;
+constexpr std::uint64_t tick_ns = 1'000'000'000;
+constexpr std::uint64_t yield_ns = 25'000;
+/// Records that make no sense before a peer is ended: a race cannot produce any, so this is generous.
+constexpr std::uint32_t garbage_max = 256;
+
+unsigned cpu_count() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return static_cast<unsigned>(CPU_COUNT(&set));
+  return std::max(1U, std::thread::hardware_concurrency());
+}
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+}
+
+// epoll data: source 8 bits, device 8 bits, serial 48 bits.
+constexpr std::uint64_t event_key(unsigned source, DeviceId device, std::uint64_t serial) {
+  return (std::uint64_t{source} << 56) | (std::uint64_t{device} << 48) | serial;
+}
+
+}  // namespace
+
+Manager::Manager(const ManagerConfig& config) : config_(config), incoming_(std::make_unique<linux::Incoming>()) {}
+
+Manager::~Manager() {
+  // Device processes are this manager's to end; applications see the connection close.
+  for (auto& [serial, client] : connections_) {
+    for (const DevicePeer& peer : client->devices) peer.process.kill();
+  }
+}
+
+Result<std::unique_ptr<Manager>> Manager::make(const ManagerConfig& config) {
+  std::unique_ptr<Manager> m(new Manager(config));
+  const Status s = m->start();
+  if (!s.ok()) return s;
+  return m;
+}
+
+Status Manager::start() {
+  raise_descriptor_limit();
+  for (linux::Bell* bell : {&stop_, &copies_bell_}) {
+    auto made = linux::Bell::make();
+    if (!made) return made.status();
+    *bell = std::move(made).value();
+  }
+  epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_) return {Code::no_memory, errno};
+  watch(stop_.fd(), Source::stop, nullptr, no_device, EPOLLIN);
+  watch(copies_bell_.fd(), Source::copies, nullptr, no_device, EPOLLIN | EPOLLET);
+
+  now_ns_ = linux::monotonic_ns();
+  recorder_ = std::make_unique<Recorder>(now_ns_, default_window_base, !config_.trace_file.empty());
+  core_ = std::make_unique<core::Core>(config_.machine.core_config(), recorder_.get());
+  const unsigned cpus = cpu_count();
+  const unsigned threads = config_.copy_threads != 0 ? config_.copy_threads : std::clamp(cpus - 1, 1U, 4U);
+  Household& household = *this;
+  executor_ = std::make_unique<Executor>(*core_, household, config_, copies_bell_, threads);
+
+  if (config_.is_private()) {
+    Client* client = add_connection(linux::Fd(config_.private_fd));
+    if (client == nullptr) return Code::bad_message;
+  } else {
+    auto listener = config_.listen_fd >= 0 ? Listener::adopt(linux::Fd(config_.listen_fd))
+                                           : Listener::make(config_.socket_path);
+    if (!listener) return listener.status();
+    listener_ = std::move(listener).value();
+    watch(listener_.fd(), Source::listener, nullptr, no_device, EPOLLIN);
+  }
+  return {};
+}
+
+void Manager::watch(int fd, Source source, const Client* client, DeviceId device, std::uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = event_key(static_cast<unsigned>(source), device, client == nullptr ? 0 : client->serial);
+  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+}
+
+void Manager::unwatch(int fd) {
+  if (fd >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+}
+
+// --- the loop --------------------------------------------------------------------------------------------------------
+
+Status Manager::run() {
+  last_progress_ns_ = now_ns_ = linux::monotonic_ns();
+  std::uint64_t then = now_ns_;
+  while (!stopping_) {
+    const bool progress = turn();
+    const std::uint64_t now = linux::monotonic_ns();
+    (progress ? time_.manager_busy_ns : time_.manager_poll_ns) += now - then;
+    then = now;
+    if (progress) {
+      last_progress_ns_ = now;
+      continue;
+    }
+    doze_idle(now);
+    const bool anyone = std::any_of(clients_.begin(), clients_.end(), [](const Client* c) { return c->awake; });
+    const bool copying = executor_->engine().in_flight() != 0 &&
+                         now - last_progress_ns_ < config_.spin_expecting_ns;
+    if (anyone || copying) {
+      if (now - last_yield_ns_ > yield_ns) {
+        // Who polls must not keep from running what it waits for.
+        sched_yield();
+        last_yield_ns_ = linux::monotonic_ns();
+      } else {
+        wire::cpu_relax();
+      }
+      continue;
+    }
+    sleep();
+    const std::uint64_t woken = linux::monotonic_ns();
+    time_.manager_sleep_ns += woken - then;
+    then = woken;
+    last_progress_ns_ = woken;
+  }
+  Status status;
+  finish_files(status);
+  return status;
+}
+
+/// Takes in whatever is there and has the core's answers performed. False: nothing was there.
+bool Manager::turn() {
+  now_ns_ = linux::monotonic_ns();
+  executor_->set_time(now_ns_);
+  bool progress = poll_peers();
+  progress |= executor_->poll_copies();
+  if (now_ns_ - last_event_poll_ns_ > event_poll_ns) {
+    last_event_poll_ns_ = now_ns_;
+    poll_events(0);
+  }
+  if (core_->has_actions()) progress = true;
+  executor_->run_actions();
+  end_dropped();
+  if (now_ns_ - last_tick_ns_ > tick_ns) tick();
+  return progress;
+}
+
+void Manager::tick() {
+  last_tick_ns_ = now_ns_;
+  executor_->check_deadlines();
+  executor_->run_actions();
+  end_dropped();
+}
+
+bool Manager::poll_peers() {
+  bool progress = false;
+  const bool faults = now_ns_ - last_userfault_poll_ns_ >= userfault_poll_ns;
+  if (faults) last_userfault_poll_ns_ = now_ns_;
+  // By index: taking records in may end clients, never add any.
+  for (std::size_t i = 0; i < clients_.size(); ++i) {
+    Client& client = *clients_[i];
+    if (!client.awake) continue;
+    bool some = poll_client(client);
+    if (faults && client.armed_blocks != 0 && !client.closing) some |= poll_userfault(client);
+    if (some) client.last_event_ns = now_ns_;
+    progress |= some;
+  }
+  return progress;
+}
+
+bool Manager::poll_client(Client& client) {
+  bool some = false;
+  if (!client.closing && client.agent.port.ready()) {
+    some = true;
+    const bool sane = client.agent.port.poll(records_a_turn, [&](const wire::UpRecord& record) {
+      if (record.kind == static_cast<std::uint32_t>(wire::UpKind::done)) {
+        executor_->on_done(client, no_device, Executor::no_cu, record);
+      } else {
+        ++client.garbage;
+      }
+    });
+    if (!sane || client.garbage > garbage_max) drop_client(client, "its control file holds garbage");
+  }
+  for (DeviceId d = 0; d < client.devices.size(); ++d) {
+    if (client.devices[d].state == DeviceState::attached) some |= poll_device(client, d);
+  }
+  return some;
+}
+
+bool Manager::poll_device(Client& client, DeviceId device) {
+  DevicePeer& peer = client.devices[device];
+  bool some = false;
+  bool sane = true;
+  for (unsigned cu = 0; cu < peer.cus.size(); ++cu) {
+    if (!peer.cus[cu].port.ready()) continue;
+    some = true;
+    sane &= peer.cus[cu].port.poll(records_a_turn, [&](const wire::UpRecord& record) {
+      switch (static_cast<wire::UpKind>(record.kind)) {
+        case wire::UpKind::fault: executor_->on_wave_fault(client, device, cu, record); break;
+        case wire::UpKind::done: executor_->on_done(client, device, cu, record); break;
+        case wire::UpKind::kernel_begin:
+        case wire::UpKind::kernel_end: {
+          KernelEvent event;
+          event.now_ns = now_ns_;
+          event.time_ns = record.time_ns;
+          event.client = client.id;
+          event.device = device;
+          event.queue = record.queue;
+          event.launch = record.launch;
+          event.value = record.value;
+          if (record.kind == static_cast<std::uint32_t>(wire::UpKind::kernel_end)) {
+            recorder_->kernel_end(event);
+            break;
+          }
+          const std::string name = read_kernel_name(peer.queue_file.get(), record.queue, record.launch);
+          event.name = name;
+          recorder_->kernel_begin(event);
+          break;
+        }
+        default: ++peer.garbage; break;
+      }
+    });
+  }
+  if (peer.agent.port.ready()) {
+    some = true;
+    sane &= peer.agent.port.poll(records_a_turn, [&](const wire::UpRecord& record) {
+      if (record.kind == static_cast<std::uint32_t>(wire::UpKind::done)) {
+        executor_->on_done(client, device, Executor::no_cu, record);
+      } else {
+        ++peer.garbage;
+      }
+    });
+  }
+  if (!sane || peer.garbage > garbage_max) drop_device(client, device, "its control file holds garbage");
+  return some;
+}
+
+bool Manager::poll_userfault(Client& client) {
+  std::array<uffd_msg, faults_a_turn> messages;
+  const int count = client.userfault.read(messages);
+  if (count < 0) {
+    drop_client(client, "its userfaultfd cannot be read");
+    return false;
+  }
+  for (int i = 0; i < count; ++i) {
+    const uffd_msg& m = messages[static_cast<std::size_t>(i)];
+    if (m.event != UFFD_EVENT_PAGEFAULT) continue;
+    const bool write = (m.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
+    executor_->on_cpu_fault(client, m.arg.pagefault.address, write ? Access::write : Access::read);
+  }
+  return count > 0;
+}
+
+// --- sleeping --------------------------------------------------------------------------------------------------------
+
+/// Peers that have been quiet for a while ring the bell from now on.
+void Manager::doze_idle(std::uint64_t now) {
+  for (Client* client : clients_) {
+    if (!client->awake) continue;
+    const std::uint64_t patience = client->expected != 0 ? config_.spin_expecting_ns : config_.spin_ns;
+    if (now - client->last_event_ns >= patience && doze(*client, now)) client->awake = false;
+  }
+}
+
+/// True if the client's peers ring from now on and nothing had come before they knew.
+bool Manager::doze(Client& client, std::uint64_t now) {
+  if (!client.closing) {
+    wire::announce_manager_sleep(client.control()->head);
+    if (client.agent.port.ready()) {
+      client.awake = false;
+      client.wake(now);
+      return false;
+    }
+  }
+  for (DevicePeer& peer : client.devices) {
+    if (peer.state != DeviceState::attached) continue;
+    wire::announce_manager_sleep(peer.control()->head);
+    bool ready = peer.agent.port.ready();
+    for (const ComputeUnit& cu : peer.cus) ready |= cu.port.ready();
+    if (ready) {
+      client.awake = false;
+      client.wake(now);
+      return false;
+    }
+  }
+  return true;
+}
+
+void Manager::sleep() {
+  executor_->engine().set_owner_sleeping(true);
+  int timeout_ms = -1;
+  // Deadlines of what peers owe.
+  if (executor_->expecting()) timeout_ms = static_cast<int>(tick_ns / 1'000'000);
+  if (executor_->engine().has_completions()) timeout_ms = 0;
+  poll_events(timeout_ms);
+  executor_->engine().set_owner_sleeping(false);
+}
+
+void Manager::poll_events(int timeout_ms) {
+  std::array<epoll_event, 32> events;
+  const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
+  if (timeout_ms != 0) {
+    now_ns_ = linux::monotonic_ns();
+    executor_->set_time(now_ns_);
+  }
+  for (int i = 0; i < count; ++i) {
+    const std::uint64_t key = events[static_cast<std::size_t>(i)].data.u64;
+    const auto source = static_cast<Source>(key >> 56);
+    const auto device = static_cast<DeviceId>(key >> 48);
+    switch (source) {
+      case Source::stop: stopping_ = true; continue;
+      case Source::copies: continue;
+      case Source::listener:
+        for (linux::Fd fd = listener_.accept(); fd; fd = listener_.accept()) add_connection(std::move(fd));
+        continue;
+      default: break;
+    }
+    const auto found = connections_.find(key & 0xffff'ffff'ffff);
+    if (found == connections_.end()) continue;
+    Client& client = *found->second;
+    switch (source) {
+      case Source::connection: on_connection(client); break;
+      case Source::kick: client.wake(now_ns_); break;
+      case Source::userfault:
+        if (client.closing) break;
+        if ((events[static_cast<std::size_t>(i)].events & EPOLLERR) != 0) {
+          // Somebody made it blocking, which would make it look ready for ever.
+          ++client.garbage;
+          fcntl(client.userfault.fd(), F_SETFL, O_NONBLOCK);
+          if (client.garbage > garbage_max) drop_client(client, "its userfaultfd does not stay non-blocking");
+        }
+        if (poll_userfault(client)) client.wake(now_ns_);
+        break;
+      case Source::application: close_client(client, nullptr); break;
+      case Source::device: device_process_ended(client, device); break;
+      case Source::device_socket: on_device_socket(client, device); break;
+      default: break;
+    }
+  }
+}
+
+void Manager::end_dropped() {
+  // Ending one may drop another.
+  while (!dropped_.empty()) {
+    const Dropped d = dropped_.back();
+    dropped_.pop_back();
+    const auto found = connections_.find(d.serial);
+    if (found == connections_.end()) continue;
+    if (d.device == no_device) {
+      close_client(*found->second, d.why);
+    } else if (found->second->devices[d.device].state == DeviceState::attached ||
+               found->second->devices[d.device].state == DeviceState::starting) {
+      log("device %u of pid %d is ended: %s", d.device, found->second->process.pid(), d.why);
+      end_device(*found->second, d.device);
+    }
+    executor_->run_actions();
+  }
+  for (const std::uint64_t serial : forgotten_) connections_.erase(serial);
+  forgotten_.clear();
+}
+
+void Manager::drop_device(Client& client, DeviceId device, const char* why) {
+  dropped_.push_back({client.serial, device, why});
+}
+void Manager::drop_client(Client& client, const char* why) { dropped_.push_back({client.serial, no_device, why}); }
+
+Client* Manager::find_client(ClientId id) {
+  if (last_found_ != nullptr && last_found_->id == id) return last_found_;
+  for (Client* c : clients_) {
+    if (c->id == id) {
+      last_found_ = c;
+      return c;
+    }
+  }
+  return nullptr;
+}
+
+// --- files -----------------------------------------------------------------------------------------------------------
+
+void Manager::finish_files(Status& status) {
+  now_ns_ = linux::monotonic_ns();
+  const StatsDocument d = document();
+  const auto note = [&](const char* what, const std::string& path, Status s) {
+    if (s.ok()) return;
+    log("cannot write the %s to %s: %s", what, path.c_str(),
+        s.sys_errno != 0 ? std::strerror(s.sys_errno) : to_string(s.code));
+    status = s;
+  };
+  if (!config_.stats_file.empty()) {
+    TextFile file(config_.stats_file);
+    file.write(to_json(d));
+    file.write("\n");
+    note("statistics", config_.stats_file, file.finish());
+  }
+  if (!config_.trace_file.empty()) {
+    note("trace", config_.trace_file, recorder_->trace()->write(config_.trace_file, now_ns_));
+  }
+  if (!config_.report_file.empty()) {
+    Report report;
+    report.title = config_.title.empty() ? "ferryd" : config_.title;
+    report.machine = machine_line(config_.machine) + "; " + host_line();
+    report.document = d;
+    report.samples = recorder_->series().samples(now_ns_);
+    report.start_ns = recorder_->series().start_ns();
+    note("report", config_.report_file, write_report(config_.report_file, report));
+  }
+  if (shutdown_serial_ != 0) {
+    const auto found = connections_.find(shutdown_serial_);
+    if (found != connections_.end()) answer(*found->second, shutdown_request_, status);
+  }
+}
+
+}  // namespace ferry::manager

@@ -1,0 +1,140 @@
+// ferryd without its command line: one main thread that polls peers, feeds the core, has its actions performed, and
+// sleeps when nobody wants anything. Split by what it does:
+//   manager.cpp    the loop            requests.cpp   messages of connections
+//   lifecycle.cpp  hello, devices, endings
+// Everything here runs on the thread that calls run(), but request_stop().
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/core.h"
+#include "linux/event.h"
+#include "linux/socket.h"
+#include "manager/client.h"
+#include "manager/config.h"
+#include "manager/executor/executor.h"
+#include "manager/listener.h"
+#include "manager/recorder.h"
+#include "manager/stats_json.h"
+
+namespace ferry::manager {
+
+class Manager final : private Household {
+ public:
+  /// ERRORS: those of Listener; bad_message (a descriptor that was named is not what it should be), no_memory.
+  static Result<std::unique_ptr<Manager>> make(const ManagerConfig& config);
+  ~Manager();
+
+  /// Serves until asked to stop, or (private) until the application has gone. Then writes the files that were asked
+  /// for. ERRORS: no_space, io_error: a file could not be written (the log says which).
+  Status run();
+
+  /// From a signal handler or another thread.
+  void request_stop() const { stop_.ring(); }
+
+ private:
+  /// What an epoll event is about.
+  enum class Source : std::uint8_t { stop, copies, listener, connection, kick, application, userfault, device, device_socket };
+
+  /// Who waits for the answer behind a cookie.
+  struct Request {
+    enum class Kind : std::uint8_t { none, answer, gone } kind = Kind::none;
+    ClientId client = 0;
+    std::uint64_t number = 0;
+  };
+
+  explicit Manager(const ManagerConfig& config);
+  Status start();
+
+  // manager.cpp
+  bool turn();
+  bool poll_peers();
+  bool poll_client(Client& client);
+  bool poll_device(Client& client, DeviceId device);
+  bool poll_userfault(Client& client);
+  void poll_events(int timeout_ms);
+  void sleep();
+  void doze_idle(std::uint64_t now_ns);
+  bool doze(Client& client, std::uint64_t now_ns);
+  void end_dropped();
+  void tick();
+  void watch(int fd, Source source, const Client* client, DeviceId device, std::uint32_t events);
+  void unwatch(int fd);
+  void finish_files(Status& status);
+
+  // requests.cpp
+  void on_connection(Client& client);
+  void on_message(Client& client);
+  bool on_administration(Client& client);
+  void on_request(Client& client);
+  static void remove_span(Client& client, PageSpan pages);
+  void answer(Client& client, std::uint64_t request, Status status);
+  void refuse(Client& client, Code code, const char* text);
+  void send_residency(Client& to, std::uint64_t request, const Client& about, Page page);
+  [[nodiscard]] core::Cookie make_cookie(Request::Kind kind, ClientId client, std::uint64_t number);
+  [[nodiscard]] StatsDocument document() const;
+
+  // lifecycle.cpp
+  Client* add_connection(linux::Fd socket);
+  void hello(Client& client);
+  void attach_device(Client& client);
+  void on_device_socket(Client& client, DeviceId device);
+  void device_control(Client& client);
+  Status make_control(DevicePeer& peer);
+  void device_process_ended(Client& client, DeviceId device);
+  void end_device(Client& client, DeviceId device);
+  void close_client(Client& client, const char* why);
+  void finish_close(Client& client);
+  void forget(Client& client);
+
+  // Household
+  Client* find_client(ClientId id) override;
+  void on_reply(core::Cookie cookie, Status status) override;
+  void drop_device(Client& client, DeviceId device, const char* why) override;
+  void drop_client(Client& client, const char* why) override;
+
+  ManagerConfig config_;
+  linux::Bell stop_;
+  linux::Bell copies_bell_;
+  linux::Fd epoll_;
+  Listener listener_;
+  std::unique_ptr<Recorder> recorder_;
+  std::unique_ptr<core::Core> core_;
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<linux::Incoming> incoming_;
+
+  std::unordered_map<std::uint64_t, std::unique_ptr<Client>> connections_;  ///< by serial
+  std::vector<Client*> clients_;                ///< greeted ones
+  Client* last_found_ = nullptr;
+  std::uint64_t next_serial_ = 1;
+  ClientId next_client_ = 1;
+  std::vector<Request> requests_;
+  std::vector<std::uint32_t> free_requests_;
+
+  struct Dropped {
+    std::uint64_t serial;
+    DeviceId device;  ///< no_device: the whole client
+    const char* why;
+  };
+  std::vector<Dropped> dropped_;
+  std::vector<std::uint64_t> forgotten_;        ///< connections to destroy at the end of the turn
+
+  std::uint64_t now_ns_ = 0;
+  std::uint64_t last_userfault_poll_ns_ = 0;
+  std::uint64_t last_event_poll_ns_ = 0;
+  std::uint64_t last_tick_ns_ = 0;
+  std::uint64_t last_progress_ns_ = 0;
+  std::uint64_t last_yield_ns_ = 0;
+  bool stopping_ = false;
+  std::uint64_t shutdown_serial_ = 0;           ///< the connection that asked, 0: none
+  std::uint64_t shutdown_request_ = 0;
+  TimeSplit time_;
+};
+
+}  // namespace ferry::manager

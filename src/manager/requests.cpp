@@ -1,0 +1,253 @@
+// Messages of connections. Everything in them is hostile: decoded, bounded, answered with an error where wrong.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "manager/log.h"
+#include "manager/manager.h"
+
+namespace ferry::manager {
+namespace {
+constexpr int no_wait = 0;
+/// Messages of one connection before the others have their turn.
+constexpr unsigned messages_a_turn = 16;
+}  // namespace
+
+void Manager::on_connection(Client& client) {
+  for (unsigned i = 0; i < messages_a_turn && !client.closing; ++i) {
+    switch (linux::receive_message(client.socket.get(), *incoming_, no_wait)) {
+      case linux::Receive::message: on_message(client); break;
+      case linux::Receive::nothing: return;
+      case linux::Receive::closed: close_client(client, nullptr); return;
+      case linux::Receive::bad:
+        refuse(client, Code::bad_message, "this is no message of Ferry's");
+        close_client(client, "it sent what is no message");
+        return;
+      case linux::Receive::version:
+        refuse(client, Code::bad_version, "another version of the protocol");
+        close_client(client, "it speaks another version of the protocol");
+        return;
+    }
+  }
+}
+
+void Manager::on_message(Client& client) {
+  if (on_administration(client)) return;
+  if (!client.greeted) {
+    if (incoming_->type() == wire::MessageType::hello) {
+      hello(client);
+      return;
+    }
+    refuse(client, Code::bad_message, "say hello first");
+    close_client(client, "it did not say hello");
+    return;
+  }
+  on_request(client);
+}
+
+bool Manager::on_administration(Client& client) {
+  const std::uint64_t request = incoming_->head.request;
+  switch (incoming_->type()) {
+    case wire::MessageType::stats: {
+      const Status sent = linux::send_text(client.socket.get(), wire::MessageType::reply_text, request,
+                                           to_json(document()), no_wait);
+      if (!sent.ok()) drop_client(client, "it does not take answers");
+      return true;
+    }
+    case wire::MessageType::explain: {
+      wire::Span span{};
+      if (!incoming_->body(span)) {
+        answer(client, request, Code::bad_message);
+        return true;
+      }
+      const auto found = std::find_if(clients_.begin(), clients_.end(), [&](const Client* c) {
+        return static_cast<std::uint32_t>(c->process.pid()) == span.pid && !c->closing;
+      });
+      if (found == clients_.end()) {
+        answer(client, request, Code::client_gone);
+      } else {
+        send_residency(client, request, **found, span.first_page);
+      }
+      return true;
+    }
+    case wire::MessageType::shutdown:
+      // Answered when the files are written.
+      shutdown_serial_ = client.serial;
+      shutdown_request_ = request;
+      stopping_ = true;
+      return true;
+    default: return false;
+  }
+}
+
+void Manager::on_request(Client& client) {
+  const std::uint64_t request = incoming_->head.request;
+  switch (incoming_->type()) {
+    case wire::MessageType::attach_device: attach_device(client); return;
+    case wire::MessageType::device_control: device_control(client); return;
+    default: break;
+  }
+  wire::Span span{};
+  if (!incoming_->body(span)) {
+    answer(client, request, Code::bad_message);
+    if (++client.garbage > messages_a_turn) drop_client(client, "it sends messages that are not understood");
+    return;
+  }
+  const PageSpan pages{span.first_page, span.count_pages};
+  if (!client.contains(pages)) {
+    answer(client, request, Code::bad_range);
+    return;
+  }
+  switch (incoming_->type()) {
+    case wire::MessageType::alloc: {
+      const bool in_system = (span.flags & wire::span_place_system) != 0;
+      const Status s = core_->alloc(now_ns_, client.id, pages,
+                                    in_system ? core::Placement::system : core::Placement::automatic);
+      if (s.ok()) {
+        client.spans.emplace(pages.first, pages.count_pages);
+        client.blocks.for_each(pages, [&](BlockIndex index, BlockState& b) {
+          b.managed |= BlockTable::mask_in(index, pages);
+        });
+      }
+      answer(client, request, s);
+      return;
+    }
+    case wire::MessageType::free: {
+      const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request);
+      const Status s = core_->free(now_ns_, client.id, pages, cookie);
+      if (!s.ok()) {
+        on_reply(cookie, s);
+        return;
+      }
+      remove_span(client, pages);
+      return;
+    }
+    case wire::MessageType::prefetch: {
+      if (span.device != wire::to_system && span.device >= client.devices.size()) {
+        answer(client, request, Code::bad_range);
+        return;
+      }
+      const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request);
+      const DeviceId device = span.device == wire::to_system ? no_device : static_cast<DeviceId>(span.device);
+      const Status s = core_->prefetch(now_ns_, client.id, pages, device, cookie);
+      if (!s.ok()) on_reply(cookie, s);
+      return;
+    }
+    case wire::MessageType::query: send_residency(client, request, client, pages.first); return;
+    default:
+      answer(client, request, Code::bad_message);
+      if (++client.garbage > messages_a_turn) drop_client(client, "it sends messages that are not understood");
+      return;
+  }
+}
+
+/// The pages are no longer the client's. Pages of neighbours in the same entry stay.
+void Manager::remove_span(Client& client, PageSpan pages) {
+  auto it = client.spans.upper_bound(pages.first);
+  if (it != client.spans.begin()) --it;
+  while (it != client.spans.end() && it->first < pages.end()) {
+    const Page first = it->first;
+    const Page end = first + it->second;
+    if (end <= pages.first) {
+      ++it;
+      continue;
+    }
+    it = client.spans.erase(it);
+    if (first < pages.first) client.spans.emplace(first, pages.first - first);
+    if (end > pages.end()) it = client.spans.emplace(pages.end(), end - pages.end()).first;
+  }
+  client.blocks.for_each(pages, [&](BlockIndex index, BlockState& b) {
+    b.managed.remove(BlockTable::mask_in(index, pages));
+  });
+}
+
+// --- answers ---------------------------------------------------------------------------------------------------------
+
+core::Cookie Manager::make_cookie(Request::Kind kind, ClientId client, std::uint64_t number) {
+  if (free_requests_.empty()) {
+    requests_.emplace_back();
+    free_requests_.push_back(static_cast<std::uint32_t>(requests_.size() - 1));
+  }
+  const std::uint32_t index = free_requests_.back();
+  free_requests_.pop_back();
+  requests_[index] = {kind, client, number};
+  return {index + 1U};
+}
+
+void Manager::on_reply(core::Cookie cookie, Status status) {
+  const auto index = static_cast<std::uint32_t>(cookie.value - 1);
+  FERRY_CHECK_LT(index, requests_.size());
+  const Request request = requests_[index];
+  if (request.kind == Request::Kind::none) return;  // its client has been forgotten
+  requests_[index].kind = Request::Kind::none;
+  free_requests_.push_back(index);
+  Client* client = find_client(request.client);
+  if (client == nullptr) return;
+  if (request.kind == Request::Kind::gone) {
+    forget(*client);
+  } else if (!client->closing) {
+    answer(*client, request.number, status);
+  }
+}
+
+void Manager::answer(Client& client, std::uint64_t request, Status status) {
+  wire::Done body{};
+  body.code = static_cast<std::uint32_t>(status.code);
+  body.sys_errno = status.sys_errno;
+  const Status sent = linux::send_message(client.socket.get(), wire::MessageType::done, request, body, {}, no_wait);
+  // A peer that never reads fills its socket; it gets no more of this manager's memory than that.
+  if (!sent.ok() && !client.closing) drop_client(client, "it does not take answers");
+}
+
+void Manager::refuse(Client& client, Code code, const char* text) {
+  wire::Refused body{};
+  body.code = static_cast<std::uint32_t>(code);
+  body.version = wire::wire_version;
+  std::snprintf(body.text, sizeof body.text, "%s", text);
+  [[maybe_unused]] const Status sent =
+      linux::send_message(client.socket.get(), wire::MessageType::refused, 0, body, {}, no_wait);
+}
+
+void Manager::send_residency(Client& to, std::uint64_t request, const Client& about, Page page) {
+  if (page >= about.page_end()) {
+    answer(to, request, Code::bad_range);
+    return;
+  }
+  const core::Residency r = core_->query(about.id, page);
+  if (!r.allocated) {
+    answer(to, request, Code::not_allocated);
+    return;
+  }
+  wire::PageResidency body{};
+  body.client = about.id;
+  body.allocated = 1;
+  body.system_current = r.system_current ? 1 : 0;
+  body.vram_device = r.vram_device;
+  body.dirty = r.dirty ? 1 : 0;
+  body.cpu_may_map = r.cpu_may_map ? 1 : 0;
+  body.moving = r.moving ? 1 : 0;
+  body.contended = r.contended ? 1 : 0;
+  body.cause = static_cast<std::uint8_t>(r.last_move_cause);
+  body.device_mapped = r.device_mapped;
+  body.device_writable = r.device_writable;
+  body.last_move_age_ns = r.last_move_ns == 0 ? ~std::uint64_t{0} : now_ns_ - r.last_move_ns;
+  const Status sent =
+      linux::send_message(to.socket.get(), wire::MessageType::residency, request, body, {}, no_wait);
+  if (!sent.ok()) drop_client(to, "it does not take answers");
+}
+
+StatsDocument Manager::document() const {
+  StatsDocument d;
+  d.stats = core_->stats();
+  d.machine = config_.machine;
+  d.time = time_;
+  recorder_->series().times(now_ns_, d.time);
+  d.time.copy_to_vram_ns = executor_->copy_to_vram_ns;
+  d.time.copy_to_system_ns = executor_->copy_to_system_ns;
+  d.clients = static_cast<unsigned>(
+      std::count_if(clients_.begin(), clients_.end(), [](const Client* c) { return !c->closing; }));
+  d.kernels = recorder_->series().kernels();
+  return d;
+}
+
+}  // namespace ferry::manager
