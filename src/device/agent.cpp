@@ -77,6 +77,8 @@ class Agent {
       int error = EINVAL;
       if (is(command, wire::DownKind::map)) {
         error = memory_.map(command);
+      } else if (is(command, wire::DownKind::zap)) {
+        error = memory_.zap(command.address, command.length_bytes);
       } else if (is(command, wire::DownKind::rearm)) {
         error = memory_.rearm(command.address, command.length_bytes);
         while (error == ENOMEM && spare_.release()) error = memory_.rearm(command.address, command.length_bytes);

@@ -81,6 +81,11 @@ int DeviceMemory::revoke(std::uint64_t address, std::uint64_t length_bytes) cons
   return p == MAP_FAILED ? errno : 0;
 }
 
+int DeviceMemory::zap(std::uint64_t address, std::uint64_t length_bytes) const {
+  if (!valid(address, length_bytes)) return EINVAL;
+  return madvise(pointer(address), length_bytes, MADV_DONTNEED) == 0 ? 0 : errno;
+}
+
 int DeviceMemory::rearm(std::uint64_t address, std::uint64_t length_bytes) const {
   if (!valid(address, length_bytes)) return EINVAL;
   return arm(address, length_bytes);

@@ -28,6 +28,8 @@ class DeviceMemory {
   int map(const wire::DownRecord& command) const;
   /// Nothing of the extent can be reached any more when it returns; every touch raises SIGSEGV.
   int revoke(std::uint64_t address, std::uint64_t length_bytes) const;
+  /// Pages given in an armed extent cannot be reached any more; it stays armed.
+  int zap(std::uint64_t address, std::uint64_t length_bytes) const;
   /// The extent is empty, and registered again.
   int rearm(std::uint64_t address, std::uint64_t length_bytes) const;
 
