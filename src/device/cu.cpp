@@ -30,10 +30,14 @@ struct ExceptionGlobals {
 /// Initial-exec: signal handlers read it, and a lazily allocated one would have to be allocated there.
 __attribute__((tls_model("initial-exec"))) thread_local Cu* this_cu = nullptr;
 
-/// How often a compute unit that runs one wave asks whether another should run.
-constexpr long clock_period_ns = 2'000'000;
-/// After so many periods a wave shares its compute unit with waves of its own launch that have not started.
-constexpr unsigned ticks_before_sharing = 50;
+/// How often a compute unit that runs one wave asks whether another should run. A tick costs tens of microseconds in a
+/// virtual machine: often only while it helps.
+constexpr unsigned clock_slow_ms = 20;
+constexpr unsigned clock_fast_ms = 2;
+/// Fast ticks without use before the clock slows down.
+constexpr unsigned idle_ticks_max = 16;
+/// After so long a wave shares its compute unit with waves of its own launch that have not started.
+constexpr unsigned sharing_ms = 100;
 /// Ended waves that a compute unit keeps to itself at most, so that progress can be watched.
 constexpr std::uint64_t done_unreported_max = 16;
 
@@ -193,16 +197,22 @@ void Cu::tick(bool safe) {
   if (!preemptible_ || !safe) return;
   preemptible_ = false;
   Fiber& fiber = *running_;
-  ++ticks_;
+  wave_ms_ += clock_ms_;
   if (fiber.queue->failed.load(std::memory_order_relaxed) != 0) leave(Leave::dropped);
-  bool yield = port_.ready() || ready_count_ != 0 || queues_->doorbell() != doorbell_seen_ || fiber.printed_bytes != 0;
+  bool yield = port_.ready() || ready_count_ != 0 || queues_->doorbell() != doorbell_seen_;
   if (!yield && free_count_ != 0) {
     const std::uint32_t own = 1U << fiber.queue->number;
     // The same queue's waves are left for after this one, as long as it does not look as if it waited for them.
     yield = (claimed_ & ~own) != 0 || queues_->claimable(own) ||
-            (ticks_ >= ticks_before_sharing && (claimed_ != 0 || queues_->claimable()));
+            (wave_ms_ >= sharing_ms && (claimed_ != 0 || queues_->claimable()));
   }
-  if (yield) leave(Leave::preempted);
+  if (yield) {
+    idle_ticks_ = 0;
+    if (clock_ms_ != clock_fast_ms) set_clock(clock_fast_ms);
+  } else if (clock_ms_ != clock_slow_ms && ++idle_ticks_ >= idle_ticks_max) {
+    set_clock(clock_slow_ms);
+  }
+  if (yield || fiber.printed_bytes != 0) leave(Leave::preempted);
   preemptible_ = true;
 }
 
@@ -291,7 +301,7 @@ bool Cu::start_wave() {
       alternate.ss_size = fiber.alternate_bytes;
       sigaltstack(&alternate, nullptr);
     }
-    if (!clock_on_) set_clock(true);
+    if (clock_ms_ == 0) set_clock(clock_slow_ms);
     enter(fiber);
     return true;
   }
@@ -305,7 +315,7 @@ void Cu::enter(Fiber& fiber) {
   fiber.state = SlotState::running;
   // Set by the caller for a wave that starts; by the handler's return for one that goes on.
   alternate_owner_ = &fiber;
-  ticks_ = 0;
+  wave_ms_ = 0;
   preempted_ = false;
   running_ = &fiber;
   const context::transfer_t back = context::jump_fcontext(fiber.context, this);
@@ -396,7 +406,7 @@ void Cu::wait() {
     return port_.ready() || queues_->doorbell() != doorbell_seen_ || (free_count_ != 0 && queues_->claimable());
   };
   if ((waiting_ != 0 ? parked_spin_ : idle_spin_).until(ready)) return;
-  set_clock(false);
+  set_clock(0);
   port_.sleep([this](std::atomic<std::uint32_t>& word, std::uint32_t expected) {
     queues_->sleepers().fetch_add(1, std::memory_order_seq_cst);
     if (queues_->doorbell() == doorbell_seen_ && !(free_count_ != 0 && queues_->claimable())) {
@@ -411,11 +421,12 @@ void Cu::post(const wire::UpRecord& record) {
   while (!port_.post(record, [this] { kick(); })) wire::cpu_relax();
 }
 
-void Cu::set_clock(bool on) {
-  clock_on_ = on;
+void Cu::set_clock(unsigned period_ms) {
+  if (clock_ms_ == period_ms) return;
+  clock_ms_ = period_ms;
   if (!has_clock_) return;
   itimerspec when{};
-  if (on) when.it_interval.tv_nsec = when.it_value.tv_nsec = clock_period_ns;
+  when.it_interval.tv_nsec = when.it_value.tv_nsec = static_cast<long>(period_ms) * 1'000'000;
   timer_settime(clock_, 0, &when, nullptr);
 }
 

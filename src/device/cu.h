@@ -66,7 +66,7 @@ class Cu final : public QueueObserver {
   void report_exception(Fiber& fiber);
   void wait();
   void post(const wire::UpRecord& record);
-  void set_clock(bool on);
+  void set_clock(unsigned period_ms);  // 0: stop
 
   void launch_begun(const DeviceQueue& queue) override;
   void launch_ended(const DeviceQueue& queue, std::uint32_t code) override;
@@ -78,9 +78,10 @@ class Cu final : public QueueObserver {
   Fiber* alternate_owner_ = nullptr;  ///< whose alternate stack the kernel uses for this thread; nullptr: unknown
   void* exceptions_ = nullptr;        ///< this thread's __cxa_eh_globals
   volatile bool preemptible_ = false;
-  bool clock_on_ = false;
-  bool preempted_ = false;  ///< the last wave that was entered left for another's sake
-  unsigned ticks_ = 0;      ///< of the clock since the running wave was entered
+  bool preempted_ = false;   ///< the last wave that was entered left for another's sake
+  unsigned clock_ms_ = 0;    ///< period of the clock; 0: stopped
+  unsigned wave_ms_ = 0;     ///< since the running wave was entered, by the clock
+  unsigned idle_ticks_ = 0;  ///< in a row that changed nothing
   unsigned number_ = 0;
   unsigned waves_ = 0;
   wire::PeerPort port_;

@@ -46,9 +46,17 @@ void set_flag(const void* captures, std::uint64_t, std::uint64_t) {
   std::atomic_ref<std::uint64_t>(*static_cast<const Cells*>(captures)->data).store(1);
 }
 
+/// Maps the flag's page first: a wave that faults would leave its compute unit for that reason alone.
+std::uint64_t* mapped_flag(FakeManager& manager) {
+  auto* flag = manager.managed_array<std::uint64_t>();
+  EXPECT_EQ(manager.run(bump, Cells{flag + 1, 0}, 1, 1).code, 0U);
+  EXPECT_EQ(manager.faults(), 1U);
+  return flag;
+}
+
 TEST(Queues, AKernelMayWaitForAnotherQueuesKernelOnOneCu) {
   FakeManager manager;
-  auto* flag = manager.managed_array<std::uint64_t>();
+  auto* flag = mapped_flag(manager);
   const auto waits = manager.launch(0, wait_for_flag, Cells{flag, 0}, 1, 1);
   const auto sets = manager.launch(1, set_flag, Cells{flag, 0}, 1, 1);
   EXPECT_EQ(manager.wait(1, sets).code, 0U);
@@ -61,7 +69,7 @@ TEST(Queues, AWaveMayWaitForALaterWaveOfItsLaunch) {
   const auto kernel = [](const void* captures, std::uint64_t first, std::uint64_t count) {
     (first == 0 ? wait_for_flag : set_flag)(captures, first, count);
   };
-  const auto result = manager.run(kernel, Cells{manager.managed_array<std::uint64_t>(), 0}, 2, 1);
+  const auto result = manager.run(kernel, Cells{mapped_flag(manager), 0}, 2, 1);
   EXPECT_EQ(result.code, 0U) << describe(result);
 }
 
@@ -88,6 +96,31 @@ TEST(Queues, WavesMayHoldLocksAcrossFaults) {
   EXPECT_EQ(pages[0], 40U);
 }
 
+struct Spinning {
+  std::uint64_t* lock;
+  std::uint64_t* pages;
+};
+
+/// The same with a lock that spins: nothing but the clock takes the compute unit from who spins.
+TEST(Queues, WavesMaySpinForAWaveThatFaulted) {
+  FakeManager::Options options;
+  options.waves_per_cu = 4;
+  FakeManager manager(options);
+  const auto kernel = [](const void* captures, std::uint64_t first, std::uint64_t) {
+    const auto& c = *static_cast<const Spinning*>(captures);
+    std::atomic_ref<std::uint64_t> lock(*c.lock);
+    while (lock.exchange(1) != 0) {}
+    c.pages[(1 + first) * 512] = 1;
+    c.pages[0] += 1;
+    lock.store(0);
+  };
+  auto* lock = mapped_flag(manager);
+  auto* pages = manager.managed_array<std::uint64_t>(page_bytes);
+  const auto result = manager.run(kernel, Spinning{lock, pages}, 20, 1);
+  EXPECT_EQ(result.code, 0U) << describe(result);
+  EXPECT_EQ(pages[0], 20U);
+}
+
 TEST(Queues, AFailedLaunchEndsItsEndlessWaves) {
   FakeManager::Options options;
   options.cus = 2;
@@ -96,7 +129,7 @@ TEST(Queues, AFailedLaunchEndsItsEndlessWaves) {
     if (first == 1) throw 1;
     wait_for_flag(captures, first, count);
   };
-  const auto result = manager.run(kernel, Cells{manager.managed_array<std::uint64_t>(), 0}, 2, 1);
+  const auto result = manager.run(kernel, Cells{mapped_flag(manager), 0}, 2, 1);
   EXPECT_EQ(static_cast<Code>(result.code), Code::kernel_threw);
 }
 
