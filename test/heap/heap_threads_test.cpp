@@ -1,7 +1,6 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <barrier>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -80,18 +79,45 @@ TEST(HeapThreads, BlocksFreedByOtherThreadsStayWhole) {
   EXPECT_EQ(t.heap.stats().bad_frees, 0U);
 }
 
+TEST(HeapThreads, BurstsOfOneClassGoThroughTheCentralList) {
+  TestHeap t;
+  std::atomic<int> broken{0};
+  on_threads(thread_count, [&](int id) {
+    std::vector<void*> blocks(1500);
+    for (int round = 0; round < 60; ++round) {
+      for (std::size_t i = 0; i < blocks.size(); ++i) {
+        const std::size_t bytes = i % 2 == 0 ? 64 : 40000;
+        blocks[i] = t.heap.allocate(bytes);
+        if (blocks[i] == nullptr) ++broken;
+        if (blocks[i] != nullptr) stamp(blocks[i], bytes);
+      }
+      for (std::size_t i = 0; i < blocks.size(); ++i) {
+        void* block = blocks[(i + static_cast<std::size_t>(id) * 100) % blocks.size()];
+        if (!stamped(block)) ++broken;
+        if (t.heap.free(block) != FreeResult::freed) ++broken;
+      }
+    }
+  });
+  EXPECT_EQ(broken.load(), 0);
+  EXPECT_EQ(t.heap.stats().live_objects, 0U);
+}
+
 TEST(HeapThreads, OfManyWhoFreeTheSamePointerOneSucceeds) {
   TestHeap t;
   for (const std::size_t bytes : {std::size_t{24}, std::size_t{50000}, std::size_t{1} << 20}) {
-    constexpr int rounds = 300;
-    std::vector<std::atomic<void*>> pointers(rounds);
-    for (auto& pointer : pointers) pointer = t.heap.allocate(bytes);
+    constexpr int rounds = 2000;
+    std::vector<void*> pointers(rounds);
+    for (void*& pointer : pointers) pointer = t.heap.allocate(bytes);
     std::atomic<int> freed{0};
-    std::barrier start(thread_count);
-    on_threads(thread_count, [&](int) {
-      for (auto& pointer : pointers) {
-        start.arrive_and_wait();
-        if (t.heap.free(pointer) == FreeResult::freed) ++freed;
+    std::atomic<int> arrived{0};
+    on_threads(2, [&](int) {
+      for (int round = 0; round < rounds; ++round) {
+        // Spinning: two who are woken from a sleep would never come at the same time.
+        ++arrived;
+        for (int spins = 0; arrived.load() < 2 * (round + 1); ++spins) {
+          if (spins > 2000) std::this_thread::yield();
+        }
+        if (t.heap.free(pointers[static_cast<std::size_t>(round)]) == FreeResult::freed) ++freed;
       }
     });
     EXPECT_EQ(freed.load(), rounds) << bytes;
