@@ -219,7 +219,7 @@ class Core::Impl {
   void serve_device_waiter(Block& block, const Waiter& waiter);
   void serve_cpu(Block& block, std::uint32_t granule);
   void after_op(Block& block, std::uint32_t granule, std::vector<Waiter>& waiters);
-  void wake(const Client& client, const Waiter& waiter, Status status);
+  void wake(Client& client, const Waiter& waiter, Status status);
 
   // block/migrate.cpp
   Op& start_op(Block& block, std::uint32_t granule, Goal goal, Cause cause, DeviceId device, Access access);

@@ -4,7 +4,7 @@
 
 namespace ferry::core {
 
-void Core::Impl::wake(const Client& client, const Waiter& waiter, Status status) {
+void Core::Impl::wake(Client& client, const Waiter& waiter, Status status) {
   Action& action = emit(Verb::wake_wave, client);
   action.device = waiter.device;
   action.token = waiter.token;
@@ -12,7 +12,7 @@ void Core::Impl::wake(const Client& client, const Waiter& waiter, Status status)
   action.pages = {waiter.page, 1};
   action.status = status;
   if (!status.ok()) {
-    ++stats.faults_failed;
+    count(client, [](Stats& s) { ++s.faults_failed; });
     tell(EventKind::fault_failed, client, waiter.device, {waiter.page, 1}, Cause::device_fault, waiter.access);
   }
 }
@@ -63,12 +63,11 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
 }
 
 void Core::Impl::serve_device_waiter(Block& block, const Waiter& waiter) {
-  const auto bit = static_cast<unsigned>(waiter.page & (block_pages - 1));
   const std::uint32_t granule = granule_of(waiter.page);
   Granule& state = block.granules[granule];
   Goal goal = Goal::vram;
   Cause cause = Cause::device_fault;
-  if (block.placed_system.test(bit) || devices[waiter.device].chunk_total == 0) {
+  if (block.placed_system.intersects(granule_mask(granule)) || devices[waiter.device].chunk_total == 0) {
     goal = Goal::in_place;
   } else if (is_contended(state) || ((state.last_move_cause == Cause::cpu_fault ||
                                       (state.slot != none_index && state.owner != waiter.device)) &&

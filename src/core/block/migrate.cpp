@@ -153,7 +153,7 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
     case Verb::revoke_device: mark_revoked(block, pending.device, mask); break;
     case Verb::copy:
       if (!status.ok()) {
-        ++stats.copy_errors;
+        count(*block.client, [](Stats& s) { ++s.copy_errors; });
         if (!planted(PlantedBug::ignore_copy_error)) {
           op.retry |= mask;
           break;
