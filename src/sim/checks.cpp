@@ -169,8 +169,67 @@ void World::check_settled() const {
   check_view(true);
 }
 
+namespace {
+/// The statistics that can be told from outside, or that must add up over clients.
+struct Counter {
+  const char* name;
+  std::uint64_t core::Stats::*field;
+  bool seen;  ///< counted by the simulator too
+};
+constexpr Counter counters[] = {
+    {"device_faults", &core::Stats::device_faults, true},
+    {"device_faults_merged", &core::Stats::device_faults_merged, false},
+    {"cpu_faults", &core::Stats::cpu_faults, true},
+    {"cpu_faults_merged", &core::Stats::cpu_faults_merged, false},
+    {"faults_failed", &core::Stats::faults_failed, true},
+    {"pages_to_vram", &core::Stats::pages_to_vram, true},
+    {"pages_to_system", &core::Stats::pages_to_system, true},
+    {"copy_errors", &core::Stats::copy_errors, true},
+    {"evictions", &core::Stats::evictions, true},
+    {"refaults", &core::Stats::refaults, true},
+    {"contention_pins", &core::Stats::contention_pins, true},
+    {"pages_dropped_clean", &core::Stats::pages_dropped_clean, false},
+    {"migrations_to_vram", &core::Stats::migrations_to_vram, false},
+    {"migrations_to_system", &core::Stats::migrations_to_system, false},
+    {"evicted_pages", &core::Stats::evicted_pages, false},
+    {"in_place_maps", &core::Stats::in_place_maps, false},
+    {"speculated_pages", &core::Stats::speculated_pages, false},
+    {"dma_mapped_pages", &core::Stats::dma_mapped_pages, false},
+    {"dma_unmapped_pages", &core::Stats::dma_unmapped_pages, false},
+};
+}  // namespace
+
+/// A client is closed: what was opened for it is closed (I-07), and its statistics enter the sum.
+void World::client_counts(ClientId id) {
+  const core::Stats s = core_->client_stats(id);
+  if (s.dma_mapped_pages != s.dma_unmapped_pages) {
+    violate(Invariant::dma_balance, "client %u is gone: %llu system pages were opened to its devices and %llu closed",
+            id, u(s.dma_mapped_pages), u(s.dma_unmapped_pages));
+  }
+  for (const Counter& c : counters) clients_sum_.*c.field += s.*c.field;
+}
+
+void World::check_counts() const {
+  const core::Stats& s = core_->stats();
+  for (const Counter& c : counters) {
+    if (c.seen && s.*c.field != seen_.*c.field) {
+      violate(Invariant::counts_are_true, "the core counts %s %llu; it was %llu", c.name, u(s.*c.field),
+              u(seen_.*c.field));
+    }
+    if (s.*c.field != clients_sum_.*c.field) {
+      violate(Invariant::counts_are_true, "%s is %llu, but the clients' add up to %llu", c.name, u(s.*c.field),
+              u(clients_sum_.*c.field));
+    }
+  }
+  if (s.evicted_pages > s.evictions * swarm_.core.granularity_pages) {
+    violate(Invariant::counts_are_true, "%llu pages in %llu evictions of %u pages at most", u(s.evicted_pages),
+            u(s.evictions), swarm_.core.granularity_pages);
+  }
+}
+
 void World::check_empty() const {
   check_settled();
+  check_counts();
   const core::Stats& s = core_->stats();
   if (s.dma_mapped_pages != s.dma_unmapped_pages) {
     violate(Invariant::dma_balance, "%llu system pages were opened to devices and %llu closed", u(s.dma_mapped_pages),

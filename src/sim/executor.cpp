@@ -121,6 +121,7 @@ void World::check_wake(const Action& a) {
     return;
   }
   f.ended = true;
+  if (!a.status.ok()) ++seen_.faults_failed;
   const bool never_there = !memory_.inside({f.page, 1});
   switch (a.status.code) {
     case Code::ok:
@@ -313,6 +314,12 @@ void World::answer(std::uint32_t index) {
   const Action& a = f.action;
   line(Line::done, f.slot, a.device, 0, static_cast<std::uint64_t>(f.status.code), a.id,
        static_cast<std::uint64_t>(a.verb));
+  if (a.verb == Verb::copy) {
+    auto& count = !f.status.ok()                ? seen_.copy_errors
+                  : target_of(a) == Place::vram ? seen_.pages_to_vram
+                                                : seen_.pages_to_system;
+    count += f.status.ok() ? a.pages.count_pages : 1;
+  }
   if (a.verb == Verb::release_chunk) memory_.uncharge_chunk(f.slot, a.device, a.vram_first);
   f.in_use = false;
   flight_holes_.push_back(index);

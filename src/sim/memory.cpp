@@ -60,7 +60,7 @@ void Memory::client_close(unsigned slot) {
   }
 }
 
-void Memory::alloc(unsigned slot, PageSpan span) {
+void Memory::alloc(unsigned slot, PageSpan span, bool in_place) {
   for (Page page = span.first; page < span.end(); ++page) {
     auto& p = at(slot, page);
     if (p.system != 0) {
@@ -69,6 +69,7 @@ void Memory::alloc(unsigned slot, PageSpan span) {
               rel(page), describe(p.system).c_str());
     }
     p.alloc = AllocState::allocated;
+    p.in_place = in_place;
     p.cpu = CpuEntry::mapped;
     p.shadow = 0;
     ++p.generation;
@@ -242,6 +243,10 @@ void Memory::copy(unsigned slot, DeviceId device, Page page, core::Place to, Vra
   const ClientId id = clients_[slot].id;
   check_target(slot, device, page, to, vram);
   if (p.alloc == AllocState::allocated) {
+    if (to == core::Place::vram && p.in_place) {
+      violate(Invariant::answers_right,
+              "page %lld of client %u was allocated to stay in system memory and is copied to VRAM", rel(page), id);
+    }
     if (to == core::Place::vram && p.cpu == CpuEntry::mapped) {
       violate(Invariant::quiet_source, "page %lld of client %u is copied to device %u while CPU threads can write it",
               rel(page), id, unsigned{device});

@@ -48,7 +48,8 @@ class Memory {
   void client_open(unsigned slot, ClientId id);
   /// All was given back: checks it (I-08) and forgets the rest.
   void client_close(unsigned slot);
-  void alloc(unsigned slot, PageSpan span);
+  /// `in_place`: never to be copied to VRAM (I-17).
+  void alloc(unsigned slot, PageSpan span, bool in_place = false);
   /// The CPU side is unmapped at once; contents no longer matter.
   void begin_free(unsigned slot, PageSpan span);
   /// I-15: nothing maps the span any more.
@@ -113,6 +114,7 @@ class Memory {
     std::uint32_t generation = 0;
     AllocState alloc = AllocState::none;
     CpuEntry cpu = CpuEntry::none;
+    bool in_place = false;
   };
   struct VramState {
     Word word = fresh_vram_word;

@@ -165,12 +165,14 @@ void World::deliver_fault(std::uint64_t token) {
     f.page_generation = memory_.generation(f.slot, f.page);
   }
   ++stats_.device_faults;
+  if (clients_[f.slot].state != ClientState::leaving) ++seen_.device_faults;
   line(Line::device_fault, f.slot, f.device, f.page, static_cast<std::uint64_t>(f.access), token);
   core_->device_fault(now_ns_, clients_[f.slot].id, f.device, f.page, f.access, {token});
 }
 
 void World::deliver_cpu_fault(unsigned slot, Page page, Access access) {
   ++stats_.cpu_faults;
+  if (clients_[slot].state != ClientState::leaving) ++seen_.cpu_faults;
   line(Line::cpu_fault, slot, no_device, page, static_cast<std::uint64_t>(access));
   core_->cpu_fault(now_ns_, clients_[slot].id, page, access);
 }
@@ -257,7 +259,7 @@ void World::do_alloc(unsigned slot) {
             to_string(status.code), clash ? "in use" : "free");
   }
   if (clash) return;
-  memory_.alloc(slot, span);
+  memory_.alloc(slot, span, in_place);
   c.spans.push_back(span);
   std::erase(c.freed, span);
   while (c.hot.size() < 4 && random_.chance(500)) c.hot.push_back(span.first + random_.below(span.count_pages));
@@ -371,6 +373,22 @@ void World::do_bad_request(unsigned slot) {
       // A CPU fault that is history by the time it is read.
       deliver_cpu_fault(slot, somewhere, random_.chance(500) ? Access::read : Access::write);
   }
+}
+
+/// Requests that were on their way when the application's end was noticed.
+void World::call_the_dead(unsigned slot) {
+  const ClientId id = clients_[slot].id;
+  const PageSpan span = random_span(slot);
+  const Status statuses[] = {core_->alloc(now_ns_, id, span, core::Placement::automatic),
+                             core_->free(now_ns_, id, span, {next_cookie_}),
+                             core_->prefetch(now_ns_, id, span, no_device, {next_cookie_})};
+  for (const Status& status : statuses) {
+    if (status.code != Code::client_gone && status.code != Code::not_allocated) {
+      violate(Invariant::answers_right, "a request of client %u, which has ended, gives: %s", id,
+              to_string(status.code));
+    }
+  }
+  core_->cpu_fault(now_ns_, id, span.first, Access::read);
 }
 
 void World::start_sweep() {

@@ -44,6 +44,7 @@ const char* to_string(Invariant invariant) {
     case Invariant::all_given_back: return "all is given back";
     case Invariant::order_free: return "order of actions does not matter";
     case Invariant::core_check: return "the core's own checks hold";
+    case Invariant::counts_are_true: return "statistics count what happened";
   }
   return "unknown";
 }

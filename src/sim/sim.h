@@ -34,6 +34,7 @@ enum class Invariant : std::uint8_t {
   answers_right = 17,     ///< requests and faults succeed and fail as documented
   order_free = 18,        ///< no two actions in flight depend on which is performed first
   core_check = 19,        ///< the core's own checks hold (FERRY_CHECK, verify())
+  counts_are_true = 20,   ///< statistics count what happened
 };
 inline constexpr unsigned invariant_count = 20;
 [[nodiscard]] const char* to_string(Invariant invariant);

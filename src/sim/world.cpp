@@ -31,7 +31,12 @@ World::~World() = default;
 
 void World::on_event(const core::Event& event) {
   trace_.add_event(steps_, event);
-  if (event.kind == core::EventKind::evict) ++stats_.evictions;
+  switch (event.kind) {
+    case core::EventKind::evict: ++seen_.evictions; break;
+    case core::EventKind::refault: ++seen_.refaults; break;
+    case core::EventKind::contention_pin: ++seen_.contention_pins; break;
+    default: break;
+  }
 }
 
 void World::line(Line kind, unsigned slot, DeviceId device, std::uint64_t a, std::uint64_t b, std::uint64_t c,
@@ -134,6 +139,7 @@ void World::dispatch(const Event& e) {
       const std::uint64_t cookie = new_cookie(RequestKind::gone, e.index, {});
       line(Line::gone, e.index, no_device, 0, 0, cookie);
       core_->client_gone(now_ns_, c.id, {cookie});
+      call_the_dead(e.index);
       return;
     }
     case Kind::go_on: go_on(e.index, device); return;
@@ -244,6 +250,7 @@ void World::go_on(unsigned slot, DeviceId device) {
 void World::client_closed(unsigned slot) {
   Client& c = clients_[slot];
   line(Line::closed, slot, no_device);
+  client_counts(c.id);
   memory_.client_close(slot);
   for (const auto a : c.agents) forget_agent(agents_[a]);
   // Requests of the dead may stay unanswered; nobody waits for them.
@@ -318,6 +325,7 @@ SimResult World::run() {
   result.trace_hash = trace_.hash();
   result.steps = steps_;
   result.stats = stats_;
+  result.stats.evictions = seen_.evictions;
   return result;
 }
 

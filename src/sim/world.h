@@ -200,6 +200,7 @@ class World final : public core::Observer {
   void free_span(unsigned slot, PageSpan span);
   void do_prefetch(unsigned slot);
   void do_bad_request(unsigned slot);
+  void call_the_dead(unsigned slot);
   [[nodiscard]] PageSpan random_span(unsigned slot);
   [[nodiscard]] bool span_has(unsigned slot, PageSpan span, AllocState state) const;
   void drop_span(unsigned slot, PageSpan span);
@@ -228,6 +229,8 @@ class World final : public core::Observer {
   void check_stuck(const char* doing) const;
   void check_settled() const;
   void check_empty() const;
+  void check_counts() const;
+  void client_counts(ClientId id);
   [[nodiscard]] std::string who_waits() const;
 
   SimOptions options_;
@@ -253,6 +256,8 @@ class World final : public core::Observer {
   std::uint64_t next_cookie_ = 1;
   ClientId next_client_id_ = 1;
   SimStats stats_;
+  core::Stats seen_;         ///< what the core's statistics must say (I-20); the fields that can be told from outside
+  core::Stats clients_sum_;  ///< the core's statistics of the clients that are closed, added up
   mutable Subject subject_;  ///< what the checks look at now
 };
 

@@ -253,6 +253,13 @@ TEST_F(MemoryTest, I15MapOfFreedPage) {
                 [&] { memory.map_device(0, 0, base + block_pages, in_place); });
 }
 
+TEST_F(MemoryTest, I17InPlaceAllocationIsNotMoved) {
+  memory.alloc(0, {base + block_pages, 1}, true);
+  memory.revoke_cpu(0, base + block_pages);
+  expect_broken(Invariant::answers_right, "stay in system memory",
+                [&] { memory.copy(0, 0, base + block_pages, Place::vram, 7); });
+}
+
 TEST_F(MemoryTest, FreedAndAllocatedAgainReadsAsZero) {
   memory.cpu_access(0, page, Op::write);
   memory.begin_free(0, {base, block_pages});
