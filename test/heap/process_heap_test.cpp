@@ -141,9 +141,9 @@ TEST(ProcessHeap, IsInTheWindowAndItsMetadataAreNot) {
 
 TEST(ProcessHeap, TheEnvironmentMovesTheWindow) {
   EXPECT_IN_CHILD([] {
-    ::setenv("FERRY_WINDOW_BASE", "0x1800000000", 1);
+    ::setenv("FERRY_WINDOW_BASE", "0x300000000000", 1);
     ::setenv("FERRY_WINDOW_BYTES", "40000000", 1);
-    REQUIRE(process_window().base == 0x1800000000);
+    REQUIRE(process_window().base == 0x300000000000);
     REQUIRE(process_window().bytes == 0x40000000);
     REQUIRE(in_window(ferry_heap_malloc(100)));
     errno = 0;
@@ -164,9 +164,9 @@ TEST(ProcessHeap, AWrongEnvironmentIsReportedAndNotFollowed) {
 
 TEST(ProcessHeap, WithoutAWindowMallocIsLibcs) {
   EXPECT_IN_CHILD([] {
-    ::setenv("FERRY_WINDOW_BASE", "0x1800000000", 1);
+    ::setenv("FERRY_WINDOW_BASE", "0x300000000000", 1);
     ::setenv("FERRY_WINDOW_BYTES", "40000000", 1);
-    auto* in_the_way = reinterpret_cast<void*>(0x1800000000 + 0x10000000);
+    auto* in_the_way = reinterpret_cast<void*>(0x300000000000 + 0x10000000);
     REQUIRE(::mmap(in_the_way, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) ==
             in_the_way);
     void* block = ferry_heap_malloc(1000);
