@@ -8,8 +8,7 @@ install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 # The same run path in both trees. CMake would otherwise leave room for the other one by padding with colons, and an
 # empty entry makes the loader look in the current folder.
-file(RELATIVE_PATH bin_to_lib "${CMAKE_INSTALL_FULL_BINDIR}" "${CMAKE_INSTALL_FULL_LIBDIR}")
-set(program_rpath "$ORIGIN/../lib" "$ORIGIN/${bin_to_lib}")
+set(program_rpath "$ORIGIN/../lib" "$ORIGIN/${FERRY_BIN_TO_LIB}")
 list(REMOVE_DUPLICATES program_rpath)
 foreach(library ferry ferry_malloc)
   if(TARGET ${library})
