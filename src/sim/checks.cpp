@@ -209,6 +209,52 @@ void World::client_counts(ClientId id) {
   for (const Counter& c : counters) clients_sum_.*c.field += s.*c.field;
 }
 
+/// In a quiet machine, where nothing fails, requests and faults do what they are for (I-17).
+void World::check_effects() {
+  if (swarm_.core.vram_pages < block_pages) return;
+  for (unsigned slot = 0; slot < clients_.size(); ++slot) {
+    Client& c = clients_[slot];
+    if (c.state != ClientState::running || c.spans.empty()) continue;
+    const PageSpan span = c.spans[random_.below(c.spans.size())];
+    const Page page = span.first + random_.below(span.count_pages);
+    const auto device = static_cast<DeviceId>(random_.below(swarm_.devices));
+    if (c.devices[device].state != DeviceState::attached) continue;
+    const Page granule = page - page % swarm_.core.granularity_pages;
+    if (memory_.has_in_place(slot, {granule, swarm_.core.granularity_pages})) continue;
+    look_at(slot, page);
+
+    ask_prefetch(slot, {page, 1}, no_device);
+    take_actions();
+    drain("bringing a page home");
+    core::Residency r = core_->query(c.id, page);
+    if (!r.system_current || r.vram_device != no_device) {
+      violate(Invariant::answers_right, "page %llu of client %u was brought home, but is not there", u(page), c.id);
+    }
+    if (r.contended) continue;
+    const std::uint64_t pins = seen_.contention_pins;
+
+    // A device that has the page in place does not fault on it.
+    if (r.device_mapped != 0 || random_.chance(500)) {
+      ask_prefetch(slot, {page, 1}, device);
+    } else {
+      for (const auto index : c.agents) {
+        if (agents_[index].is_wave && agents_[index].device == device) {
+          agents_[index].sweep.push_back(page);
+          start_agent(index, 1);
+          break;
+        }
+      }
+    }
+    take_actions();
+    drain("bringing a page to a device");
+    r = core_->query(c.id, page);
+    if (seen_.contention_pins == pins && r.vram_device != device) {
+      violate(Invariant::answers_right, "page %llu of client %u was brought to device %u, but is not there", u(page),
+              c.id, unsigned{device});
+    }
+  }
+}
+
 void World::check_counts() const {
   const core::Stats& s = core_->stats();
   for (const Counter& c : counters) {

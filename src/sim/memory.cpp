@@ -33,6 +33,13 @@ bool Memory::inside(PageSpan span) const {
   return span.first >= first_ && span.first - first_ <= pages_ && span.count_pages <= pages_ - (span.first - first_);
 }
 
+bool Memory::has_in_place(unsigned slot, PageSpan span) const {
+  for (Page page = span.first; page < span.end(); ++page) {
+    if (inside({page, 1}) && at(slot, page).alloc == AllocState::allocated && at(slot, page).in_place) return true;
+  }
+  return false;
+}
+
 void Memory::client_open(unsigned slot, ClientId id) { clients_[slot].id = id; }
 
 void Memory::client_close(unsigned slot) {

@@ -87,6 +87,8 @@ class Memory {
   [[nodiscard]] PageSpan window() const { return {first_, pages_}; }
   [[nodiscard]] bool inside(PageSpan span) const;
   [[nodiscard]] AllocState state(unsigned slot, Page page) const { return at(slot, page).alloc; }
+  /// Some page of the span, which may leave the window, is allocated to stay in system memory.
+  [[nodiscard]] bool has_in_place(unsigned slot, PageSpan span) const;
   /// Counts the allocations of a page, so that a late answer can be told from an answer of today.
   [[nodiscard]] std::uint32_t generation(unsigned slot, Page page) const { return at(slot, page).generation; }
   [[nodiscard]] CpuEntry cpu_entry(unsigned slot, Page page) const { return at(slot, page).cpu; }

@@ -1,5 +1,7 @@
 #include "sim/sim.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "sim/violation.h"
 #include "sim/world.h"
@@ -61,6 +63,7 @@ void SimStats::add(const SimStats& o) {
   stops += o.stops;
   waves_failed += o.waves_failed;
   requests += o.requests;
+  most_retries = std::max(most_retries, o.most_retries);
 }
 
 std::string command_of(const SimOptions& options) {

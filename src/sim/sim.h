@@ -65,6 +65,7 @@ struct SimStats {
   std::uint64_t stops = 0;
   std::uint64_t waves_failed = 0;
   std::uint64_t requests = 0;
+  std::uint64_t most_retries = 0;  ///< times that one access faulted before it was done, at most
 
   void add(const SimStats& o);
 };

@@ -157,8 +157,9 @@ int sim_main(const SimMainOptions& options) {
       "  %llu events, %llu accesses checked, %llu device faults, %llu CPU faults, %llu pages copied, %llu evictions\n",
       u(batch.steps), u(s.accesses), u(s.device_faults), u(s.cpu_faults), u(s.copied_pages), u(s.evictions));
   std::printf(
-      "  %llu actions (%llu failed), %llu requests, %llu processes killed, %llu stopped, %llu waves got an error\n",
-      u(s.actions), u(s.failed_actions), u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed));
+      "  %llu actions (%llu failed), %llu requests, %llu processes killed, %llu stopped, %llu waves got an error\n"
+      "  an access was tried again %llu times at most\n",
+      u(s.actions), u(s.failed_actions), u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed), u(s.most_retries));
   return 0;
 }
 

@@ -297,6 +297,7 @@ SimResult World::run() {
     start_sweep();
     drain("reading everything once more");
     check_settled();
+    check_effects();
 
     enter(Phase::leave);
     for (unsigned slot = 0; slot < swarm_.clients; ++slot) {

@@ -205,6 +205,7 @@ class World final : public core::Observer {
   [[nodiscard]] bool span_has(unsigned slot, PageSpan span, AllocState state) const;
   void drop_span(unsigned slot, PageSpan span);
   void start_sweep();
+  void ask_prefetch(unsigned slot, PageSpan span, DeviceId device);
   std::uint64_t new_cookie(RequestKind kind, unsigned slot, PageSpan span);
 
   // --- executor.cpp
@@ -229,6 +230,7 @@ class World final : public core::Observer {
   void check_stuck(const char* doing) const;
   void check_settled() const;
   void check_empty() const;
+  void check_effects();
   void check_counts() const;
   void client_counts(ClientId id);
   [[nodiscard]] std::string who_waits() const;
