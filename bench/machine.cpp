@@ -11,7 +11,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +18,7 @@
 #include <filesystem>
 #include <fstream>
 #include <system_error>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -50,11 +50,20 @@ floors::Fd listen_at(const std::string& path) {
   return fd;
 }
 
-std::string configuration(const Machine& machine) {
-  std::string text = fmt::format("[machine]\nvram = \"{}\"\ncus = {}\ngranularity = \"{}\"\n", machine.vram,
-                                 machine.cus, machine.granularity);
-  if (machine.speculation >= 0) text += fmt::format("[policy]\nspeculation = {}\n", machine.speculation);
-  return text;
+/// Everything is said on the command line or in `file`: what it does not say, the user's FERRY_* variables would.
+std::vector<std::string> command_line(const Machine& machine, const std::string& file) {
+  std::vector<std::string> words = {
+      "ferryd",           "--listen-fd", std::to_string(listen_fd),   "--config",  file, "--vram",
+      machine.vram,       "--cus",       std::to_string(machine.cus), "--devices", "1",  "--granularity",
+      machine.granularity};
+  if (machine.copy_threads != 0) {
+    words.insert(words.end(), {"--copy-threads", std::to_string(machine.copy_threads)});
+  }
+  return words;
+}
+
+std::string policy_file(const Machine& machine) {
+  return machine.speculation < 0 ? "" : fmt::format("[policy]\nspeculation = {}\n", machine.speculation);
 }
 
 std::string beside_this_program(const std::string& name) {
@@ -79,11 +88,12 @@ unsigned usable_cpus() {
 Manager::Manager(const Machine& machine) : folder_(make_folder()) {
   const std::string program = beside_this_program("ferryd");
   const std::string file = folder_ + "/machine.toml";
-  std::ofstream(file) << configuration(machine);
+  std::ofstream(file) << policy_file(machine);
   const floors::Fd listener = listen_at(socket_path());
-  std::string number = std::to_string(listen_fd);
-  std::array<const char*, 6> words = {program.c_str(), "--listen-fd", number.c_str(),
-                                      "--config",      file.c_str(),  nullptr};
+  std::vector<std::string> words = command_line(machine, file);
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
   const pid_t parent = getpid();
   pid_ = fork();
   if (pid_ < 0) floors::throw_errno("fork");
@@ -97,7 +107,7 @@ Manager::Manager(const Machine& machine) : folder_(make_folder()) {
     } else {
       dup2(listener.get(), listen_fd);
     }
-    execv(program.c_str(), const_cast<char* const*>(words.data()));
+    execv(program.c_str(), pointers.data());
     std::fprintf(stderr, "ferry-bench: cannot start %s: %s\n", program.c_str(), std::strerror(errno));
     _exit(127);
   }

@@ -14,6 +14,7 @@ struct Machine {
   std::string granularity = "2M";
   /// Granules brought ahead of a sequential fault; below 0: the manager's default.
   int speculation = -1;
+  unsigned copy_threads = 0;  ///< 0: the manager's default
 };
 
 /// CPUs that this process may run on.

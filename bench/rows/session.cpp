@@ -20,8 +20,6 @@ Counters counters() {
           .evictions = number("evictions")};
 }
 
-unsigned copy_threads() { return nlohmann::json::parse(stats()).at("machine").at("copy_threads").get<unsigned>(); }
-
 RunningThreads::RunningThreads(unsigned count) {
   for (unsigned index = 0; index < count; ++index) {
     threads_.emplace_back([](const std::stop_token& stop) {

@@ -51,9 +51,6 @@ struct Counters {
 };
 [[nodiscard]] Counters counters();
 
-/// Threads with which the manager copies.
-[[nodiscard]] unsigned copy_threads();
-
 /// Launches waves of `wave` items on one queue and waits for each launch: the launcher of bench/workloads.h.
 class DeviceLauncher {
  public:
