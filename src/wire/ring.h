@@ -142,13 +142,12 @@ class ManagerPort {
   }
 
   /// Calls wake(word) if the peer sleeps; wake must end a futex wait on that word.
+  /// Only the peer clears its flag. Were it cleared here, a wake that comes late (the peer has found the record by
+  /// itself, taken it, and is about to sleep anew) would leave it asleep with the flag cleared, and nobody would wake it.
   template <typename Wake>
   void wake(Wake&& wake) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (port_->peer_sleeping.load(std::memory_order_relaxed) != 0 &&
-        port_->peer_sleeping.exchange(0, std::memory_order_relaxed) != 0) {
-      wake(port_->down_tail);
-    }
+    if (port_->peer_sleeping.load(std::memory_order_relaxed) != 0) wake(port_->down_tail);
   }
 
  private:
