@@ -73,12 +73,17 @@ class Agent {
         i = end;
         continue;
       }
+      if (is(command, wire::DownKind::zap)) {
+        std::size_t end = i + 1;
+        while (end < commands.size() && is(commands[end], wire::DownKind::zap)) ++end;
+        zap(commands.subspan(i, end - i));
+        i = end;
+        continue;
+      }
       if (is(command, wire::DownKind::quit)) _exit(0);
       int error = EINVAL;
       if (is(command, wire::DownKind::map)) {
         error = memory_.map(command);
-      } else if (is(command, wire::DownKind::zap)) {
-        error = memory_.zap(command.address, command.length_bytes);
       } else if (is(command, wire::DownKind::rearm)) {
         error = memory_.rearm(command.address, command.length_bytes);
         while (error == ENOMEM && spare_.release()) error = memory_.rearm(command.address, command.length_bytes);
@@ -108,6 +113,18 @@ class Agent {
     }
   }
 
+  void zap(std::span<const wire::DownRecord> commands) {
+    std::size_t count = 0;
+    for (const wire::DownRecord& command : commands) {
+      if (!memory_.valid(command.address, command.length_bytes)) break;
+      extents_[count++] = {reinterpret_cast<void*>(command.address), command.length_bytes};
+    }
+    const std::size_t zapped = count > 1 ? memory_.zap_many({extents_.data(), count}) : 0;
+    for (std::size_t i = 0; i < commands.size(); ++i) {
+      done(commands[i], i < zapped ? 0 : memory_.zap(commands[i].address, commands[i].length_bytes));
+    }
+  }
+
   void done(const wire::DownRecord& command, int error) {
     if (command.action == 0) return;
     wire::UpRecord record{};
@@ -131,6 +148,7 @@ class Agent {
   SpareMappings spare_;
   std::array<wire::DownRecord, wire::ring_entries> batch_{};
   std::array<std::uint16_t, wire::ring_entries> order_{};
+  std::array<iovec, wire::ring_entries> extents_{};
 };
 
 }  // namespace

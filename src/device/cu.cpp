@@ -301,7 +301,6 @@ bool Cu::start_wave() {
       alternate.ss_size = fiber.alternate_bytes;
       sigaltstack(&alternate, nullptr);
     }
-    if (clock_ms_ == 0) set_clock(clock_slow_ms);
     enter(fiber);
     return true;
   }
@@ -317,6 +316,7 @@ void Cu::enter(Fiber& fiber) {
   alternate_owner_ = &fiber;
   wave_ms_ = 0;
   preempted_ = false;
+  if (clock_ms_ == 0) set_clock(clock_slow_ms);
   running_ = &fiber;
   const context::transfer_t back = context::jump_fcontext(fiber.context, this);
   running_ = nullptr;

@@ -1,6 +1,8 @@
 #include "device/memory.h"
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
@@ -46,6 +48,7 @@ int DeviceMemory::open(std::uint64_t window_base, std::uint64_t window_bytes, in
   Result<linux::Userfaultfd> opened = linux::Userfaultfd::open(options);
   if (!opened.ok()) return opened.status().sys_errno != 0 ? opened.status().sys_errno : ENOSYS;
   userfaultfd_ = std::move(opened).value();
+  self_ = linux::Fd(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
   *failed = "mapping and registering the window";
   if (const int error = arm(base_, bytes_); error != 0) return error;
   // A core file of a crashed device would otherwise walk the whole window.
@@ -84,6 +87,17 @@ int DeviceMemory::revoke(std::uint64_t address, std::uint64_t length_bytes) cons
 int DeviceMemory::zap(std::uint64_t address, std::uint64_t length_bytes) const {
   if (!valid(address, length_bytes)) return EINVAL;
   return madvise(pointer(address), length_bytes, MADV_DONTNEED) == 0 ? 0 : errno;
+}
+
+std::size_t DeviceMemory::zap_many(std::span<const iovec> extents) const {
+  if (!self_.valid()) return 0;
+  const long done = syscall(SYS_process_madvise, self_.get(), extents.data(), extents.size(), MADV_DONTNEED, 0);
+  std::size_t count = 0;
+  for (auto bytes = static_cast<std::size_t>(done > 0 ? done : 0);
+       count < extents.size() && bytes >= extents[count].iov_len; ++count) {
+    bytes -= extents[count].iov_len;
+  }
+  return count;
 }
 
 int DeviceMemory::rearm(std::uint64_t address, std::uint64_t length_bytes) const {

@@ -121,9 +121,28 @@ TEST(Agent, BatchesOfRevokesInAnyOrderLeaveNothing) {
   }
 }
 
+TEST(Agent, BatchesOfZapsTakeGivenPagesBackAndLeaveThemArmed) {
+  FakeManager manager;
+  auto* words = manager.managed_array<std::uint64_t>();
+  for (unsigned round = 0; round < 5; ++round) {
+    ASSERT_EQ(manager.run(write_pages, Pages{words}, 1024, 64).code, 0U);
+    std::vector<wire::DownRecord> batch;
+    for (std::uint64_t page = 0; page < 200; page += 2) batch.push_back(command(wire::DownKind::zap, page, 1));
+    wire::DownRecord bad = command(wire::DownKind::zap, 4, 1);
+    bad.address += 8;
+    batch.insert(batch.begin() + 50, bad);
+    const std::vector<int> errors = manager.command(batch);
+    for (std::size_t i = 0; i < errors.size(); ++i) ASSERT_EQ(errors[i], i == 50 ? EINVAL : 0) << i;
+    const std::uint64_t before = manager.faults();
+    ASSERT_EQ(manager.run(write_pages, Pages{words}, 1024, 64).code, 0U);
+    ASSERT_EQ(manager.faults() - before, 100U);
+    ASSERT_EQ(manager.command(command(wire::DownKind::rearm, 0, 1024)), 0);
+  }
+}
+
 TEST(Agent, RefusesWhatIsNoExtent) {
   FakeManager manager;
-  for (const auto kind : {wire::DownKind::map, wire::DownKind::revoke, wire::DownKind::rearm}) {
+  for (const auto kind : {wire::DownKind::map, wire::DownKind::revoke, wire::DownKind::rearm, wire::DownKind::zap}) {
     EXPECT_EQ(manager.command(command(kind, 0, 0)), EINVAL);
     EXPECT_EQ(manager.command(command(kind, window_bytes / page_bytes - 1, 2)), EINVAL);
     wire::DownRecord bad = command(kind, 0, 1);
@@ -132,7 +151,7 @@ TEST(Agent, RefusesWhatIsNoExtent) {
     bad.address = 0x1000;
     EXPECT_EQ(manager.command(bad), EINVAL);
   }
-  EXPECT_EQ(manager.command(command(wire::DownKind::zap, 0, 1)), EINVAL);
+  EXPECT_EQ(manager.command(command(wire::DownKind::map_home, 0, 1)), EINVAL) << "a command for applications";
 }
 
 TEST(Agent, RevokesAtTheLimitOfMappings) {
