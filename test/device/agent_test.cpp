@@ -140,6 +140,63 @@ TEST(Agent, BatchesOfZapsTakeGivenPagesBackAndLeaveThemArmed) {
   }
 }
 
+struct Sums {
+  std::uint64_t* pages;
+  std::uint64_t count;
+  std::uint64_t seed;
+};
+
+/// Adds to random pages through whatever is done to the page tables meanwhile.
+void add_randomly(const void* captures, std::uint64_t first, std::uint64_t count) {
+  const auto& c = *static_cast<const Sums*>(captures);
+  for (std::uint64_t i = first; i < first + count; ++i) {
+    Random random(c.seed + i);
+    for (unsigned k = 0; k < 16; ++k) {
+      std::atomic_ref<std::uint64_t>(c.pages[random.below(c.count) * 512]).fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+}
+
+TEST(Agent, NoUpdateIsLostWhilePagesAreTakenFromRunningWaves) {
+  FakeManager::Options options;
+  options.cus = 3;
+  std::uint64_t action = 1;
+  // Armed pages are given singly, others mapped by the wave: both show the system file.
+  FakeManager manager(options, [&](FakeManager& m, unsigned cu, const wire::UpRecord& fault) {
+    if (m.try_continue_page(fault.address)) return m.resume(cu, fault);
+    wire::DownRecord extent{};
+    extent.address = fault.address & ~(page_bytes - 1);
+    extent.length_bytes = page_bytes;
+    extent.file_offset = extent.address - default_window_base;
+    extent.writable = 1;
+    extent.action = action++;
+    m.resume_map(cu, fault, extent);
+  });
+  auto* words = manager.managed_array<std::uint64_t>();
+  constexpr std::uint64_t pages = 600;
+  constexpr std::uint64_t items = 40'000;
+  constexpr unsigned rounds = 4;
+  Random random(11);
+  for (unsigned round = 0; round < rounds; ++round) {
+    const auto launch = manager.launch(0, add_randomly, Sums{words, pages, round * items}, items, 50);
+    while (manager.queues().queues[0].completed.load() <= launch) {
+      std::vector<wire::DownRecord> batch;
+      for (unsigned i = 0; i < 20; ++i) {
+        const std::uint64_t first = random.below(pages);
+        const std::uint64_t count = 1 + random.below(std::min<std::uint64_t>(pages - first, 40));
+        const wire::DownKind kinds[] = {wire::DownKind::revoke, wire::DownKind::rearm};
+        batch.push_back(command(kinds[random.below(2)], first, count));
+      }
+      for (const int error : manager.command(batch)) ASSERT_EQ(error, 0);
+    }
+    ASSERT_EQ(manager.wait(0, launch).code, 0U);
+  }
+  std::uint64_t sum = 0;
+  for (std::uint64_t i = 0; i < pages; ++i) sum += words[i * 512];
+  EXPECT_EQ(sum, rounds * items * 16);
+  EXPECT_GT(manager.faults(), pages);
+}
+
 TEST(Agent, RefusesWhatIsNoExtent) {
   FakeManager manager;
   for (const auto kind : {wire::DownKind::map, wire::DownKind::revoke, wire::DownKind::rearm, wire::DownKind::zap}) {

@@ -153,13 +153,16 @@ void FakeManager::give_page(FakeManager& manager, unsigned cu, const wire::UpRec
   manager.resume(cu, fault);
 }
 
-void FakeManager::continue_page(std::uint64_t address) {
+bool FakeManager::try_continue_page(std::uint64_t address) {
   const std::uint64_t page = address & ~(page_bytes - 1);
   std::uint64_t done = 0;
   linux::Fault result = linux::Fault::again;
   while (result == linux::Fault::again) result = userfaultfd_.map_present(page, page_bytes, false, done);
-  EXPECT_TRUE(result == linux::Fault::ok || result == linux::Fault::exists)
-      << "page " << std::hex << page << ": " << linux::to_string(result);
+  return result == linux::Fault::ok || result == linux::Fault::exists;
+}
+
+void FakeManager::continue_page(std::uint64_t address) {
+  EXPECT_TRUE(try_continue_page(address)) << "page " << std::hex << address << " is not armed";
 }
 
 void FakeManager::send(unsigned cu, const wire::DownRecord& record) {

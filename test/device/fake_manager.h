@@ -78,6 +78,8 @@ class FakeManager {
 
   static void give_page(FakeManager& manager, unsigned cu, const wire::UpRecord& fault);
   void continue_page(std::uint64_t address);
+  /// False: the page is not armed.
+  bool try_continue_page(std::uint64_t address);
   void resume(unsigned cu, const wire::UpRecord& fault, std::uint32_t status = 0);
   void resume_map(unsigned cu, const wire::UpRecord& fault, wire::DownRecord extent);
   void send(unsigned cu, const wire::DownRecord& record);
