@@ -19,8 +19,8 @@ constexpr std::uint64_t spin_min_ns = 2'000;
 constexpr std::uint64_t spin_max_ns = 60'000;
 
 bool has_hole(const CopyJob& job) {
-  return job.source_fd >= 0 && next_hole(job.source_fd, job.source_offset, job.source_offset + job.bytes) <
-                                   job.source_offset + job.bytes;
+  return job.source_fd >= 0 && !all_resident(job.source, job.bytes) &&
+         next_hole(job.source_fd, job.source_offset, job.source_offset + job.bytes) < job.source_offset + job.bytes;
 }
 
 Status prepare(std::byte* address, std::size_t bytes, Prepare how, bool write, bool& huge) {
@@ -49,8 +49,7 @@ Status prepare_job(const CopyJob& job, bool& hole, bool& huge) {
     if (!s.ok()) return s;
   }
   if (job.prepare_source != Prepare::nothing && !hole && job.source != nullptr) {
-    const Status s = prepare(const_cast<std::byte*>(job.source), job.bytes, job.prepare_source, false,
-                             huge);
+    const Status s = prepare(const_cast<std::byte*>(job.source), job.bytes, job.prepare_source, false, huge);
     if (!s.ok()) return s;
   }
   return {};
@@ -63,12 +62,12 @@ void copy_span(const CopyJob& job, bool hole, std::size_t first, std::size_t end
     return;
   }
   while (first < end) {
-    const std::size_t data = next_data(job.source_fd, job.source_offset + first, job.source_offset + end) -
-                             job.source_offset;
+    const std::size_t data =
+        next_data(job.source_fd, job.source_offset + first, job.source_offset + end) - job.source_offset;
     if (data > first) stream_zero(job.target + first, data - first);
     if (data >= end) return;
-    const std::size_t next = next_hole(job.source_fd, job.source_offset + data, job.source_offset + end) -
-                             job.source_offset;
+    const std::size_t next =
+        next_hole(job.source_fd, job.source_offset + data, job.source_offset + end) - job.source_offset;
     // A file that changes meanwhile may claim a hole where data was said to be: read at least a page, it is always
     // readable.
     const std::size_t stop = next > data ? next : std::min(end, data + page_bytes);
@@ -86,8 +85,8 @@ struct CopyEngine::Running {
   bool hole = false;
   bool huge = false;
   Status status;
-  std::size_t next = 0;       // first byte that no worker has claimed
-  unsigned claims = 0;        // slices being copied, the preparation included
+  std::size_t next = 0;  // first byte that no worker has claimed
+  unsigned claims = 0;   // slices being copied, the preparation included
   std::uint64_t work_ns = 0;
 };
 
@@ -119,9 +118,8 @@ void CopyEngine::submit(const CopyJob& job) {
     const std::lock_guard lock(shared_->mutex);
     shared_->jobs.emplace_back();
     shared_->jobs.back().job = job;
-    shared_->jobs.back().prepared = job.prepare_target == Prepare::nothing &&
-                                    job.prepare_source == Prepare::nothing && job.source_fd < 0 &&
-                                    job.source != nullptr;
+    shared_->jobs.back().prepared = job.prepare_target == Prepare::nothing && job.prepare_source == Prepare::nothing &&
+                                    job.source_fd < 0 && job.source != nullptr;
   }
   ++in_flight_;
   work_word_.fetch_add(1, std::memory_order_seq_cst);

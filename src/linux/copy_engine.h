@@ -26,22 +26,22 @@ struct CopyJob {
   std::byte* target = nullptr;
   const std::byte* source = nullptr;  ///< null: only prepare
   std::size_t bytes = 0;
-  std::uint64_t tag = 0;              ///< comes back in the completion
+  std::uint64_t tag = 0;  ///< comes back in the completion
   Prepare prepare_target = Prepare::nothing;
   Prepare prepare_source = Prepare::nothing;  ///< only where the source has pages: holes are not filled
   /// What prepare_target is about, if it is more than the target; null: the target.
   std::byte* prepare_at = nullptr;
   std::size_t prepare_bytes = 0;
-  int source_fd = -1;                 ///< >= 0: holes of this file at source_offset are written as zeros, not read
+  int source_fd = -1;  ///< >= 0: holes of this file at source_offset are written as zeros, not read
   std::uint64_t source_offset = 0;
-  int punch_fd = -1;                  ///< >= 0: nothing is copied; `bytes` of this file at source_offset are freed
+  int punch_fd = -1;  ///< >= 0: nothing is copied; `bytes` of this file at source_offset are freed
 };
 
 struct CopyCompletion {
   std::uint64_t tag = 0;
   Status status;
   bool source_had_hole = false;
-  bool made_huge = false;  ///< whatever was to be made huge is
+  bool made_huge = false;     ///< whatever was to be made huge is
   std::uint64_t work_ns = 0;  ///< summed over the workers
 };
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 
 #include "base/types.h"
@@ -59,8 +60,7 @@ Result<Mapping> Mapping::map(int fd, std::uint64_t offset, std::size_t bytes) {
   const bool huge_possible = offset % block_bytes == 0 && bytes >= block_bytes;
   const std::size_t slack = huge_possible ? block_bytes : 0;
   // Reserves with room to align, maps over it, gives the rest back.
-  void* const reserved =
-      ::mmap(nullptr, bytes + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const reserved = ::mmap(nullptr, bytes + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED) return memory_status(errno);
   auto base = reinterpret_cast<std::uintptr_t>(reserved);
   const std::uintptr_t start = slack == 0 ? base : (base + slack - 1) / slack * slack;
@@ -115,6 +115,22 @@ std::uint64_t next_hole(int fd, std::uint64_t from, std::uint64_t end) {
   const off_t at = ::lseek(fd, static_cast<off_t>(from), SEEK_HOLE);
   if (at < 0) return end;
   return std::clamp(static_cast<std::uint64_t>(at), from, end);
+}
+
+bool all_resident(const void* address, std::size_t bytes) {
+  std::array<unsigned char, block_pages> resident;
+  auto* at = static_cast<std::byte*>(const_cast<void*>(address));
+  while (bytes != 0) {
+    const std::size_t part = std::min<std::size_t>(bytes, block_bytes);
+    const std::size_t pages = part / page_bytes;
+    if (::mincore(at, part, resident.data()) != 0) return false;
+    for (std::size_t i = 0; i < pages; ++i) {
+      if ((resident[i] & 1U) == 0) return false;
+    }
+    at += part;
+    bytes -= part;
+  }
+  return true;
 }
 
 }  // namespace ferry::linux

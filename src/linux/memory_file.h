@@ -65,7 +65,12 @@ Status punch_hole(int fd, std::uint64_t offset, std::uint64_t bytes);
 
 /// The first offset in [from, end) where the file has data, or `end`. On any error `from`: treat it as data.
 [[nodiscard]] std::uint64_t next_data(int fd, std::uint64_t from, std::uint64_t end);
-/// The first offset in [from, end) that is a hole, or `end`.
+/// The first offset in [from, end) that is a hole, or `end`. Takes time in proportion to the data that follows `from`
+/// in the file, however far `end` is: ask all_resident() first.
 [[nodiscard]] std::uint64_t next_hole(int fd, std::uint64_t from, std::uint64_t end);
+
+/// True if every page of a mapped span has memory now. False may also mean that some are swapped out.
+/// REQUIRES: the span is page aligned.
+[[nodiscard]] bool all_resident(const void* address, std::size_t bytes);
 
 }  // namespace ferry::linux

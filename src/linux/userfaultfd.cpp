@@ -105,8 +105,7 @@ Fault Userfaultfd::unregister_span(std::uint64_t address, std::uint64_t bytes) c
   return ::ioctl(fd_.get(), UFFDIO_UNREGISTER, &range) == 0 ? Fault::ok : classify_userfault(errno);
 }
 
-Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool wake,
-                               std::uint64_t& done_bytes) const {
+Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes) const {
   done_bytes = 0;
   while (done_bytes < bytes) {
     uffdio_continue c{};

@@ -35,7 +35,7 @@ inline constexpr unsigned track_minor = 4;
 class Userfaultfd {
  public:
   struct Options {
-    bool sigbus = false;          ///< faults raise SIGBUS in the thread that made them, and no message
+    bool sigbus = false;  ///< faults raise SIGBUS in the thread that made them, and no message
     /// Ask for /dev/userfaultfd or the system call without UFFD_USER_MODE_ONLY first: faults in system calls are then
     /// served too. Where that is not allowed, user mode only.
     bool prefer_full_service = true;
