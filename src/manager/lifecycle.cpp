@@ -121,7 +121,7 @@ void Manager::hello(Client& client) {
   welcome.device_count = config_.machine.devices;
   welcome.cu_count = config_.machine.cu_count();
   welcome.waves_per_cu = config_.machine.waves_per_cu;
-  welcome.granularity_pages = static_cast<std::uint32_t>(config_.machine.granularity_bytes / page_bytes);
+  welcome.granularity_pages = static_cast<std::uint32_t>(config_.machine.granule_bytes() / page_bytes);
   welcome.manager_pid = static_cast<std::uint32_t>(::getpid());
   welcome.vram_bytes = config_.machine.vram_bytes;
   std::vector<int> fds = {client.kick.fd(), client.system_file.get(), client.control_file.get()};

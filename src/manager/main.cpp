@@ -85,7 +85,7 @@ int main(int argc, char** argv) {
   app.add_option("--cus", flags.cus, "compute units of each device; default by the CPUs, or FERRY_CUS");
   app.add_option("--devices", flags.devices, "number of devices; default 1, or FERRY_DEVICES");
   app.add_option("--granularity", flags.granularity,
-                 "bytes that move together, 4K to 2M; default 2M, or FERRY_GRANULARITY");
+                 "bytes that move together, 4K to 2M; default a 1024th of --vram from 64K on, or FERRY_GRANULARITY");
   app.add_option("--config", flags.config, "TOML file with the machine and its policy; default none, or FERRY_CONFIG");
   app.add_option("--copy-threads", config.copy_threads, "threads that copy; default by the CPUs")
       ->check(CLI::Range(1U, 64U));

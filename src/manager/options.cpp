@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <toml++/toml.h>
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <charconv>
@@ -169,11 +170,16 @@ unsigned MachineOptions::cu_count() const {
   return static_cast<unsigned>(count) < wire::max_cus ? static_cast<unsigned>(count) : wire::max_cus;
 }
 
+std::uint64_t MachineOptions::granule_bytes() const {
+  if (granularity_bytes != 0) return granularity_bytes;
+  return std::clamp<std::uint64_t>(std::bit_floor(vram_bytes / 1024), 64 * 1024, block_bytes);
+}
+
 core::Config MachineOptions::core_config() const {
   core::Config config;
   config.device_count = devices;
   config.vram_pages = vram_bytes / page_bytes;
-  config.granularity_pages = static_cast<unsigned>(granularity_bytes / page_bytes);
+  config.granularity_pages = static_cast<unsigned>(granule_bytes() / page_bytes);
   config.contention_threshold = contention_threshold;
   config.contention_window_ns = contention_window_ns;
   config.contention_hold_ns = contention_hold_ns;
@@ -227,7 +233,7 @@ std::string machine_line(const MachineOptions& options) {
   const unsigned cus = options.cu_count();
   return std::to_string(options.devices) + (options.devices == 1 ? " device, " : " devices, each ") +
          format_size(options.vram_bytes) + " VRAM, " + std::to_string(cus) + (cus == 1 ? " CU, " : " CUs, ") +
-         "granules of " + format_size(options.granularity_bytes);
+         "granules of " + format_size(options.granule_bytes());
 }
 
 }  // namespace ferry::manager

@@ -5,7 +5,7 @@
 //   vram = "64M"                  speculation = 4             # granules
 //   cus = 4                       contention_threshold = 4
 //   devices = 1                   contention_window_ms = 20
-//   granularity = "2M"            contention_hold_ms = 300
+//   granularity = "64K"           contention_hold_ms = 300
 //   waves_per_cu = 16             copy_retries = 3
 #pragma once
 
@@ -21,8 +21,8 @@ namespace ferry::manager {
 struct MachineOptions {
   std::uint64_t vram_bytes = std::uint64_t{256} << 20;  ///< of each device; whole blocks
   unsigned devices = 1;
-  unsigned cus = 0;  ///< of each device; 0: one for each CPU that this process may run on
-  std::uint64_t granularity_bytes = block_bytes;
+  unsigned cus = 0;                     ///< of each device; 0: one for each CPU that this process may run on
+  std::uint64_t granularity_bytes = 0;  ///< 0: a 1024th of VRAM, but 64 KiB to 2 MiB (docs/design/0004-granularity.md)
   unsigned waves_per_cu = 16;
   unsigned speculation_granules = 4;
   unsigned contention_threshold = 4;
@@ -32,6 +32,8 @@ struct MachineOptions {
 
   /// CUs with 0 resolved.
   [[nodiscard]] unsigned cu_count() const;
+  /// Bytes that move together, with 0 resolved.
+  [[nodiscard]] std::uint64_t granule_bytes() const;
   [[nodiscard]] core::Config core_config() const;
 };
 

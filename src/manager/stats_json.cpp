@@ -25,7 +25,7 @@ std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
       {"vram_bytes", d.machine.vram_bytes},
       {"cus", d.machine.cu_count()},
       {"waves_per_cu", d.machine.waves_per_cu},
-      {"granularity_bytes", d.machine.granularity_bytes},
+      {"granularity_bytes", d.machine.granule_bytes()},
   };
   json["clients"] = d.clients;
   json["device_faults"] = s.device_faults;
