@@ -40,7 +40,7 @@ struct Process {
   wire::DeviceControl* control = nullptr;
   wire::QueueControl* queue_control = nullptr;
   QueueSet queues;
-  Cu cus[wire::max_cus];
+  Cu* cus = nullptr;  ///< start.cu_count of them
 };
 
 Process* process = nullptr;
@@ -127,7 +127,10 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   if (error != 0) give_up(failed, error);
   install_signals(process->memory);
   process->queues.open(*process->queue_control, start.cu_count);
+  process->cus = static_cast<Cu*>(map_own(sizeof(Cu) * start.cu_count));
+  if (process->cus == nullptr) give_up("memory for compute units", errno);
   for (unsigned i = 0; i < start.cu_count; ++i) {
+    new (process->cus + i) Cu;
     if (!process->cus[i].open(i, start.waves_per_cu, *process->control, process->queues, process->memory,
                               start.kick_fd)) {
       give_up("stacks for waves", errno);

@@ -65,6 +65,11 @@ struct Fiber {
   [[nodiscard]] bool on_stack(std::uint64_t address) const {
     return address >= reinterpret_cast<std::uint64_t>(stack) && address < reinterpret_cast<std::uint64_t>(alternate);
   }
+  /// So little is left of the stack that a signal's frame may not have found room.
+  [[nodiscard]] bool near_end(std::uint64_t address) const {
+    return address >= reinterpret_cast<std::uint64_t>(guard) &&
+           address < reinterpret_cast<std::uint64_t>(stack) + alternate_bytes;
+  }
   [[nodiscard]] bool in_guard(std::uint64_t address) const {
     return address >= reinterpret_cast<std::uint64_t>(guard) && address < reinterpret_cast<std::uint64_t>(stack);
   }

@@ -47,6 +47,7 @@ int note_runtime_code(dl_phdr_info* info, std::size_t, void*) {
 /// What the interrupted instruction was about to do.
 struct Machine {
   std::uint64_t instruction = 0;
+  std::uint64_t stack = 0;
   bool write = false;
   bool execute = false;
   /// Stands before the system call futex, restarted after this handler: a wave that waits for a lock.
@@ -59,6 +60,7 @@ Machine machine_state(const ucontext_t& context, bool look_at_code) {
   const auto error = static_cast<std::uint64_t>(context.uc_mcontext.gregs[REG_ERR]);
   Machine m;
   m.instruction = static_cast<std::uint64_t>(context.uc_mcontext.gregs[REG_RIP]);
+  m.stack = static_cast<std::uint64_t>(context.uc_mcontext.gregs[REG_RSP]);
   m.write = (error & 2) != 0;
   m.execute = (error & 16) != 0;
   if (look_at_code && context.uc_mcontext.gregs[REG_RAX] == SYS_futex) {
@@ -71,6 +73,7 @@ Machine machine_state(const ucontext_t& context, bool look_at_code) {
 Machine machine_state(const ucontext_t& context, bool look_at_code) {
   Machine m;
   m.instruction = context.uc_mcontext.pc;
+  m.stack = context.uc_mcontext.sp;
   const auto* record = reinterpret_cast<const _aarch64_ctx*>(context.uc_mcontext.__reserved);
   while (record->magic != 0) {
     if (record->magic == ESR_MAGIC) {
@@ -120,6 +123,11 @@ void on_fault(int signal, siginfo_t* info, void* raw_context) {
   crash.signal = signal;
   crash.code = info->si_code;
   crash.address = signal == SIGSEGV || signal == SIGBUS ? address : 0;
+  // The kernel found no room below the stack pointer for the frame of a tick.
+  const Fiber& fiber = *cu->running();
+  if (signal == SIGSEGV && info->si_code == SI_KERNEL && fiber.near_end(machine.stack)) {
+    crash.address = reinterpret_cast<std::uint64_t>(fiber.stack) - 1;
+  }
   crash.instruction = machine.instruction;
   crash.write = page_fault && machine.write;
   crash.execute = page_fault && machine.execute;

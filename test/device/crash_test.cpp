@@ -137,6 +137,30 @@ TEST(Crashes, TheStackOfTheApplicationIsOutOfReach) {
   EXPECT_EQ(local, 1U);
 }
 
+/// Stays a few kilobytes above the guard until the clock has struck.
+[[gnu::noinline]] std::uint64_t stay_near_the_end(std::uint64_t depth) {
+  volatile char frame[1024];
+  frame[0] = static_cast<char>(depth);
+  if (depth > 0) return stay_near_the_end(depth - 1) + static_cast<std::uint64_t>(frame[0]);
+  const std::uint64_t until = linux::monotonic_ns() + 200'000'000;
+  while (linux::monotonic_ns() < until) {}
+  return 0;
+}
+
+TEST(Crashes, ATickNearTheEndOfTheStackIsAnOverflowToo) {
+  FakeManager manager;
+  const auto kernel = [](const void* captures, std::uint64_t, std::uint64_t) {
+    sink = stay_near_the_end(*static_cast<const std::uint64_t*>(captures));
+  };
+  // Deeper and deeper, until it does not end well.
+  wire::LaunchResult result{};
+  for (std::uint64_t depth = 225; depth < 260 && result.code == 0; depth += 1) {
+    result = manager.run(kernel, depth, 1, 1);
+  }
+  EXPECT_EQ(static_cast<Code>(result.code), Code::kernel_fault);
+  EXPECT_NE(std::strstr(result.text, "stack overflow"), nullptr) << result.text;
+}
+
 TEST(Crashes, AnswersThatRefuseFailTheWave) {
   for (const Code code : {Code::not_allocated, Code::no_memory}) {
     FakeManager manager({}, [code](FakeManager& m, unsigned cu, const wire::UpRecord& fault) {
@@ -206,11 +230,23 @@ TEST(Crashes, PacketsThatCannotRunAreRefused) {
   FakeManager manager;
   EXPECT_EQ(static_cast<Code>(manager.run(nullptr, 0, 1, 1).code), Code::bad_range);
   EXPECT_EQ(static_cast<Code>(manager.run(good, 0, ~0ULL, 1).code), Code::bad_range);
-  auto& packets = manager.queues().queues[0].packets;
-  for (auto& packet : packets) std::memset(static_cast<void*>(&packet), 0xff, sizeof packet);
-  // The launch rewrites its own packet; spoil it through the size alone.
-  const auto spoilt = [](const void*, std::uint64_t, std::uint64_t) {};
-  EXPECT_EQ(manager.run(spoilt, 0, 10, 0).code, 0U) << "no items a wave means one";
+  const auto nothing = [](const void*, std::uint64_t, std::uint64_t) {};
+  EXPECT_EQ(manager.run(nothing, 0, 10, 0).code, 0U) << "no items a wave means one";
+  // Written past the checks of any client.
+  wire::Queue& queue = manager.queues().queues[0];
+  const std::uint64_t launch = queue.submitted.load();
+  wire::LaunchPacket& packet = queue.packets[launch % wire::queue_entries];
+  std::memset(static_cast<void*>(&packet), 0xff, sizeof packet);
+  const std::uint64_t ran = manager.launch(1, nothing, 0, 1, 1);
+  queue.submitted.store(launch + 1);
+  manager.queues().doorbell.fetch_add(1);
+  linux::futex_wake(manager.queues().doorbell, 1);
+  EXPECT_EQ(static_cast<Code>(manager.wait(0, launch).code), Code::bad_range);
+  EXPECT_EQ(manager.wait(1, ran).code, 0U);
+  // More launches than a ring holds: the queue rests, the others go on.
+  queue.submitted.store(launch + 1000);
+  EXPECT_EQ(manager.wait(1, manager.launch(1, nothing, 0, 1, 1)).code, 0U);
+  EXPECT_EQ(queue.completed.load(), launch + 1);
 }
 
 }  // namespace
