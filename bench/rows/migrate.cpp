@@ -97,6 +97,11 @@ Bench migrate() {
     floors::MemcpyMemfd copy(copy_threads(), settings.copy_bytes, floors::CopyKind::memcpy);
     floors::MemcpyMemfd streaming(copy_threads(), settings.copy_bytes, floors::CopyKind::non_temporal);
     Traveller traveller;
+    // Warm: VRAM that exists, and blocks that have travelled often enough for the manager to give them huge pages.
+    for (int trip = 0; trip < 4; ++trip) {
+      (void)traveller.to_vram();
+      (void)traveller.to_system();
+    }
     std::vector<double> home;
     std::vector<double> reference;
     const Pair there = sample_in_turn(
