@@ -86,7 +86,7 @@ void Core::Impl::copy_home(Op& op) {
     block.system_current |= dirty;
     return;
   }
-  if (!op.moved) {
+  if (!op.moved || op.moved_to != Place::system) {
     tell_moved(op, Place::system);
     count(*block.client, [](Stats& s) { ++s.migrations_to_system; });
   }
@@ -118,7 +118,7 @@ void Core::Impl::copy_up(Op& op) {
   if (going.none()) {
     return;
   }
-  if (!op.moved) {
+  if (!op.moved || op.moved_to != Place::vram) {
     tell_moved(op, Place::vram);
     count(*block.client, [](Stats& s) { ++s.migrations_to_vram; });
     if (op.cause == Cause::speculation) {
