@@ -1,6 +1,7 @@
 // Checks that compare what the core says with what the machine holds, and those of quiet moments.
 #include <string>
 
+#include "sim/order.h"
 #include "sim/violation.h"
 #include "sim/world.h"
 
@@ -189,15 +190,44 @@ constexpr Counter counters[] = {
     {"refaults", &core::Stats::refaults, true},
     {"contention_pins", &core::Stats::contention_pins, true},
     {"pages_dropped_clean", &core::Stats::pages_dropped_clean, false},
-    {"migrations_to_vram", &core::Stats::migrations_to_vram, false},
-    {"migrations_to_system", &core::Stats::migrations_to_system, false},
+    {"migrations_to_vram", &core::Stats::migrations_to_vram, true},
+    {"migrations_to_system", &core::Stats::migrations_to_system, true},
     {"evicted_pages", &core::Stats::evicted_pages, false},
-    {"in_place_maps", &core::Stats::in_place_maps, false},
+    {"in_place_maps", &core::Stats::in_place_maps, true},
     {"speculated_pages", &core::Stats::speculated_pages, false},
     {"dma_mapped_pages", &core::Stats::dma_mapped_pages, false},
     {"dma_unmapped_pages", &core::Stats::dma_unmapped_pages, false},
 };
 }  // namespace
+
+/// What is told about migrations, for traces and reports: each begin has its end, and nothing is copied between.
+void World::check_migration(const core::Event& e) {
+  const auto key = std::pair{e.client, e.pages.first};
+  const auto it = moving_.find(key);
+  if (e.kind == core::EventKind::migrate_begin) {
+    if (it != moving_.end()) {
+      violate(Invariant::counts_are_true,
+              "pages %llu+%llu of client %u begin to migrate before their last migration ended", u(e.pages.first),
+              u(e.pages.count_pages), e.client);
+    }
+    moving_[key] = e.to;
+    return;
+  }
+  if (it == moving_.end() || it->second != e.to) {
+    violate(Invariant::counts_are_true, "a migration of pages %llu+%llu of client %u ends that never began",
+            u(e.pages.first), u(e.pages.count_pages), e.client);
+  }
+  moving_.erase(it);
+}
+
+void World::check_copy_is_told(const core::Action& a) const {
+  const Page granule = a.pages.first - a.pages.first % swarm_.core.granularity_pages;
+  const auto it = moving_.find({a.client, granule});
+  if (it == moving_.end() || it->second != target_of(a)) {
+    violate(Invariant::counts_are_true, "pages %llu+%llu of client %u are copied %s, and no migration was told",
+            u(a.pages.first), u(a.pages.count_pages), a.client, target_of(a) == core::Place::vram ? "to VRAM" : "home");
+  }
+}
 
 /// A client is closed: what was opened for it is closed (I-07), and its statistics enter the sum.
 void World::client_counts(ClientId id) {
@@ -205,6 +235,12 @@ void World::client_counts(ClientId id) {
   if (s.dma_mapped_pages != s.dma_unmapped_pages) {
     violate(Invariant::dma_balance, "client %u is gone: %llu system pages were opened to its devices and %llu closed",
             id, u(s.dma_mapped_pages), u(s.dma_unmapped_pages));
+  }
+  for (const auto& [key, to] : moving_) {
+    if (key.first == id) {
+      violate(Invariant::counts_are_true, "client %u is gone, but the migration of its pages at %llu never ended", id,
+              u(key.second));
+    }
   }
   for (const Counter& c : counters) clients_sum_.*c.field += s.*c.field;
 }

@@ -35,6 +35,12 @@ void World::on_event(const core::Event& event) {
     case core::EventKind::evict: ++seen_.evictions; break;
     case core::EventKind::refault: ++seen_.refaults; break;
     case core::EventKind::contention_pin: ++seen_.contention_pins; break;
+    case core::EventKind::map_in_place: ++seen_.in_place_maps; break;
+    case core::EventKind::migrate_begin:
+      ++(event.to == core::Place::vram ? seen_.migrations_to_vram : seen_.migrations_to_system);
+      check_migration(event);
+      break;
+    case core::EventKind::migrate_end: check_migration(event); break;
     default: break;
   }
 }

@@ -233,6 +233,8 @@ class World final : public core::Observer {
   void check_effects();
   void check_counts() const;
   void client_counts(ClientId id);
+  void check_migration(const core::Event& event);
+  void check_copy_is_told(const core::Action& copy) const;
   [[nodiscard]] std::string who_waits() const;
 
   SimOptions options_;
@@ -254,10 +256,11 @@ class World final : public core::Observer {
   std::vector<Flight> flights_;
   std::vector<std::uint32_t> flight_holes_;
   std::vector<core::Action> taken_;
-  std::uint64_t next_token_ = 1;
-  std::uint64_t next_cookie_ = 1;
+  std::uint64_t next_token_ = 0;
+  std::uint64_t next_cookie_ = 0;
   ClientId next_client_id_ = 1;
   SimStats stats_;
+  std::map<std::pair<ClientId, Page>, core::Place> moving_;  ///< granules between migrate_begin and migrate_end
   core::Stats seen_;         ///< what the core's statistics must say (I-20); the fields that can be told from outside
   core::Stats clients_sum_;  ///< the core's statistics of the clients that are closed, added up
   mutable Subject subject_;  ///< what the checks look at now
