@@ -84,7 +84,7 @@ std::string format_count(std::uint64_t value) {
   std::string digits = std::to_string(value);
   for (std::size_t at = digits.size(); at > 3;) {
     at -= 3;
-    digits.insert(at, ",");
+    digits.insert(at, 1, ',');
   }
   return digits;
 }
@@ -129,7 +129,8 @@ std::string draw(const Plot& plot) {
     std::string path;
     const std::size_t count = std::min(line.values.size(), plot.seconds.size());
     for (std::size_t i = 0; i < count; ++i) {
-      path += (i == 0 ? "M" : "L") + number(x(plot.seconds[i])) + " " + number(y(line.values[i]));
+      path.append(i == 0 ? "M" : "L").append(number(x(plot.seconds[i])));
+      path.append(" ").append(number(y(line.values[i])));
     }
     if (path.empty()) continue;
     const std::string color = " c" + std::to_string(line.color);

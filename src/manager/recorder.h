@@ -22,6 +22,9 @@ class Recorder final : public core::Observer {
   Recorder(std::uint64_t start_ns, std::uint64_t window_base, bool with_trace)
       : series_(start_ns), trace_(with_trace ? std::make_unique<Trace>(start_ns, window_base) : nullptr) {}
 
+  /// The counters of the core that this observes. Call once the core is made; it must outlive the recorder's use.
+  void watch(const core::Stats& stats) { series_.watch(&stats); }
+
   void on_event(const core::Event& event) override {
     series_.on_event(event);
     if (trace_) trace_->on_event(event);

@@ -43,8 +43,18 @@ void Series::push(const Sample& sample) {
   samples_.push_back(sample);
 }
 
+void Series::read_counters(Sample& sample) const {
+  if (stats_ == nullptr) return;
+  sample.device_faults = stats_->device_faults;
+  sample.cpu_faults = stats_->cpu_faults;
+  sample.pages_to_vram = stats_->pages_to_vram;
+  sample.pages_to_system = stats_->pages_to_system;
+  sample.evictions = stats_->evictions;
+}
+
 void Series::advance(std::uint64_t now_ns) {
   if (now_ns < next_ns_) return;
+  read_counters(now_);
   // The interval that has ended, and after a quiet time the level that lasted until now, so that it is drawn flat.
   now_.time_ns = next_ns_;
   push(now_);
@@ -61,18 +71,10 @@ void Series::on_event(const core::Event& event) {
   const std::uint64_t pages = event.pages.count_pages;
   switch (event.kind) {
     case core::EventKind::device_fault:
-    case core::EventKind::device_fault_merged:
-      ++now_.device_faults;
       if (event.device < max_devices) ++faults_of_[event.device];
       break;
-    case core::EventKind::cpu_fault:
-    case core::EventKind::cpu_fault_merged: ++now_.cpu_faults; break;
     case core::EventKind::migrate_begin: moving_busy_.enter(event.time_ns); break;
-    case core::EventKind::migrate_end:
-      moving_busy_.leave(event.time_ns);
-      (event.to == core::Place::vram ? now_.pages_to_vram : now_.pages_to_system) += pages;
-      break;
-    case core::EventKind::evict: ++now_.evictions; break;
+    case core::EventKind::migrate_end: moving_busy_.leave(event.time_ns); break;
     case core::EventKind::alloc: now_.allocated_pages += pages; break;
     case core::EventKind::free: now_.allocated_pages -= std::min(pages, now_.allocated_pages); break;
     case core::EventKind::vram_level:
@@ -82,6 +84,10 @@ void Series::on_event(const core::Event& event) {
         now_.vram_pages = std::max(now_.vram_pages, vram_level_);
       }
       break;
+    case core::EventKind::device_fault_merged:
+    case core::EventKind::cpu_fault:
+    case core::EventKind::cpu_fault_merged:
+    case core::EventKind::evict:
     case core::EventKind::drop_clean:
     case core::EventKind::refault:
     case core::EventKind::map_in_place:
@@ -160,6 +166,7 @@ void Series::device_gone(std::uint64_t now_ns, ClientId client, DeviceId device)
 std::vector<Sample> Series::samples(std::uint64_t now_ns) const {
   std::vector<Sample> out = samples_;
   Sample last = now_;
+  read_counters(last);
   last.time_ns = std::max(now_ns, out.back().time_ns);
   out.push_back(last);
   return out;

@@ -44,6 +44,9 @@ class Series final : public core::Observer {
   /// `samples_max` is even; when that many are taken, every two become one and time between samples doubles.
   explicit Series(std::uint64_t start_ns, unsigned samples_max = 2048, std::uint64_t interval_ns = 1'000'000);
 
+  /// Where the counters are read when a sample is taken; must outlive the series. Without it they stay 0.
+  void watch(const core::Stats* stats) { stats_ = stats; }
+
   void on_event(const core::Event& event) override;
   void kernel_begin(const KernelEvent& event);
   void kernel_end(const KernelEvent& event);
@@ -80,6 +83,7 @@ class Series final : public core::Observer {
   };
 
   void advance(std::uint64_t now_ns);
+  void read_counters(Sample& sample) const;
   void push(const Sample& sample);
   std::size_t row_of(std::string_view name);
   void close(std::size_t open, std::uint64_t now_ns, bool failed);
@@ -89,6 +93,7 @@ class Series final : public core::Observer {
   std::uint64_t interval_ns_;
   std::uint64_t next_ns_;
   std::size_t samples_max_;
+  const core::Stats* stats_ = nullptr;
   std::vector<Sample> samples_;
   Sample now_;
   std::uint64_t vram_level_ = 0;

@@ -177,6 +177,8 @@ class Trace::Writer {
   void finish(Emit&& emit) {
     while (!kernels_.empty()) close_kernel(kernels_.begin()->first, end_ns_, "unfinished", emit);
     for (const auto& [key, move] : moves_) migration(move, end_ns_, true, emit);
+    // A trace of nothing is still a trace: it has the manager in it.
+    tracks_[manager_process];
     for (const auto& [process, tracks] : tracks_) {
       emit(format(R"({"ph":"M","name":"process_name","pid":%u,"tid":0,"args":{"name":%s}})", process,
                   quoted(process_name(process)).c_str()));
@@ -283,7 +285,6 @@ class Trace::Writer {
       case EventKind::alloc: instant(r, memory_track, "alloc", "", emit); break;
       case EventKind::free: instant(r, memory_track, "free", "", emit); break;
       case EventKind::vram_level:
-        tracks_[manager_process];
         emit(format(R"({"ph":"C","name":"VRAM in use, device %u","cat":"ferry","pid":%u,"tid":0,"ts":%.3f,)"
                     R"("args":{"MiB":%.3f}})",
                     device, manager_process, us(r.time_ns),

@@ -1,0 +1,57 @@
+# bash completion for ferry: installed as .../bash-completion/completions/ferry, or: . <(ferry completion bash)
+
+_ferry() {
+  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} word
+  COMPREPLY=()
+  if ((COMP_CWORD == 1)); then
+    mapfile -t COMPREPLY < <(compgen -W 'run doctor explain sim bench completion version --help --version' -- "$cur")
+    return
+  fi
+  if [[ $command == run ]]; then
+    local i
+    for ((i = 2; i < COMP_CWORD; ++i)); do
+      [[ ${COMP_WORDS[i]} == -- ]] || continue
+      # The program's own completion, as if it stood alone.
+      if declare -F _command_offset >/dev/null; then
+        _command_offset $((i + 1))
+      elif ((COMP_CWORD == i + 1)); then
+        mapfile -t COMPREPLY < <(compgen -c -- "$cur"; compgen -f -- "$cur")
+      else
+        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+      fi
+      return
+    done
+  fi
+  case $prev in
+    --config | --stats | --trace | --report | --socket)
+      # ferry sim --trace takes no file.
+      if [[ $command != sim ]]; then
+        compopt -o filenames 2>/dev/null
+        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+        return
+      fi
+      ;;
+    --vram) mapfile -t COMPREPLY < <(compgen -W '64M 256M 1G' -- "$cur"); return ;;
+    --granularity) mapfile -t COMPREPLY < <(compgen -W '4K 16K 64K 256K 2M' -- "$cur"); return ;;
+    --pid) mapfile -t COMPREPLY < <(cd /proc && compgen -W "$(printf '%s ' [0-9]*)" -- "$cur"); return ;;
+    --bug)
+      mapfile -t COMPREPLY < <(compgen -W 'all skip_cpu_revoke skip_device_revoke drop_wake lose_dirty free_before_revoke
+        free_before_copy stale_map write_map_on_read over_budget ignore_copy_error wrong_vram_page forget_free_waiter
+        leak_chunk keep_chunk_contents map_both_writable' -- "$cur")
+      return
+      ;;
+    --cus | --devices | --seed | --steps | --runs | --jobs | --bytes) return ;;
+  esac
+  case $command in
+    run) word='--vram --cus --devices --granularity --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
+    doctor) word='--json --help' ;;
+    explain) word='--pid --bytes --socket --json --help' ;;
+    sim) word='--seed --steps --runs --bug --trace --jobs --help' ;;
+    bench) word='--json --help' ;;
+    completion) word='bash zsh fish --help' ;;
+    version) word='--help' ;;
+    *) return ;;
+  esac
+  mapfile -t COMPREPLY < <(compgen -W "$word" -- "$cur")
+}
+complete -F _ferry ferry

@@ -1,0 +1,57 @@
+# fish completion for ferry: install as .../vendor_completions.d/ferry.fish, or: ferry completion fish | source
+
+function __ferry_before_program
+    not contains -- -- (commandline -opc)
+end
+
+complete -c ferry -f
+complete -c ferry -n __fish_use_subcommand -l help -d 'How to use it'
+complete -c ferry -n __fish_use_subcommand -l version -d 'Print the version'
+complete -c ferry -n __fish_use_subcommand -a run -d 'Run a program under a chosen machine'
+complete -c ferry -n __fish_use_subcommand -a doctor -d 'Say what this machine offers'
+complete -c ferry -n __fish_use_subcommand -a explain -d 'Say where the pages behind a pointer lie'
+complete -c ferry -n __fish_use_subcommand -a sim -d 'Run the core against simulated failures'
+complete -c ferry -n __fish_use_subcommand -a bench -d 'Measure Ferry beside the floor of this machine'
+complete -c ferry -n __fish_use_subcommand -a completion -d 'Print the completion script of a shell'
+complete -c ferry -n __fish_use_subcommand -a version -d 'Print the version'
+
+set -l run '__fish_seen_subcommand_from run; and __ferry_before_program'
+complete -c ferry -n $run -l vram -x -a '64M 256M 1G' -d 'Memory of each device'
+complete -c ferry -n $run -l cus -x -d 'Compute units of each device'
+complete -c ferry -n $run -l devices -x -d 'Number of devices'
+complete -c ferry -n $run -l granularity -x -a '4K 16K 64K 256K 2M' -d 'What moves together'
+complete -c ferry -n $run -l config -r -F -d 'Machine and policy from a file'
+complete -c ferry -n $run -l malloc -d 'Make the whole heap managed'
+complete -c ferry -n $run -l stats -r -F -d 'Write the counters as JSON'
+complete -c ferry -n $run -l trace -r -F -d 'Write a Chrome / Perfetto trace'
+complete -c ferry -n $run -l report -r -F -d 'Write a page with plots'
+complete -c ferry -n $run -s q -l quiet -d 'No summary and no progress'
+complete -c ferry -n $run -l no-progress -d 'No line of progress'
+complete -c ferry -n $run -l help -d 'How to use it'
+complete -c ferry -n '__fish_seen_subcommand_from run; and not __ferry_before_program' -F
+
+complete -c ferry -n '__fish_seen_subcommand_from doctor' -l json -d 'One JSON object'
+complete -c ferry -n '__fish_seen_subcommand_from doctor' -l help -d 'How to use it'
+
+complete -c ferry -n '__fish_seen_subcommand_from explain' -l pid -x -a '(__fish_complete_pids)' -d 'The process'
+complete -c ferry -n '__fish_seen_subcommand_from explain' -l bytes -x -d 'Tell of every page of so many bytes'
+complete -c ferry -n '__fish_seen_subcommand_from explain' -l socket -r -F -d 'The socket of the manager'
+complete -c ferry -n '__fish_seen_subcommand_from explain' -l json -d 'One JSON array'
+complete -c ferry -n '__fish_seen_subcommand_from explain' -l help -d 'How to use it'
+
+set -l bugs all skip_cpu_revoke skip_device_revoke drop_wake lose_dirty free_before_revoke free_before_copy stale_map \
+    write_map_on_read over_budget ignore_copy_error wrong_vram_page forget_free_waiter leak_chunk keep_chunk_contents \
+    map_both_writable
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l seed -x -d 'Seed of the first run'
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l steps -x -d 'Length of a run'
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l runs -x -d 'Number of runs'
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l bug -x -a "$bugs" -d 'Plant a bug'
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l trace -d 'Print every line of the run'
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l jobs -x -d 'Threads'
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l help -d 'How to use it'
+
+complete -c ferry -n '__fish_seen_subcommand_from bench' -l json -d 'One JSON array'
+complete -c ferry -n '__fish_seen_subcommand_from bench' -l help -d 'How to use it'
+complete -c ferry -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
+complete -c ferry -n '__fish_seen_subcommand_from completion' -l help -d 'How to use it'
+complete -c ferry -n '__fish_seen_subcommand_from version' -l help -d 'How to use it'

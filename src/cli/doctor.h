@@ -1,0 +1,39 @@
+// ferry doctor: what this machine offers, what each lack costs, and the command that mends it. Every line comes from
+// trying the thing itself where that is possible, not from a version number.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace ferry::cli {
+
+enum class State {
+  ok,
+  degraded,  ///< Ferry runs, slower or with a limit
+  missing,   ///< Ferry cannot run
+};
+[[nodiscard]] const char* to_string(State state);
+
+struct Check {
+  std::string name;
+  State state = State::ok;
+  std::string found = {};
+  std::string cost = {};  ///< what the lack costs; empty if ok
+  std::string mend = {};  ///< a command; empty if ok or if none mends it
+};
+
+/// Runs every probe. Starts and ends child processes and threads of its own; changes nothing on the machine.
+[[nodiscard]] std::vector<Check> examine();
+
+/// The user-mode fault path, tried in a child process.
+[[nodiscard]] Check check_fault_path();
+[[nodiscard]] Check check_full_service();
+[[nodiscard]] Check check_features();
+[[nodiscard]] Check check_huge_pages();
+[[nodiscard]] Check check_window();
+[[nodiscard]] Check check_wake_latency();
+
+/// Prints; returns the exit code.
+int doctor(bool json);
+
+}  // namespace ferry::cli
