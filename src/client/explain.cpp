@@ -46,6 +46,7 @@ ferry_code query_page(Session& session, const void* pointer, ferry_page_info& in
   Answer answer;
   wire::PageResidency r{};
   const Status asked = session.requests.ask(wire::MessageType::query, span, answer);
+  if (asked.code == Code::not_allocated) return FERRY_OK;
   if (!asked.ok()) return fail(error, asked, "query");
   if (answer.type() != wire::MessageType::residency || !answer.body(r)) {
     return fail(error, Code::bad_message, 0, "query: the manager answered with something else");

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/types.h"
+#include "client/devices.h"
 #include "client/error.h"
 #include "client/explain.h"
 #include "client/heap/process_heap.h"
@@ -162,6 +163,11 @@ ferry_code ferry_prefetch(const void* pointer, size_t bytes, int device, ferry_e
   if (device != FERRY_TO_CPU && (device < 0 || static_cast<unsigned>(device) >= s->machine.device_count)) {
     return fail(error, Code::bad_range, 0, "prefetch: there is no device %d: this machine has %u", device,
                 s->machine.device_count);
+  }
+  // A device that does not run yet has no memory to bring pages to.
+  if (device != FERRY_TO_CPU && attached_queues(*s, static_cast<unsigned>(device), &own) == nullptr) {
+    if (error != nullptr) *error = own;
+    return own.code;
   }
   span.device = device == FERRY_TO_CPU ? wire::to_system : static_cast<std::uint32_t>(device);
   const Status done = s->requests.tell(wire::MessageType::prefetch, span);

@@ -220,6 +220,11 @@ ferry_queue* new_queue(unsigned device, QueueSet& set, ferry_error* error) {
     set.queues[i]->taken = true;
     return set.queues[i];
   }
+  if (set.idle_count != 0) {
+    // One of the library's own that nobody uses now.
+    --set.run_queues;
+    return set.idle[--set.idle_count];
+  }
   fail(error, Code::no_memory, 0, "all %u queues of device %u are in use: destroy some", wire::max_queues, device);
   return nullptr;
 }
