@@ -17,7 +17,11 @@ long long rel(Page page) { return static_cast<long long>(page); }
 
 Memory::Memory(unsigned clients, unsigned devices, Page window_first, std::uint32_t window_pages,
                std::uint64_t budget_chunks)
-    : first_(window_first), pages_(window_pages), budget_chunks_(budget_chunks), used_chunks_(devices, 0) {
+    : first_(window_first),
+      pages_(window_pages),
+      devices_(static_cast<DeviceId>(devices)),
+      budget_chunks_(budget_chunks),
+      used_chunks_(devices, 0) {
   clients_.resize(clients);
   for (auto& c : clients_) {
     c.pages.resize(window_pages);
@@ -44,7 +48,7 @@ void Memory::client_open(unsigned slot, ClientId id) { clients_[slot].id = id; }
 
 void Memory::client_close(unsigned slot) {
   auto& c = clients_[slot];
-  for (DeviceId d = 0; d < c.devices.size(); ++d) {
+  for (DeviceId d = 0; d < devices_; ++d) {
     if (chunks_of(slot, d) != 0) {
       violate(Invariant::all_given_back,
               "client %u is gone, but %llu of its VRAM chunks on device %u were not released", c.id,
@@ -95,7 +99,7 @@ void Memory::begin_free(unsigned slot, PageSpan span) {
 void Memory::end_free(unsigned slot, PageSpan span) {
   for (Page page = span.first; page < span.end(); ++page) {
     auto& p = at(slot, page);
-    for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    for (DeviceId d = 0; d < devices_; ++d) {
       if (device_entry(slot, d, page).kind != DeviceKind::absent) {
         violate(Invariant::free_is_final, "the free of page %lld of client %u was answered while device %u maps it",
                 rel(page), clients_[slot].id, unsigned{d});
@@ -159,7 +163,7 @@ void Memory::map_cpu(unsigned slot, Page page) {
     violate(Invariant::maps_current, "page %lld of client %u is mapped for the CPU, but its system copy is stale: %s",
             rel(page), clients_[slot].id, copies_of(slot, page).c_str());
   }
-  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+  for (DeviceId d = 0; d < devices_; ++d) {
     if (device_entry(slot, d, page).kind == DeviceKind::vram) {
       violate(Invariant::exclusive_writer,
               "page %lld of client %u becomes writable for the CPU in system memory while device %u maps VRAM page %u",
@@ -198,7 +202,7 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
               "page %lld of client %u is mapped on device %u in VRAM while CPU threads can write its system copy",
               rel(page), id, unsigned{device});
     }
-    for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    for (DeviceId d = 0; d < devices_; ++d) {
       const DeviceEntry e = device_entry(slot, d, page);
       const bool same_copy = e.kind == DeviceKind::system && entry.kind == DeviceKind::system;
       if (d != device && e.kind != DeviceKind::absent && !same_copy && (e.writable || entry.writable)) {
@@ -236,7 +240,7 @@ void Memory::check_target(unsigned slot, DeviceId device, Page page, core::Place
     violate(Invariant::quiet_source, "the system copy of page %lld of client %u is overwritten while the CPU maps it",
             rel(page), id);
   }
-  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+  for (DeviceId d = 0; d < devices_; ++d) {
     if (device_entry(slot, d, page).kind == DeviceKind::system) {
       violate(Invariant::quiet_source,
               "the system copy of page %lld of client %u is overwritten while device %u maps it", rel(page), id,
@@ -258,7 +262,7 @@ void Memory::copy(unsigned slot, DeviceId device, Page page, core::Place to, Vra
       violate(Invariant::quiet_source, "page %lld of client %u is copied to device %u while CPU threads can write it",
               rel(page), id, unsigned{device});
     }
-    for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+    for (DeviceId d = 0; d < devices_; ++d) {
       const DeviceEntry e = device_entry(slot, d, page);
       const bool is_source =
           to == core::Place::vram ? e.kind == DeviceKind::system : e.kind == DeviceKind::vram && d == device;
@@ -302,7 +306,7 @@ void Memory::hold(unsigned slot, DeviceId device, Page page, VramPage vram, Word
 
 void Memory::discard_system(unsigned slot, Page page) {
   auto& p = at(slot, page);
-  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+  for (DeviceId d = 0; d < devices_; ++d) {
     if (device_entry(slot, d, page).kind == DeviceKind::system) {
       violate(Invariant::free_is_final, "system page %lld of client %u is discarded while device %u maps it", rel(page),
               clients_[slot].id, unsigned{d});
@@ -387,7 +391,7 @@ bool Memory::vram_is_current(unsigned slot, DeviceId device, Page page) const {
 void Memory::check_current(unsigned slot, Page page, const char* after) const {
   const auto& p = at(slot, page);
   if (p.alloc != AllocState::allocated || p.system == p.shadow) return;
-  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+  for (DeviceId d = 0; d < devices_; ++d) {
     if (vram_is_current(slot, d, page)) return;
   }
   suspect_ = {clients_[slot].id, page, true};
@@ -421,7 +425,7 @@ std::string Memory::describe(Word word) const {
 std::string Memory::copies_of(unsigned slot, Page page) const {
   const auto& p = at(slot, page);
   std::string text = "must be " + describe(p.shadow) + ", system has " + describe(p.system);
-  for (DeviceId d = 0; d < clients_[slot].devices.size(); ++d) {
+  for (DeviceId d = 0; d < devices_; ++d) {
     const auto& m = clients_[slot].devices[d];
     const std::uint32_t where = m.vram_of[page - first_];
     if (where == 0) continue;

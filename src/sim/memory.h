@@ -155,6 +155,7 @@ class Memory {
 
   Page first_;
   std::uint32_t pages_;
+  DeviceId devices_;
   std::uint64_t budget_chunks_;
   std::uint64_t stamp_ = 0;
   std::vector<ClientMemory> clients_;

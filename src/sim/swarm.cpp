@@ -14,7 +14,7 @@ unsigned maybe(Random& r, unsigned weak, unsigned strong) {
 Swarm make_swarm(Random& r, core::PlantedBug bug) {
   Swarm s;
   s.clients = r.chance(400) ? 1 : pick(r, 2, 4);
-  s.devices = r.chance(500) ? 1 : pick(r, 2, 3);
+  s.devices = static_cast<DeviceId>(r.chance(500) ? 1 : pick(r, 2, 3));
   s.threads = pick(r, 1, 3);
   s.waves = pick(r, 1, 6);
   s.window_blocks = pick(r, 2, 8);

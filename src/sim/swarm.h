@@ -11,7 +11,7 @@ namespace ferry::sim {
 
 struct Swarm {
   unsigned clients = 1;
-  unsigned devices = 1;
+  DeviceId devices = 1;
   unsigned threads = 1;  ///< CPU threads of each client
   unsigned waves = 1;    ///< of each client on each device
   unsigned window_blocks = 4;
