@@ -9,6 +9,9 @@ unsigned maybe(Random& r, unsigned weak, unsigned strong) {
   if (r.chance(500)) return 0;
   return r.chance(500) ? weak : strong;
 }
+
+/// The same for failures of actions. Now and then almost all fail, as on a full machine or a broken one.
+unsigned failures(Random& r, unsigned weak, unsigned strong) { return r.chance(30) ? 950 : maybe(r, weak, strong); }
 }  // namespace
 
 Swarm make_swarm(Random& r, core::PlantedBug bug) {
@@ -20,11 +23,11 @@ Swarm make_swarm(Random& r, core::PlantedBug bug) {
   s.window_blocks = pick(r, 2, 8);
   s.window_first = (r.chance(300) ? 0 : r.below(1U << 20)) * block_pages;
 
-  s.copy_io_error = maybe(r, 10, 100);
-  s.copy_no_memory = maybe(r, 10, 100);
-  s.map_cpu_no_memory = maybe(r, 10, 150);
-  s.map_device_no_memory = maybe(r, 10, 150);
-  s.map_device_no_mappings = maybe(r, 20, 300);
+  s.copy_io_error = failures(r, 10, 100);
+  s.copy_no_memory = failures(r, 10, 100);
+  s.map_cpu_no_memory = failures(r, 10, 150);
+  s.map_device_no_memory = failures(r, 10, 150);
+  s.map_device_no_mappings = failures(r, 20, 300);
   s.kill_client = maybe(r, 4, 20);
   s.kill_device = maybe(r, 4, 20);
   s.stop = maybe(r, 10, 60);
