@@ -136,6 +136,8 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
       give_up("stacks for waves", errno);
     }
   }
+  // Before any kernel can run.
+  hide_application_memory(transfer.data);
   say_hello(start, process->memory.userfaultfd());
   for (unsigned i = 0; i < start.cu_count; ++i) {
     char name[16];
@@ -143,7 +145,6 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
     if (!start_thread(name, run_cu, &process->cus[i])) give_up("a compute unit's thread", EAGAIN);
   }
   if (!start_thread("ferry-watch", watch, nullptr)) give_up("a thread", EAGAIN);
-  hide_application_memory(transfer.data);
   process->queue_control->device_state.store(1, std::memory_order_seq_cst);
   linux::futex_wake(process->queue_control->device_state, INT_MAX);
   run_agent(*process->control, process->memory, start.kick_fd);
