@@ -69,9 +69,9 @@ void Manager::hello(Client& client) {
                          hello.window_bytes <= address_end - hello.window_base;
   auto userfault = linux::Userfaultfd::adopt(std::move(incoming_->fds[0]));
   if (!window_ok || !userfault || !client.process) {
-    const char* why = !window_ok       ? "the window cannot be"
-                      : !userfault     ? "the descriptor is no userfaultfd"
-                                       : "the application's process cannot be seen from here (another PID namespace?)";
+    const char* why = !window_ok   ? "the window cannot be"
+                      : !userfault ? "the descriptor is no userfaultfd"
+                                   : "the application's process cannot be seen from here (another PID namespace?)";
     refuse(client, client.process ? Code::bad_message : Code::unsupported, why);
     close_client(client, why);
     return;
@@ -136,8 +136,8 @@ void Manager::hello(Client& client) {
   watch(client.process.fd(), Source::application, &client, no_device, EPOLLIN);
   watch(client.userfault.fd(), Source::userfault, &client, no_device, EPOLLIN);
   client.wake(now_ns_);
-  const Status sent = linux::send_message(client.socket.get(), wire::MessageType::welcome,
-                                          incoming_->head.request, welcome, fds, no_wait);
+  const Status sent = linux::send_message(client.socket.get(), wire::MessageType::welcome, incoming_->head.request,
+                                          welcome, fds, no_wait);
   if (!sent.ok()) drop_client(client, "it does not take the answer to its hello");
 }
 
@@ -272,8 +272,8 @@ void Manager::on_device_socket(Client& client, DeviceId device) {
   client.awake = false;
   client.wake(now_ns_);
   const wire::AttachDevice body{device, 0};
-  const Status sent = linux::send_message(client.socket.get(), wire::MessageType::attached, peer.attach_request, body,
-                                          {}, no_wait);
+  const Status sent =
+      linux::send_message(client.socket.get(), wire::MessageType::attached, peer.attach_request, body, {}, no_wait);
   if (!sent.ok()) drop_client(client, "it does not take answers");
 }
 
@@ -299,8 +299,8 @@ void Manager::device_control(Client& client) {
   }
   peer.state = DeviceState::absent;
   const int fds[] = {peer.control_file.get(), peer.queue_file.get()};
-  const Status sent = linux::send_message(client.socket.get(), wire::MessageType::device_files, request, which, fds,
-                                          no_wait);
+  const Status sent =
+      linux::send_message(client.socket.get(), wire::MessageType::device_files, request, which, fds, no_wait);
   if (!sent.ok()) drop_client(client, "it does not take answers");
 }
 

@@ -53,8 +53,7 @@ int explain_failure(const ferry::manager::ManagerConfig& config, ferry::Status s
   } else if (config.listen_fd >= 0) {
     log("descriptor %d is no listening socket", config.listen_fd);
   } else if (status.code == ferry::Code::overlap) {
-    log("another ferryd listens at %s: use that one, end it first, or name another path",
-        config.socket_path.c_str());
+    log("another ferryd listens at %s: use that one, end it first, or name another path", config.socket_path.c_str());
   } else if (status.sys_errno == EEXIST) {
     log("%s exists and is no socket: remove it or name another path", config.socket_path.c_str());
   } else {

@@ -91,8 +91,8 @@ Status Manager::start() {
     Client* client = add_connection(linux::Fd(config_.private_fd));
     if (client == nullptr) return Code::bad_message;
   } else {
-    auto listener = config_.listen_fd >= 0 ? Listener::adopt(linux::Fd(config_.listen_fd))
-                                           : Listener::make(config_.socket_path);
+    auto listener =
+        config_.listen_fd >= 0 ? Listener::adopt(linux::Fd(config_.listen_fd)) : Listener::make(config_.socket_path);
     if (!listener) return listener.status();
     listener_ = std::move(listener).value();
     watch(listener_.fd(), Source::listener, nullptr, no_device, EPOLLIN);
@@ -121,14 +121,13 @@ Status Manager::run() {
     const std::uint64_t now = linux::monotonic_ns();
     (progress ? time_.manager_busy_ns : time_.manager_poll_ns) += now - then;
     then = now;
-    if (progress) {
+    if (progress || stopping_) {
       last_progress_ns_ = now;
       continue;
     }
     doze_idle(now);
     const bool anyone = std::any_of(clients_.begin(), clients_.end(), [](const Client* c) { return c->awake; });
-    const bool copying = executor_->engine().in_flight() != 0 &&
-                         now - last_progress_ns_ < config_.spin_expecting_ns;
+    const bool copying = executor_->engine().in_flight() != 0 && now - last_progress_ns_ < config_.spin_expecting_ns;
     if (anyone || copying) {
       if (now - last_yield_ns_ > yield_ns) {
         // Who polls must not keep from running what it waits for.

@@ -49,8 +49,8 @@ bool Manager::on_administration(Client& client) {
   const std::uint64_t request = incoming_->head.request;
   switch (incoming_->type()) {
     case wire::MessageType::stats: {
-      const Status sent = linux::send_text(client.socket.get(), wire::MessageType::reply_text, request,
-                                           to_json(document()), no_wait);
+      const Status sent =
+          linux::send_text(client.socket.get(), wire::MessageType::reply_text, request, to_json(document()), no_wait);
       if (!sent.ok()) drop_client(client, "it does not take answers");
       return true;
     }
@@ -101,13 +101,12 @@ void Manager::on_request(Client& client) {
   switch (incoming_->type()) {
     case wire::MessageType::alloc: {
       const bool in_system = (span.flags & wire::span_place_system) != 0;
-      const Status s = core_->alloc(now_ns_, client.id, pages,
-                                    in_system ? core::Placement::system : core::Placement::automatic);
+      const Status s =
+          core_->alloc(now_ns_, client.id, pages, in_system ? core::Placement::system : core::Placement::automatic);
       if (s.ok()) {
         client.spans.emplace(pages.first, pages.count_pages);
-        client.blocks.for_each(pages, [&](BlockIndex index, BlockState& b) {
-          b.managed |= BlockTable::mask_in(index, pages);
-        });
+        client.blocks.for_each(
+            pages, [&](BlockIndex index, BlockState& b) { b.managed |= BlockTable::mask_in(index, pages); });
       }
       answer(client, request, s);
       return;
@@ -156,9 +155,8 @@ void Manager::remove_span(Client& client, PageSpan pages) {
     if (first < pages.first) client.spans.emplace(first, pages.first - first);
     if (end > pages.end()) it = client.spans.emplace(pages.end(), end - pages.end()).first;
   }
-  client.blocks.for_each(pages, [&](BlockIndex index, BlockState& b) {
-    b.managed.remove(BlockTable::mask_in(index, pages));
-  });
+  client.blocks.for_each(pages,
+                         [&](BlockIndex index, BlockState& b) { b.managed.remove(BlockTable::mask_in(index, pages)); });
 }
 
 // --- answers ---------------------------------------------------------------------------------------------------------
@@ -231,8 +229,7 @@ void Manager::send_residency(Client& to, std::uint64_t request, const Client& ab
   body.device_mapped = r.device_mapped;
   body.device_writable = r.device_writable;
   body.last_move_age_ns = r.last_move_ns == 0 ? ~std::uint64_t{0} : now_ns_ - r.last_move_ns;
-  const Status sent =
-      linux::send_message(to.socket.get(), wire::MessageType::residency, request, body, {}, no_wait);
+  const Status sent = linux::send_message(to.socket.get(), wire::MessageType::residency, request, body, {}, no_wait);
   if (!sent.ok()) drop_client(to, "it does not take answers");
 }
 

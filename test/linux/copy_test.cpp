@@ -32,7 +32,8 @@ TEST(StreamCopy, EveryVariantCopiesExactlyTheSpan) {
         ++ran;
         for (std::size_t i = 0; i < target.size(); ++i) {
           const bool inside = i >= 64 + offset && i < 64 + offset + bytes;
-          ASSERT_EQ(target[i], inside ? source[offset / 2 + i - 64 - offset] : 0xee) << kind << ' ' << bytes << ' ' << i;
+          ASSERT_EQ(target[i], inside ? source[offset / 2 + i - 64 - offset] : 0xee)
+              << kind << ' ' << bytes << ' ' << i;
         }
       }
     }
@@ -146,7 +147,8 @@ TEST_F(Engine, PreparationComesBeforeTheFirstByte) {
 TEST_F(Engine, PreparationThatCannotBeFailsTheJob) {
   // An address that is not mapped: no signal, an error.
   std::vector<unsigned char> source(page_bytes);
-  Mapping gone = std::move(Mapping::map(std::move(make_memory_file("x", page_bytes).value()).get(), 0, page_bytes).value());
+  Mapping gone =
+      std::move(Mapping::map(std::move(make_memory_file("x", page_bytes).value()).get(), 0, page_bytes).value());
   CopyJob job;
   job.target = gone.data();
   gone.reset();

@@ -114,8 +114,8 @@ TEST(KernelFacts, K07_MappingOverAHugePageOfAFileIsHugeAtOnce) {
   m.data()[0] = std::byte{1};
   if (!make_huge(m.data(), block_bytes)) GTEST_SKIP() << "MADV_COLLAPSE of shared memory is not to be had here";
   const Mapping place = map_file(make_file(block_bytes).get(), 0, block_bytes);
-  void* over = ::mmap(place.data(), block_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
-                      file.get(), 0);
+  void* over =
+      ::mmap(place.data(), block_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file.get(), 0);
   ASSERT_EQ(over, place.data());
   EXPECT_EQ(huge_mapped_at(as_address(over)), block_bytes);
 }

@@ -20,7 +20,9 @@ class UserfaultFacts : public ::testing::Test {
   }
   void TearDown() override { drop_board(*board_); }
 
-  [[nodiscard]] std::uint64_t at(std::uint64_t page = 0) const { return as_address(memory_.data()) + page * page_bytes; }
+  [[nodiscard]] std::uint64_t at(std::uint64_t page = 0) const {
+    return as_address(memory_.data()) + page * page_bytes;
+  }
   [[nodiscard]] volatile std::uint64_t& word(std::uint64_t page) const {
     return *reinterpret_cast<volatile std::uint64_t*>(memory_.data() + page * page_bytes);
   }

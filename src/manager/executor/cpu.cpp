@@ -78,8 +78,7 @@ void Executor::revoke_cpu(Client& client, const core::Action& action) {
     }
   }
   if (grow_open(client, no_device, CommandKind::zap_cpu, action)) return;
-  leave_open(client, no_device,
-             make_command(client, no_device, CommandKind::zap_cpu, action.pages, action.id));
+  leave_open(client, no_device, make_command(client, no_device, CommandKind::zap_cpu, action.pages, action.id));
 }
 
 void Executor::map_cpu(Client& client, const core::Action& action) {
@@ -92,8 +91,7 @@ void Executor::map_cpu(Client& client, const core::Action& action) {
   // One entry instead of 512, and the block is the kernel's again. Where the folio is small, 512 entries made from here
   // cost less than the way through the agent.
   if (action.pages.count_pages == block_pages && b.huge && b.managed == PageMask::all()) {
-    const std::uint32_t command =
-        make_command(client, no_device, CommandKind::map_home, action.pages, action.id);
+    const std::uint32_t command = make_command(client, no_device, CommandKind::map_home, action.pages, action.id);
     commands_.at(command).record.file_offset = action.pages.first * page_bytes;
     close_open(client, no_device);
     send(command);
@@ -223,8 +221,7 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
       client.userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes);
     }
     if (from < bit) {
-      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true,
-                                   done_bytes);
+      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true, done_bytes);
     }
     return;
   }

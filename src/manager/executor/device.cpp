@@ -126,8 +126,7 @@ void Executor::send_extent(Client& client, DevicePeer& peer, const core::Action&
   unsigned slot = 0;
   WaveSlot* wave = action.has_token ? slot_of(peer, action.token, cu, slot) : nullptr;
   if (wave == nullptr) {
-    const std::uint32_t index =
-        make_command(client, action.device, CommandKind::map_extent, action.pages, action.id);
+    const std::uint32_t index = make_command(client, action.device, CommandKind::map_extent, action.pages, action.id);
     Command& c = commands_.at(index);
     c.record = r;
     c.has_token = action.has_token;

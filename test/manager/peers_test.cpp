@@ -1,0 +1,214 @@
+// Applications and devices that write what they like into the memory that they share with ferryd, lie about who they
+// are, and die.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "base/random.h"
+#include "ferryd_harness.h"
+#include "linux/event.h"
+
+namespace ferry::manager::test {
+namespace {
+
+using wire::MessageType;
+
+class Peers : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(good_.hello());
+    ASSERT_TRUE(app_.hello());
+    ASSERT_EQ(app_.ask(MessageType::alloc, 0, 512), Code::ok);
+    control_ = std::move(linux::Mapping::map(app_.files[2].get(), 0, sizeof(wire::AppControl)).value());
+    device_control_ = std::move(linux::Mapping::map(app_.files[4].get(), 0, sizeof(wire::DeviceControl)).value());
+  }
+  void TearDown() override {
+    EXPECT_TRUE(ferryd_.alive());
+    EXPECT_EQ(good_.ask(MessageType::alloc, 1024, 512), Code::ok) << "the honest application suffers";
+    EXPECT_TRUE(ferryd_.serves());
+  }
+  [[nodiscard]] wire::AppControl& control() const { return *reinterpret_cast<wire::AppControl*>(control_.data()); }
+  [[nodiscard]] wire::DeviceControl& device_control() const {
+    return *reinterpret_cast<wire::DeviceControl*>(device_control_.data());
+  }
+  void kick() const { linux::Bell::ring_fd(app_.files[0].get()); }
+  /// Posts as an honest peer would.
+  void post(wire::Port& port, const wire::UpRecord& record) const {
+    const std::uint32_t tail = port.up_tail.load();
+    port.up[tail % wire::ring_entries] = record;
+    port.up_tail.store(tail + 1);
+    kick();
+  }
+  ::testing::AssertionResult device_lost() { return app_.got(MessageType::device_lost); }
+
+  Ferryd ferryd_{{"--vram", "8M", "--cus", "2"}};
+  Speaker good_{ferryd_};
+  Speaker app_{ferryd_};
+  linux::Mapping control_;
+  linux::Mapping device_control_;
+};
+
+TEST_F(Peers, ApplicationWithARingThatCannotBeIsDropped) {
+  control().agent.up_tail.store(0x8000'0000);
+  kick();
+  EXPECT_TRUE(app_.closed());
+}
+
+TEST_F(Peers, ApplicationThatAnswersWhatNobodyAskedIsDropped) {
+  for (unsigned i = 0; i < 1000; ++i) {
+    wire::UpRecord record{};
+    record.kind = i % 7;
+    record.action = i;
+    post(control().agent, record);
+    while (control().agent.up_head.load() != control().agent.up_tail.load()) {
+      kick();
+      if (app_.receive(1) == linux::Receive::closed) return;
+    }
+  }
+  FAIL() << "it was never dropped";
+}
+
+TEST_F(Peers, DeviceAttachesAndItsDeathIsTold) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  ::kill(device->pid(), SIGKILL);
+  EXPECT_TRUE(device_lost());
+  EXPECT_EQ(device->join(), 128 + SIGKILL);
+  // Its control files were used: a next one needs fresh ones.
+  app_.send(MessageType::device_control, wire::AttachDevice{0, 0});
+  ASSERT_TRUE(app_.got(MessageType::device_files));
+  EXPECT_EQ(app_.in().fd_count, 2U);
+  auto again = attach_device(app_);
+  EXPECT_NE(again, nullptr);
+}
+
+TEST_F(Peers, DeviceEndsWithItsApplication) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  app_.close();
+  EXPECT_EQ(device->join(), 128 + SIGKILL);
+}
+
+TEST_F(Peers, PidInAHelloIsNotBelieved) {
+  // A manager that killed whom the message names would be a weapon.
+  auto pair = std::move(linux::make_socket_pair().value());
+  FakeDevice victim(-1, 0);
+  FakeDevice liar(pair.second.get(), 0, static_cast<std::uint32_t>(victim.pid()));
+  pair.second.reset();
+  app_.send(MessageType::attach_device, wire::AttachDevice{0, 0}, {pair.first.get()});
+  ASSERT_TRUE(app_.got(MessageType::attached));
+  app_.close();
+  EXPECT_EQ(liar.join(), 128 + SIGKILL);
+}
+
+TEST_F(Peers, ApplicationCannotBeItsOwnDevice) {
+  auto pair = std::move(linux::make_socket_pair().value());
+  auto u = std::move(linux::Userfaultfd::open({.sigbus = true, .prefer_full_service = false}).value());
+  const int fd = u.fd();
+  ASSERT_TRUE(linux::send_message(pair.second.get(), MessageType::device_hello, 1,
+                                  wire::DeviceHello{static_cast<std::uint32_t>(::getpid()), 0}, {&fd, 1})
+                  .ok());
+  app_.send(MessageType::attach_device, wire::AttachDevice{0, 0}, {pair.first.get()});
+  EXPECT_EQ(app_.done(), Code::device_lost);
+}
+
+TEST_F(Peers, AttachWithNoSocketOrTwice) {
+  app_.send(MessageType::attach_device, wire::AttachDevice{0, 0});
+  EXPECT_EQ(app_.done(), Code::bad_message);
+  app_.send(MessageType::attach_device, wire::AttachDevice{0, 0}, {app_.files[1].get()});
+  EXPECT_EQ(app_.done(), Code::bad_message);
+  auto pair = std::move(linux::make_socket_pair().value());
+  app_.send(MessageType::attach_device, wire::AttachDevice{7, 0}, {pair.first.get()});
+  EXPECT_EQ(app_.done(), Code::bad_message);
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  app_.send(MessageType::attach_device, wire::AttachDevice{0, 0}, {pair.first.get()});
+  EXPECT_EQ(app_.done(), Code::device_lost);
+}
+
+TEST_F(Peers, DeviceThatClosesItsSocketBeforeHello) {
+  auto pair = std::move(linux::make_socket_pair().value());
+  app_.send(MessageType::attach_device, wire::AttachDevice{0, 0}, {pair.first.get()});
+  pair.first.reset();
+  pair.second.reset();
+  EXPECT_EQ(app_.done(), Code::device_lost);
+}
+
+TEST_F(Peers, FaultOutsideEverythingFailsItsWave) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  wire::Port& cu = device_control().cus[0];
+  std::uint32_t seen = 0;
+  std::uint64_t generation = 100;
+  for (const std::uint64_t address : {std::uint64_t{0}, window_base - 1, window_base + window_bytes, ~std::uint64_t{0},
+                                      window_base + 600 * page_bytes /* in the window, not allocated */}) {
+    wire::UpRecord record{};
+    record.kind = static_cast<std::uint32_t>(wire::UpKind::fault);
+    record.slot = 3;
+    record.address = address;
+    record.generation = ++generation;
+    post(cu, record);
+    for (int i = 0; i < patience_ms && cu.down_tail.load() == seen; ++i) ::usleep(1000);
+    ASSERT_EQ(cu.down_tail.load(), seen + 1) << std::hex << address;
+    const wire::DownRecord& answer = cu.down[seen % wire::ring_entries];
+    EXPECT_EQ(answer.kind, static_cast<std::uint32_t>(wire::DownKind::resume));
+    EXPECT_EQ(answer.slot, 3);
+    EXPECT_EQ(answer.generation, generation);
+    EXPECT_EQ(answer.status, static_cast<std::uint32_t>(Code::not_allocated));
+    cu.down_head.store(++seen);
+  }
+}
+
+TEST_F(Peers, DeviceWithImpossibleTailIsEnded) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  device_control().cus[1].up_tail.store(5000);
+  kick();
+  EXPECT_EQ(device->join(), 128 + SIGKILL);
+  EXPECT_TRUE(device_lost());
+}
+
+TEST_F(Peers, DeviceThatWritesGarbageIsEnded) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  Random random(7);
+  for (unsigned i = 0; i < 5000; ++i) {
+    wire::UpRecord record;
+    for (std::size_t b = 0; b < sizeof record; b += 8) {
+      const std::uint64_t v = random.next();
+      std::memcpy(reinterpret_cast<char*>(&record) + b, &v, 8);
+    }
+    record.kind = static_cast<std::uint32_t>(random.below(6));
+    if (random.chance(300)) record.address = window_base + random.below(window_bytes);
+    if (random.chance(500)) record.slot = static_cast<std::uint16_t>(random.below(64));
+    wire::Port& port = random.chance(200) ? device_control().agent : device_control().cus[random.below(2)];
+    post(port, record);
+    for (auto* p : {&device_control().agent, &device_control().cus[0], &device_control().cus[1]}) {
+      p->down_head.store(p->down_tail.load());
+    }
+    if (i % 128 == 127) {
+      const linux::Receive r = app_.receive(1);
+      if (r == linux::Receive::message) break;
+    }
+  }
+  EXPECT_EQ(device->join(), 128 + SIGKILL);
+}
+
+TEST_F(Peers, BlockingUserfaultfdDoesNotStopTheManager) {
+  ASSERT_EQ(::fcntl(app_.userfault.fd(), F_SETFL, 0), 0);
+  EXPECT_EQ(app_.ask(MessageType::alloc, 2048, 10), Code::ok);
+}
+
+TEST_F(Peers, BlockingBellDoesNotStopTheManager) {
+  ASSERT_EQ(::fcntl(app_.files[0].get(), F_SETFL, 0), 0);
+  kick();
+  std::uint64_t n = 0;
+  ASSERT_EQ(::read(app_.files[0].get(), &n, sizeof n), 8);
+  EXPECT_EQ(app_.ask(MessageType::alloc, 2048, 10), Code::ok);
+}
+
+}  // namespace
+}  // namespace ferry::manager::test
