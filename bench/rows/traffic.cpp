@@ -1,4 +1,5 @@
 // Bytes moved when the data are twice the VRAM, against Belady's MIN on the accesses of the same kernels.
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <memory>
@@ -61,7 +62,7 @@ std::vector<Row> measure(const Settings& settings, const std::string& name, cons
   Counters last;
   const DeviceLauncher device(workload.wave);
   // The traffic hardly changes from run to run, but which waves run beside each other does.
-  for (int round = 0; round < std::min(settings.repeat, 3); ++round) {
+  for (int round = 0; round < std::min(settings.repeat, 5); ++round) {
     workload.reset();
     const Counters before = counters();
     workload.on_device(device);
@@ -84,8 +85,10 @@ std::vector<Row> measure(const Settings& settings, const std::string& name, cons
   const std::size_t capacity = machine().vram_bytes / granule_bytes;
   const MinResult least = belady_min(recorder.accesses(), capacity);
   Row row = make_row(owed(name), median(samples), mebibytes(least.moved() * granule_bytes));
-  row.note = fmt::format("{} granules of 2 MiB in VRAM for {}; least: {} loads and {} write-backs; in-place maps: {}",
-                         capacity, recorder.granules(), least.loads, least.write_backs, last.in_place_maps);
+  row.note = fmt::format(
+      "{} granules of 2 MiB in VRAM for {}; least: {} loads and {} write-backs; first run {:.0f} MiB; in-place maps: "
+      "{}",
+      capacity, recorder.granules(), least.loads, least.write_backs, samples.front(), last.in_place_maps);
   return {row};
 }
 
