@@ -41,12 +41,13 @@ wire::Span wire_span(const Session& session, const void* span, std::size_t bytes
 
 bool acquire(void* context, void* span, std::size_t bytes) noexcept {
   auto& session = *static_cast<Session*>(context);
-  const wire::Span asked = wire_span(session, span, bytes);
-  span_status = session.requests.tell(wire::MessageType::alloc, asked);
-  if (!span_status.ok()) return false;
+  // Mapped before the manager knows of it: the pages may be brought to a device at once, with others of their block, and
+  // a mapping made after that would show the copy that is not the newest.
   span_status = map_span(session, span, bytes);
+  if (!span_status.ok()) return false;
+  span_status = session.requests.tell(wire::MessageType::alloc, wire_span(session, span, bytes));
   if (span_status.ok()) return true;
-  [[maybe_unused]] const Status undone = session.requests.tell(wire::MessageType::free, asked);
+  unmap_span(span, bytes);
   return false;
 }
 
