@@ -82,6 +82,7 @@ Status Manager::start() {
   now_ns_ = linux::monotonic_ns();
   recorder_ = std::make_unique<Recorder>(now_ns_, default_window_base, !config_.trace_file.empty());
   core_ = std::make_unique<core::Core>(config_.machine.core_config(), recorder_.get());
+  recorder_->watch(core_->stats());
   const unsigned cpus = cpu_count();
   const unsigned threads = config_.copy_threads != 0 ? config_.copy_threads : std::clamp(cpus - 1, 1U, 4U);
   Household& household = *this;
