@@ -45,6 +45,8 @@ struct Config {
   unsigned copy_retries = 3;
   /// Most granules that the speculation policy may bring ahead of a sequential fault; 0 switches it off.
   unsigned speculation_granules = 4;
+  /// Waves that a compute unit can hold; where wave_limit() starts from.
+  unsigned waves_per_cu = 16;
   PlantedBug bug = PlantedBug::none;
 };
 

@@ -72,6 +72,8 @@ Stats Core::client_stats(ClientId client) const {
 
 std::uint64_t Core::vram_used_pages(DeviceId device) const { return impl_->devices[device].chunk_owned * block_pages; }
 
+unsigned Core::wave_limit(DeviceId device) const { return impl_->devices[device].throttle.limit(); }
+
 bool Core::quiescent() const { return impl_->quiescent(); }
 void Core::verify() const { impl_->verify(); }
 
@@ -85,6 +87,7 @@ Core::Impl::Impl(const Config& c, Observer* o) : config(c), observer(o) {
   for (auto& device : devices) {
     device.chunk_total = config.vram_pages / block_pages;
     device.victims.set_capacity(device.chunk_total * slots_per_chunk());
+    device.throttle.configure(config.waves_per_cu, device.chunk_total * slots_per_chunk());
   }
 }
 

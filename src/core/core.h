@@ -114,6 +114,9 @@ class Core {
   /// Zero stats for an unknown client. Kept until the id is opened again.
   [[nodiscard]] Stats client_stats(ClientId client) const;
   [[nodiscard]] std::uint64_t vram_used_pages(DeviceId device) const;
+  /// Waves of one compute unit of the device that may wait in faults before it should begin no more; 0: no limit.
+  /// Advice (policy/throttle.h): a device that ignores it is slower, nothing else.
+  [[nodiscard]] unsigned wave_limit(DeviceId device) const;
   /// Nothing is in flight: no operation, no waiter, no action unanswered.
   [[nodiscard]] bool quiescent() const;
   /// Walks everything and aborts through FERRY_CHECK on a broken invariant. O(all blocks): for tests, the simulator

@@ -14,6 +14,7 @@
 
 #include "core/block/block.h"
 #include "core/core.h"
+#include "core/policy/throttle.h"
 #include "core/policy/victim.h"
 
 namespace ferry::core {
@@ -81,6 +82,7 @@ struct Device {
   std::vector<Slot> slots;
   std::vector<SlotIndex> slot_holes;
   VictimPolicy victims;
+  Throttle throttle;
   std::deque<OpIndex> waiting;  ///< operations that wait for a slot, first come first served
   std::uint32_t reclaims = 0;   ///< evictions and drains under way that will let one waiter on
   std::uint64_t evictions = 0;

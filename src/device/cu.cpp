@@ -54,6 +54,7 @@ bool Cu::open(unsigned number, unsigned waves, wire::DeviceControl& control, Que
   waves_ = waves < wire::max_waves_per_cu ? waves : wire::max_waves_per_cu;
   if (waves_ == 0) waves_ = 1;
   port_ = wire::PeerPort(control.cus[number], control.head);
+  control_ = &control;
   queues_ = &queues;
   memory_ = &memory;
   kick_fd_ = kick_fd;
@@ -263,8 +264,14 @@ bool Cu::refill(unsigned number) {
   return true;
 }
 
+/// A wave may begin: there is a slot, and the manager does not ask to let those that wait in faults go first.
+bool Cu::has_room() const {
+  const std::uint32_t limit = control_->wave_limit.load(std::memory_order_relaxed);
+  return free_count_ != 0 && (limit == 0 || waiting_ < limit);
+}
+
 bool Cu::start_wave() {
-  if (free_count_ == 0) return false;
+  if (!has_room()) return false;
   for (std::uint32_t mask = queues_->active() | claimed_; mask != 0;) {
     // The first queue after the one that had the last turn.
     const std::uint32_t after = mask & ~((2U << turn_) - 1);
@@ -403,13 +410,13 @@ void Cu::wait() {
     queues_->done(q, count, *this);
   }
   const auto ready = [this] {
-    return port_.ready() || queues_->doorbell() != doorbell_seen_ || (free_count_ != 0 && queues_->claimable());
+    return port_.ready() || queues_->doorbell() != doorbell_seen_ || (has_room() && queues_->claimable());
   };
   if ((waiting_ != 0 ? parked_spin_ : idle_spin_).until(ready)) return;
   set_clock(0);
   port_.sleep([this](std::atomic<std::uint32_t>& word, std::uint32_t expected) {
     queues_->sleepers().fetch_add(1, std::memory_order_seq_cst);
-    if (queues_->doorbell() == doorbell_seen_ && !(free_count_ != 0 && queues_->claimable())) {
+    if (queues_->doorbell() == doorbell_seen_ && !(has_room() && queues_->claimable())) {
       linux::futex_wait_either(word, expected, queues_->doorbell_word(), doorbell_seen_);
     }
     queues_->sleepers().fetch_sub(1, std::memory_order_seq_cst);

@@ -56,6 +56,7 @@ class Cu final : public QueueObserver {
 
   void take_answers();
   void answer(const wire::DownRecord& record);
+  [[nodiscard]] bool has_room() const;
   bool start_wave();
   [[nodiscard]] bool refill(unsigned number);
   void enter(Fiber& fiber);
@@ -101,6 +102,7 @@ class Cu final : public QueueObserver {
   std::array<Claim, wire::max_queues> claims_{};
   std::array<std::uint64_t, wire::max_queues> done_{};  ///< ended waves not yet told to the queue
 
+  const wire::DeviceControl* control_ = nullptr;
   QueueSet* queues_ = nullptr;
   const DeviceMemory* memory_ = nullptr;
   int kick_fd_ = -1;

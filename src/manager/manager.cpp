@@ -26,7 +26,10 @@ constexpr unsigned faults_a_turn = 32;
 constexpr std::uint64_t userfault_poll_ns = 1'000;
 constexpr std::uint64_t event_poll_ns = 20'000;
 constexpr std::uint64_t tick_ns = 1'000'000'000;
+constexpr std::uint64_t yield_after_ns = 20'000;
 constexpr std::uint64_t yield_ns = 25'000;
+/// Looks at the rings between two turns: long enough to spare clock readings, short beside userfault_poll_ns.
+constexpr unsigned quick_looks = 16;
 /// Records that make no sense before a peer is ended: a race cannot produce any, so this is generous.
 constexpr std::uint32_t garbage_max = 256;
 
@@ -130,13 +133,12 @@ Status Manager::run() {
     const bool anyone = std::any_of(clients_.begin(), clients_.end(), [](const Client* c) { return c->awake; });
     const bool copying = executor_->engine().in_flight() != 0 && now - last_progress_ns_ < config_.spin_expecting_ns;
     if (anyone || copying) {
-      if (now - last_yield_ns_ > yield_ns) {
-        // Who polls must not keep from running what it waits for.
+      // Who polls must not keep from running what it waits for; but while events flow, a yield would lose their pace.
+      if (now - last_progress_ns_ > yield_after_ns && now - last_yield_ns_ > yield_ns) {
         sched_yield();
         last_yield_ns_ = linux::monotonic_ns();
-      } else {
-        wire::cpu_relax();
       }
+      for (unsigned i = 0; i < quick_looks && !something_ready(); ++i) wire::cpu_relax();
       continue;
     }
     sleep();
@@ -150,6 +152,23 @@ Status Manager::run() {
   return status;
 }
 
+/// A look at the rings alone: loads and no system call.
+bool Manager::something_ready() const {
+  if (executor_->engine().has_completions()) return true;
+  for (const Client* client : clients_) {
+    if (!client->awake) continue;
+    if (!client->closing && client->agent.port.ready()) return true;
+    for (const DevicePeer& peer : client->devices) {
+      if (peer.state != DeviceState::attached) continue;
+      if (peer.agent.port.ready()) return true;
+      for (const ComputeUnit& cu : peer.cus) {
+        if (cu.port.ready()) return true;
+      }
+    }
+  }
+  return false;
+}
+
 /// Takes in whatever is there and has the core's answers performed. False: nothing was there.
 bool Manager::turn() {
   now_ns_ = linux::monotonic_ns();
@@ -159,12 +178,24 @@ bool Manager::turn() {
   if (now_ns_ - last_event_poll_ns_ > event_poll_ns) {
     last_event_poll_ns_ = now_ns_;
     poll_events(0);
+    advise();
   }
   if (core_->has_actions()) progress = true;
   executor_->run_actions();
   end_dropped();
   if (now_ns_ - last_tick_ns_ > tick_ns) tick();
   return progress;
+}
+
+/// Passes the core's advice on to the devices.
+void Manager::advise() {
+  for (auto& client : clients_) {
+    for (unsigned d = 0; d < client->devices.size(); ++d) {
+      if (wire::DeviceControl* control = client->devices[d].control(); control != nullptr) {
+        control->wave_limit.store(core_->wave_limit(static_cast<DeviceId>(d)), std::memory_order_relaxed);
+      }
+    }
+  }
 }
 
 void Manager::tick() {

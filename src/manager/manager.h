@@ -54,6 +54,7 @@ class Manager final : private Household {
 
   // manager.cpp
   bool turn();
+  [[nodiscard]] bool something_ready() const;
   bool poll_peers();
   bool poll_client(Client& client);
   bool poll_device(Client& client, DeviceId device);
@@ -63,6 +64,7 @@ class Manager final : private Household {
   void doze_idle(std::uint64_t now_ns);
   bool doze(Client& client, std::uint64_t now_ns);
   void end_dropped();
+  void advise();
   void tick();
   void watch(int fd, Source source, const Client* client, DeviceId device, std::uint32_t events);
   void unwatch(int fd);

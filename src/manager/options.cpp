@@ -185,6 +185,7 @@ core::Config MachineOptions::core_config() const {
   config.contention_hold_ns = contention_hold_ns;
   config.copy_retries = copy_retries;
   config.speculation_granules = speculation_granules;
+  config.waves_per_cu = waves_per_cu;
   return config;
 }
 

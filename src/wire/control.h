@@ -36,6 +36,9 @@ struct AppControl {
 struct DeviceControl {
   alignas(64) ControlHead head;
   std::uint32_t cu_count;
+  /// Waves of one compute unit that may wait in faults before it begins no more; 0: no limit. Advice of the manager,
+  /// against waves that evict each other's granules.
+  std::atomic<std::uint32_t> wave_limit;
   alignas(64) Port agent;
   Port cus[max_cus];  ///< cus[0 .. cu_count)
 };
@@ -50,24 +53,24 @@ inline constexpr unsigned kernel_name_bytes = 96;
 using KernelEntry = void (*)(const void* captures, std::uint64_t first, std::uint64_t count);
 
 struct LaunchPacket {
-  std::uint64_t entry;        ///< KernelEntry, as an address
-  std::uint64_t items;        ///< size of the grid
+  std::uint64_t entry;  ///< KernelEntry, as an address
+  std::uint64_t items;  ///< size of the grid
   std::uint64_t items_per_wave;
   std::uint32_t capture_bytes;
   std::uint32_t reserved0;
-  char name[kernel_name_bytes];                   ///< NUL-terminated, for errors and the trace
+  char name[kernel_name_bytes];  ///< NUL-terminated, for errors and the trace
   alignas(16) unsigned char captures[capture_bytes_max];
 };
 
 /// How a launch ended. Slot of launch n is n % queue_entries; valid once completed > n and until launch n +
 /// queue_entries is submitted.
 struct LaunchResult {
-  std::uint32_t code;         ///< ferry::Code, 0 if well
+  std::uint32_t code;  ///< ferry::Code, 0 if well
   std::uint32_t reserved0;
-  std::uint64_t wave;         ///< first wave that failed
-  std::uint64_t address;      ///< address that it touched, 0 if none
+  std::uint64_t wave;            ///< first wave that failed
+  std::uint64_t address;         ///< address that it touched, 0 if none
   std::uint64_t device_time_ns;  ///< from its first wave's start to its last one's end
-  char text[480];             ///< NUL-terminated
+  char text[480];                ///< NUL-terminated
 };
 
 struct Queue {

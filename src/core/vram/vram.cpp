@@ -83,7 +83,9 @@ void Core::Impl::assign_slot(Op& op, VramPage first) {
     dev.slot_holes.pop_back();
   }
   dev.slots[index] = {op.block->client, op.block, op.granule, first};
-  dev.victims.insert(index, dev.evictions, note_refault(op));
+  const std::uint64_t distance = note_refault(op);
+  dev.victims.insert(index, dev.evictions, distance);
+  dev.throttle.note(distance);
   dev.used_pages += config.granularity_pages;
   op.block->client->devices[op.device].slot_at[first / config.granularity_pages] = index;
   Granule& state = granule_state(op);
