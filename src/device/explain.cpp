@@ -64,7 +64,8 @@ void describe_place(std::uint64_t address, const Fiber& fiber, const DeviceMemor
     return;
   }
   MappingInfo m;
-  if (!find_mapping(address, m)) {
+  // Without access and without a name: room that is kept free so that nothing of the device's own comes to lie there.
+  if (!find_mapping(address, m) || (!m.readable && !m.writable && !m.executable && m.path[0] == '\0')) {
     text << "nothing: neither managed memory nor part of the program";
     return;
   }
