@@ -85,7 +85,7 @@ Ferryd::Ferryd(std::vector<std::string> arguments, const std::string& path)
   const std::uint64_t end = linux::monotonic_ns() + std::uint64_t{patience_ms} * 1'000'000;
   while (linux::monotonic_ns() < end) {
     if (linux::connect_socket(socket_.c_str()).ok()) return;
-    ::poll(nullptr, 0, 5);
+    ::poll(nullptr, 0, 5);  // between two tries; the socket file appears before anybody listens on it
   }
   ADD_FAILURE() << program() << " does not listen at " << socket_;
 }

@@ -5,11 +5,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 
 #include "base/random.h"
 #include "ferryd_harness.h"
 #include "linux/event.h"
+#include "linux/futex.h"
 
 namespace ferry::manager::test {
 namespace {
@@ -151,7 +153,11 @@ TEST_F(Peers, FaultOutsideEverythingFailsItsWave) {
     record.address = address;
     record.generation = ++generation;
     post(cu, record);
-    for (int i = 0; i < patience_ms && cu.down_tail.load() == seen; ++i) ::usleep(1000);
+    cu.peer_sleeping.store(1);
+    while (cu.down_tail.load() == seen) {
+      ASSERT_NE(linux::futex_wait(cu.down_tail, seen, std::uint64_t{patience_ms} * 1'000'000), ETIMEDOUT)
+          << "no answer for " << std::hex << address;
+    }
     ASSERT_EQ(cu.down_tail.load(), seen + 1) << std::hex << address;
     const wire::DownRecord& answer = cu.down[seen % wire::ring_entries];
     EXPECT_EQ(answer.kind, static_cast<std::uint32_t>(wire::DownKind::resume));
