@@ -322,6 +322,8 @@ void Manager::end_device(Client& client, DeviceId device) {
 void Manager::device_process_ended(Client& client, DeviceId device) {
   DevicePeer& peer = client.devices[device];
   if (peer.state != DeviceState::attached && peer.state != DeviceState::ending) return;
+  // What it still told: the ends of its kernels are posted without waking anyone.
+  poll_device(client, device);
   unwatch(peer.process.fd());
   unwatch(peer.socket.get());
   peer.socket.reset();

@@ -96,6 +96,16 @@ void Series::on_event(const core::Event& event) {
   }
 }
 
+namespace {
+/// Launches that may begin before the end of an earlier one of their queue is heard of.
+constexpr std::uint64_t out_of_order_max = wire::queue_entries;
+constexpr std::size_t early_ends_max = 64;
+
+bool same_launch(const KernelEvent& a, const KernelEvent& b) {
+  return a.client == b.client && a.device == b.device && a.queue == b.queue && a.launch == b.launch;
+}
+}  // namespace
+
 std::uint64_t Series::credible(const KernelEvent& event) const {
   // A device's clock is the machine's: anything before the start or after now is invented.
   return event.time_ns >= start_ns_ && event.time_ns <= event.now_ns ? event.time_ns : event.now_ns;
@@ -133,9 +143,11 @@ void Series::close(std::size_t open, std::uint64_t now_ns, bool failed) {
 void Series::kernel_begin(const KernelEvent& event) {
   if (event.device >= max_devices || event.queue >= wire::max_queues) return;
   const std::uint64_t at = credible(event);
-  // One launch at a time runs on a queue: a begin without an end before it is a device's lie or its restart.
+  // One launch at a time runs on a queue, but its begin and end come by the ports of different compute units, in any
+  // order. A launch that is still open when several later ones have begun is a device's lie or its restart.
   for (std::size_t i = 0; i < open_.size(); ++i) {
-    if (open_[i].client == event.client && open_[i].device == event.device && open_[i].queue == event.queue) {
+    if (open_[i].client == event.client && open_[i].device == event.device && open_[i].queue == event.queue &&
+        (open_[i].launch >= event.launch || event.launch - open_[i].launch > out_of_order_max)) {
       close(i, at, true);
       break;
     }
@@ -145,6 +157,14 @@ void Series::kernel_begin(const KernelEvent& event) {
   rows_[row].waves += event.value;
   open_.push_back({event.client, event.device, event.queue, event.launch, at, faults_of_[event.device], row});
   kernels_busy_.enter(at);
+  for (std::size_t i = 0; i < early_ends_.size(); ++i) {
+    if (same_launch(early_ends_[i], event)) {
+      const KernelEvent end = early_ends_[i];
+      early_ends_.erase(early_ends_.begin() + static_cast<std::ptrdiff_t>(i));
+      kernel_end(end);
+      return;
+    }
+  }
 }
 
 void Series::kernel_end(const KernelEvent& event) {
@@ -155,12 +175,16 @@ void Series::kernel_end(const KernelEvent& event) {
       return;
     }
   }
+  if (early_ends_.size() == early_ends_max) early_ends_.erase(early_ends_.begin());
+  early_ends_.push_back(event);
+  early_ends_.back().name = {};
 }
 
 void Series::device_gone(std::uint64_t now_ns, ClientId client, DeviceId device) {
   for (std::size_t i = open_.size(); i-- > 0;) {
     if (open_[i].client == client && open_[i].device == device) close(i, now_ns, true);
   }
+  std::erase_if(early_ends_, [&](const KernelEvent& e) { return e.client == client && e.device == device; });
 }
 
 std::vector<Sample> Series::samples(std::uint64_t now_ns) const {

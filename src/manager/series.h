@@ -103,6 +103,7 @@ class Series final : public core::Observer {
   Busy moving_busy_;
   std::vector<KernelRow> rows_;
   std::vector<Open> open_;
+  std::vector<KernelEvent> early_ends_;  ///< ends whose begin has not been heard of
 };
 
 }  // namespace ferry::manager
