@@ -210,22 +210,33 @@ void World::check_migration(const core::Event& e) {
               "pages %llu+%llu of client %u begin to migrate before their last migration ended", u(e.pages.first),
               u(e.pages.count_pages), e.client);
     }
-    moving_[key] = e.to;
+    moving_[key] = {e.to, 0};
     return;
   }
-  if (it == moving_.end() || it->second != e.to) {
+  if (it == moving_.end() || it->second.to != e.to) {
     violate(Invariant::counts_are_true, "a migration of pages %llu+%llu of client %u ends that never began",
             u(e.pages.first), u(e.pages.count_pages), e.client);
+  }
+  if (it->second.copies == 0) {
+    violate(Invariant::counts_are_true,
+            "pages %llu+%llu of client %u are said to have migrated, and nothing was copied", u(e.pages.first),
+            u(e.pages.count_pages), e.client);
   }
   moving_.erase(it);
 }
 
-void World::check_copy_is_told(const core::Action& a) const {
+void World::check_copy(const core::Action& a) {
   const Page granule = a.pages.first - a.pages.first % swarm_.core.granularity_pages;
   const auto it = moving_.find({a.client, granule});
-  if (it == moving_.end() || it->second != target_of(a)) {
+  if (it == moving_.end() || it->second.to != target_of(a)) {
     violate(Invariant::counts_are_true, "pages %llu+%llu of client %u are copied %s, and no migration was told",
             u(a.pages.first), u(a.pages.count_pages), a.client, target_of(a) == core::Place::vram ? "to VRAM" : "home");
+  }
+  ++it->second.copies;
+  if (target_of(a) == core::Place::vram && core_->query(a.client, a.pages.first).contended) {
+    violate(Invariant::answers_right,
+            "page %llu of client %u is held in system memory as contended, and is copied to VRAM", u(a.pages.first),
+            a.client);
   }
 }
 

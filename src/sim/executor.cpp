@@ -57,7 +57,7 @@ void World::issue(const Action& a) {
   check_conflicts(a);
   if (uses_vram(a)) memory_.use_vram(slot, a.device, a.vram_first, a.pages.count_pages);
   if (a.verb == Verb::wake_wave || (a.verb == Verb::map_device && a.has_token)) check_wake(a);
-  if (a.verb == Verb::copy) check_copy_is_told(a);
+  if (a.verb == Verb::copy) check_copy(a);
   if (a.verb == Verb::reply) check_reply(a);
 
   std::uint32_t index;

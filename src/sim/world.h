@@ -234,7 +234,7 @@ class World final : public core::Observer {
   void check_counts() const;
   void client_counts(ClientId id);
   void check_migration(const core::Event& event);
-  void check_copy_is_told(const core::Action& copy) const;
+  void check_copy(const core::Action& copy);
   [[nodiscard]] std::string who_waits() const;
 
   SimOptions options_;
@@ -260,7 +260,12 @@ class World final : public core::Observer {
   std::uint64_t next_cookie_ = 0;
   ClientId next_client_id_ = 1;
   SimStats stats_;
-  std::map<std::pair<ClientId, Page>, core::Place> moving_;  ///< granules between migrate_begin and migrate_end
+  /// A granule between migrate_begin and migrate_end.
+  struct Migration {
+    core::Place to = core::Place::system;
+    std::uint64_t copies = 0;
+  };
+  std::map<std::pair<ClientId, Page>, Migration> moving_;
   core::Stats seen_;         ///< what the core's statistics must say (I-20); the fields that can be told from outside
   core::Stats clients_sum_;  ///< the core's statistics of the clients that are closed, added up
   mutable Subject subject_;  ///< what the checks look at now
