@@ -41,11 +41,10 @@ wire::Span wire_span(const Session& session, const void* span, std::size_t bytes
 
 bool acquire(void* context, void* span, std::size_t bytes) noexcept {
   auto& session = *static_cast<Session*>(context);
-  // Mapped before the manager knows of it: the pages may be brought to a device at once, with others of their block, and
-  // a mapping made after that would show the copy that is not the newest.
+  // Mapped before the manager knows of it: from its answer on it may register the pages with the userfaultfd, and
+  // mapping them anew would drop that without a word.
   span_status = map_span(session, span, bytes);
-  if (!span_status.ok()) return false;
-  span_status = session.requests.tell(wire::MessageType::alloc, wire_span(session, span, bytes));
+  if (span_status.ok()) span_status = session.requests.tell(wire::MessageType::alloc, wire_span(session, span, bytes));
   if (span_status.ok()) return true;
   unmap_span(span, bytes);
   return false;

@@ -90,6 +90,7 @@ TEST(Faults, StoppedProcessesGoOnWhenTheyAreContinued) {
   ASSERT_EQ(line.rfind("manager ", 0), 0U) << line;
   const pid_t manager = std::atoi(line.c_str() + 8);
   const pid_t device = program.wait_for_process("ferry-device");
+  ASSERT_GT(device, 0);
   for (const pid_t stopped : {manager, device, program.pid()}) {
     ASSERT_EQ(::kill(stopped, SIGSTOP), 0);
     ::poll(nullptr, 0, 300);

@@ -30,6 +30,12 @@ std::string slurp(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+pid_t parent_of(const std::string& folder) {
+  const std::string stat = slurp(folder + "/stat");
+  const std::size_t close = stat.rfind(')');
+  return close == std::string::npos || close + 4 >= stat.size() ? 0 : std::atoi(stat.c_str() + close + 4);
+}
+
 bool is_zombie(const std::string& folder) {
   const std::string stat = slurp(folder + "/stat");
   const std::size_t close = stat.rfind(')');
@@ -169,13 +175,18 @@ std::vector<pid_t> Program::processes(const std::string& comm) const {
     const pid_t pid = std::atoi(entry->d_name);
     if (pid <= 0 || pid == ::getpid()) continue;
     const std::string folder = std::string("/proc/") + entry->d_name;
-    const std::string environment = slurp(folder + "/environ");
-    if (environment.find(tag_ + '\0') == std::string::npos || is_zombie(folder)) continue;
+    // A device process shows no environment (it has hidden the stack that holds it), but its parent does.
+    const bool ours = has_tag(pid) || has_tag(parent_of(folder));
+    if (!ours || is_zombie(folder)) continue;
     if (!comm.empty() && slurp(folder + "/comm") != comm + "\n") continue;
     found.push_back(pid);
   }
   ::closedir(proc);
   return found;
+}
+
+bool Program::has_tag(pid_t pid) const {
+  return pid > 1 && slurp("/proc/" + std::to_string(pid) + "/environ").find(tag_ + '\0') != std::string::npos;
 }
 
 pid_t Program::wait_for_process(const std::string& comm) const {

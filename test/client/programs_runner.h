@@ -46,6 +46,7 @@ class Program {
 
  private:
   void drain(bool until_end);
+  [[nodiscard]] bool has_tag(pid_t pid) const;
 
   std::string tag_;
   pid_t pid_ = 0;
