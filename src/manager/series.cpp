@@ -147,7 +147,7 @@ void Series::kernel_begin(const KernelEvent& event) {
   // order. A launch that is still open when several later ones have begun is a device's lie or its restart.
   for (std::size_t i = 0; i < open_.size(); ++i) {
     if (open_[i].client == event.client && open_[i].device == event.device && open_[i].queue == event.queue &&
-        (open_[i].launch >= event.launch || event.launch - open_[i].launch > out_of_order_max)) {
+        (open_[i].launch == event.launch || event.launch > open_[i].launch + out_of_order_max)) {
       close(i, at, true);
       break;
     }

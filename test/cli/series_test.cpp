@@ -128,6 +128,22 @@ TEST(Series, TimesKernelsAndMigrations) {
   EXPECT_EQ(series.kernels()[1].failed, 1U);
 }
 
+TEST(Series, BeginsAndEndsComeByDifferentPortsInAnyOrder) {
+  Series series(0, 64, 100);
+  KernelEvent second = kernel(400, 1, 4);
+  series.kernel_begin(second);
+  KernelEvent second_end = kernel(500, 1, 0);
+  series.kernel_end(second_end);
+  series.kernel_end(kernel(300, 0, 0));
+  KernelEvent first = kernel(600, 0, 4);
+  first.time_ns = 100;
+  series.kernel_begin(first);
+  ASSERT_EQ(series.kernels().size(), 1U);
+  EXPECT_EQ(series.kernels()[0].launches, 2U);
+  EXPECT_EQ(series.kernels()[0].failed, 0U);
+  EXPECT_EQ(series.kernels()[0].total_ns, 300U);
+}
+
 TEST(Series, KernelsOfALostDeviceEnd) {
   Series series(0, 64, 100);
   series.kernel_begin(kernel(100, 0, 8));
