@@ -1,5 +1,7 @@
 // Counts words in the text that lies on the machine. The kernel fills an open-addressing table with atomics; entries
-// point into the text, so look-ups follow pointers from one managed array into another.
+// point to the words, each written once into a dictionary, so look-ups follow pointers from one managed array into
+// another. Pointers into the text itself would do, but then every look-up touches text that was long passed, and the
+// device's memory would have to hold all of it.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -81,7 +83,10 @@ std::string collect_text(std::size_t bytes, const std::vector<std::string>& root
           continue;
         }
         std::ifstream file(it->path(), std::ios::binary);
-        std::string content((std::istreambuf_iterator<char>(file)), {});
+        std::string content(std::min<std::size_t>(it->file_size(ignored), bytes), '\0');
+        if (!file.read(content.data(), static_cast<std::streamsize>(content.size()))) {
+          continue;
+        }
         if (content.empty() || content.find('\0') != std::string::npos) {
           continue;
         }
@@ -94,15 +99,38 @@ std::string collect_text(std::size_t bytes, const std::vector<std::string>& root
   return text;
 }
 
+/// Where the kernel writes words down: all of `text` is taken from the front, by whoever needs some.
+struct Dictionary {
+  char* text;
+  std::size_t capacity;
+  std::uint64_t* used;
+
+  /// A copy that ends with NUL, or null where nothing is left.
+  const char* copy(const char* begin, const char* end) const {
+    const auto size = static_cast<std::size_t>(end - begin);
+    const std::size_t at = std::atomic_ref(*used).fetch_add(size + 1, std::memory_order_relaxed);
+    if (at + size + 1 > capacity) {
+      return nullptr;
+    }
+    std::copy(begin, end, text + at);
+    text[at + size] = '\0';
+    return text + at;
+  }
+};
+
 int run(std::uint64_t bytes, const std::vector<std::string>& roots) {
-  // A quarter of the data is the table, the rest is text.
-  std::size_t slots = 1024;
-  while (2 * slots * sizeof(Word) <= bytes / 4) {
+  // An eighth of the data each is the table and the dictionary, the rest is text.
+  std::size_t slots = 16384;
+  while (2 * slots * sizeof(Word) <= bytes / 8) {
     slots *= 2;
+  }
+  const std::size_t table_bytes = slots * sizeof(Word);
+  if (bytes < 4 * table_bytes) {
+    throw std::runtime_error("the data must be 1 MiB at least");
   }
   std::size_t files = 0;
   unsigned times = 0;
-  const std::string source = collect_text(bytes - slots * sizeof(Word), roots, files, times);
+  const std::string source = collect_text(bytes - 2 * table_bytes, roots, files, times);
   if (source.empty()) {
     throw std::runtime_error("no text found below " + roots.front());
   }
@@ -110,24 +138,36 @@ int run(std::uint64_t bytes, const std::vector<std::string>& roots) {
   std::vector<char, ferry::allocator<char>> text(source.begin(), source.end());
   text.push_back('\0');
   std::vector<Word, ferry::allocator<Word>> table(slots, Word{nullptr, 0});
-  auto* lost = static_cast<std::uint64_t*>(ferry::alloc(sizeof(std::uint64_t), ferry::placement::system));
-  *lost = 0;
+  std::vector<char, ferry::allocator<char>> words_written(table_bytes);
+  // What every wave adds to lives where both sides reach it.
+  auto* counters = static_cast<std::uint64_t*>(ferry::alloc(2 * sizeof(std::uint64_t), ferry::placement::system));
+  std::uint64_t* lost = &counters[0];
+  const Dictionary dictionary{words_written.data(), words_written.size(), &counters[1]};
+  counters[0] = counters[1] = 0;
   describe(fmt::format("text of {} files{}", files, times > 1 ? fmt::format(", read {} times", times) : ""),
-           text.size() + slots * sizeof(Word));
+           text.size() + 2 * table_bytes);
 
   Timer timer;
   constexpr std::size_t piece = 16384;
   ferry::parallel_for(
       (size + piece - 1) / piece,
-      [text = static_cast<const char*>(text.data()), table = table.data(), lost, size, slots](std::size_t p) {
+      [text = static_cast<const char*>(text.data()), table = table.data(), lost, dictionary, size,
+       slots](std::size_t p) {
         for_words(text, size, p * piece, std::min(size, (p + 1) * piece), [&](const char* begin, const char* end) {
           std::size_t at = hash_of(begin, end) & (slots - 1);
+          const char* written = nullptr;
           for (std::size_t probe = 0; probe < slots; ++probe, at = (at + 1) & (slots - 1)) {
             const char* there = std::atomic_ref(table[at].text).load(std::memory_order_acquire);
-            if (there == nullptr && std::atomic_ref(table[at].text).compare_exchange_strong(there, begin)) {
-              there = begin;
+            if (there == nullptr) {
+              written = written == nullptr ? dictionary.copy(begin, end) : written;
+              if (written == nullptr) {
+                break;
+              }
+              if (std::atomic_ref(table[at].text).compare_exchange_strong(there, written)) {
+                there = written;
+              }
             }
-            if (there == begin || same_word(there, begin, end)) {
+            if (there == written || same_word(there, begin, end)) {
               std::atomic_ref(table[at].count).fetch_add(1, std::memory_order_relaxed);
               return;
             }
@@ -169,7 +209,7 @@ int run(std::uint64_t bytes, const std::vector<std::string>& roots) {
     fmt::print(" {} ({})", top[i].second, top[i].first);
   }
   fmt::print("\n");
-  ferry::free(lost);
+  ferry::free(counters);
   return verdict("  word counts", wrong, wanted.size());
 }
 
