@@ -75,6 +75,8 @@ Result<Mapping> Mapping::map(int fd, std::uint64_t offset, std::size_t bytes) {
   const std::uintptr_t mapped_end = start + (bytes + page_bytes - 1) / page_bytes * page_bytes;
   const std::uintptr_t reserved_end = base + (bytes + slack + page_bytes - 1) / page_bytes * page_bytes;
   if (mapped_end < reserved_end) ::munmap(reinterpret_cast<void*>(mapped_end), reserved_end - mapped_end);
+  // A core file would walk all of it, and hold what belongs to others.
+  ::madvise(data, bytes, MADV_DONTDUMP);
   Mapping mapping;
   mapping.data_ = static_cast<std::byte*>(data);
   mapping.bytes_ = bytes;

@@ -1,11 +1,14 @@
 #include "linux/process.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
+#include <cstring>
 
 namespace ferry::linux {
 
@@ -21,6 +24,19 @@ Result<Process> Process::open(pid_t pid) {
 bool Process::ended() const {
   pollfd p{fd_.get(), POLLIN, 0};
   return ::poll(&p, 1, 0) > 0;
+}
+
+bool Process::stopped() const {
+  char text[512];
+  std::snprintf(text, sizeof text, "/proc/%d/stat", pid_);
+  const Fd file(::open(text, O_RDONLY | O_CLOEXEC));
+  if (!file) return false;
+  const ssize_t n = ::read(file.get(), text, sizeof text - 1);
+  if (n <= 0) return false;
+  text[n] = '\0';
+  // The name, which may hold anything, ends at the last parenthesis.
+  const char* after = std::strrchr(text, ')');
+  return after != nullptr && after + 2 < text + n && (after[2] == 'T' || after[2] == 't') && !ended();
 }
 
 void Process::kill() const {

@@ -21,6 +21,8 @@ class Process {
 
   /// It runs no further instruction and its address space is gone or going. Does not need to be its parent.
   [[nodiscard]] bool ended() const;
+  /// Stopped by a signal (job control, SIGSTOP) or a debugger.
+  [[nodiscard]] bool stopped() const;
   /// SIGKILL. Quiet if it has ended.
   void kill() const;
 

@@ -25,7 +25,7 @@ class Listener {
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   explicit operator bool() const { return fd_.valid(); }
-  /// Invalid: nobody (any more).
+  /// Invalid: nobody (any more), or no descriptors for one; errno says which.
   [[nodiscard]] linux::Fd accept() const;
 
  private:

@@ -88,6 +88,10 @@ int main(int argc, char** argv) {
   app.add_option("--config", flags.config, "TOML file with the machine and its policy; default none, or FERRY_CONFIG");
   app.add_option("--copy-threads", config.copy_threads, "threads that copy; default by the CPUs")
       ->check(CLI::Range(1U, 64U));
+  double answer_timeout_s = 10;
+  app.add_option("--answer-timeout", answer_timeout_s,
+                 "seconds after which a device that does not answer is ended; default 10")
+      ->check(CLI::Range(0.1, 86400.0));
   app.add_option("--stats", config.stats_file, "write counters here at the end (JSON)");
   app.add_option("--trace", config.trace_file, "write a trace for Perfetto here at the end (JSON)");
   app.add_option("--report", config.report_file, "write a report here at the end (HTML)");
@@ -102,6 +106,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "ferryd: name a socket to listen at, such as --socket /run/user/%u/ferry\n", ::getuid());
     return 2;
   }
+  config.answer_timeout_ns = static_cast<std::uint64_t>(answer_timeout_s * 1e9);
   from_environment(flags.vram, "FERRY_VRAM");
   from_environment(flags.cus, "FERRY_CUS");
   from_environment(flags.devices, "FERRY_DEVICES");

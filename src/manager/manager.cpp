@@ -365,6 +365,12 @@ void Manager::poll_events(int timeout_ms) {
       case Source::copies: continue;
       case Source::listener:
         for (linux::Fd fd = listener_.accept(); fd; fd = listener_.accept()) add_connection(std::move(fd));
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
+          // It stays ready, and looking again would find the same: until a connection ends.
+          log("no descriptors for more applications: raise the limit (ulimit -n)");
+          unwatch(listener_.fd());
+          listener_waits_ = true;
+        }
         continue;
       default: break;
     }
@@ -408,8 +414,13 @@ void Manager::end_dropped() {
     }
     executor_->run_actions();
   }
+  if (forgotten_.empty()) return;
   for (const std::uint64_t serial : forgotten_) connections_.erase(serial);
   forgotten_.clear();
+  if (listener_waits_) {
+    listener_waits_ = false;
+    watch(listener_.fd(), Source::listener, nullptr, no_device, EPOLLIN);
+  }
 }
 
 void Manager::drop_device(Client& client, DeviceId device, const char* why) {

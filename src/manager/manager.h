@@ -134,6 +134,7 @@ class Manager final : private Household {
   std::uint64_t last_progress_ns_ = 0;
   std::uint64_t last_yield_ns_ = 0;
   bool stopping_ = false;
+  bool listener_waits_ = false;  ///< for descriptors
   std::uint64_t shutdown_serial_ = 0;           ///< the connection that asked, 0: none
   std::uint64_t shutdown_request_ = 0;
   TimeSplit time_;

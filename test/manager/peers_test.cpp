@@ -46,7 +46,7 @@ class Peers : public ::testing::Test {
   }
   ::testing::AssertionResult device_lost() { return app_.got(MessageType::device_lost); }
 
-  Ferryd ferryd_{{"--vram", "8M", "--cus", "2"}};
+  Ferryd ferryd_{{"--vram", "8M", "--cus", "2", "--granularity", "4K", "--answer-timeout", "1"}};
   Speaker good_{ferryd_};
   Speaker app_{ferryd_};
   linux::Mapping control_;
@@ -201,6 +201,80 @@ TEST_F(Peers, DeviceThatWritesGarbageIsEnded) {
     }
   }
   EXPECT_EQ(device->join(), 128 + SIGKILL);
+}
+
+TEST_F(Peers, DeviceThatDoesNotAnswerIsEndedAndNobodyWaitsOn) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  // Has a page mapped by the device's agent, which is not there. The page was never touched: the application's agent,
+  // which is not there either, is not needed.
+  wire::Span span{};
+  span.count_pages = 1;
+  span.device = 0;
+  app_.send(MessageType::prefetch, span);
+  EXPECT_EQ(device->join(), 128 + SIGKILL);
+  // In either order.
+  bool lost = false;
+  bool answered = false;
+  while (!lost || !answered) {
+    ASSERT_EQ(app_.receive(), linux::Receive::message);
+    lost |= app_.in().type() == MessageType::device_lost;
+    answered |= app_.in().type() == MessageType::done;
+  }
+}
+
+TEST_F(Peers, CommandsReachTheAgentsAndTheirAnswersTheCore) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  const auto system = std::move(linux::Mapping::map(app_.files[1].get(), 0, page_bytes).value());
+  system.data()[0] = std::byte{42};
+  // The application maps its page, as the client library does, so that there is something to take from it.
+  void* const at = reinterpret_cast<void*>(window_base);
+  ASSERT_EQ(::mmap(at, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, app_.files[1].get(), 0),
+            at);
+  const auto take = [&](wire::Port& port, wire::DownKind kind) {
+    const std::uint32_t head = port.down_head.load();
+    port.peer_sleeping.store(1);
+    while (port.down_tail.load() == head) {
+      if (linux::futex_wait(port.down_tail, head, std::uint64_t{patience_ms} * 1'000'000) == ETIMEDOUT) break;
+    }
+    const wire::DownRecord command = port.down[head % wire::ring_entries];
+    port.down_head.store(head + 1);
+    EXPECT_EQ(command.kind, static_cast<std::uint32_t>(kind));
+    EXPECT_EQ(command.address, window_base);
+    EXPECT_EQ(command.length_bytes, page_bytes);
+    return command;
+  };
+  const auto answer = [&](wire::Port& port, const wire::DownRecord& command) {
+    wire::UpRecord done{};
+    done.kind = static_cast<std::uint32_t>(wire::UpKind::done);
+    done.action = command.action;
+    post(port, done);
+  };
+  wire::Span span{};
+  span.count_pages = 1;
+  span.device = 0;
+  app_.send(MessageType::prefetch, span);
+  const wire::DownRecord zap = take(control().agent, wire::DownKind::zap);
+  ASSERT_EQ(::madvise(at, page_bytes, MADV_DONTNEED), 0);
+  answer(control().agent, zap);
+  const wire::DownRecord map = take(device_control().agent, wire::DownKind::map);
+  EXPECT_EQ(map.file, static_cast<std::uint8_t>(wire::File::vram));
+  const auto vram = std::move(linux::Mapping::map(app_.files[3].get(), 0, 8U << 20).value());
+  EXPECT_EQ(vram.data()[map.file_offset], std::byte{42});
+  answer(device_control().agent, map);
+  EXPECT_EQ(app_.done(), Code::ok);
+
+  // Back: the device lets go first, then the page is copied home and given to whoever faults.
+  vram.data()[map.file_offset] = std::byte{43};
+  const bool writable = map.writable != 0;
+  span.device = wire::to_system;
+  app_.send(MessageType::prefetch, span);
+  answer(device_control().agent, take(device_control().agent, wire::DownKind::rearm));
+  EXPECT_EQ(app_.done(), Code::ok);
+  EXPECT_EQ(*static_cast<volatile unsigned char*>(at), writable ? 43 : 42)
+      << "a copy that could not be written is clean";
+  ASSERT_EQ(::munmap(at, page_bytes), 0);
 }
 
 TEST_F(Peers, BlockingUserfaultfdDoesNotStopTheManager) {

@@ -28,6 +28,9 @@ Status status_of(std::int32_t error) {
   return Status(Code::no_memory, error);
 }
 
+/// Deadlines are checked every second or so; a gap this long means that the manager did not run.
+constexpr std::uint64_t checks_missed_ns = 5'000'000'000;
+
 /// One call of the peer covers this much at most: it must stay responsive.
 constexpr std::uint64_t merged_pages_max = 64 * block_pages;
 
@@ -267,10 +270,21 @@ void Executor::client_ended(Client& client) {
 }
 
 void Executor::check_deadlines() {
+  const std::uint64_t since_last_ns = now_ns_ - last_deadline_check_ns_;
+  last_deadline_check_ns_ = now_ns_;
   if (commands_.live() == 0) return;
+  // Stopped with everybody else (a terminal's Ctrl-Z, a suspended machine): what nobody could do in that time, nobody
+  // owes.
+  const bool slept = since_last_ns > checks_missed_ns;
   for (std::uint32_t i = 0; i < commands_.size(); ++i) {
-    const Command& c = commands_.at(i);
-    if (!c.live || c.device == no_device || now_ns_ - c.since_ns < config_.answer_timeout_ns) continue;
+    Command& c = commands_.at(i);
+    if (!c.live || c.device == no_device) continue;
+    if (slept) c.since_ns = now_ns_;
+    if (now_ns_ - c.since_ns < config_.answer_timeout_ns) continue;
+    if (c.client->process.stopped()) {
+      c.since_ns = now_ns_;
+      continue;
+    }
     household_.drop_device(*c.client, c.device, "it owes an answer for too long");
   }
 }

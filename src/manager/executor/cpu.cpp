@@ -10,6 +10,8 @@ namespace {
 constexpr unsigned steer_modes = linux::track_missing | linux::track_minor;
 /// The kernel says "again" while the process changes its mappings; it ends soon.
 constexpr unsigned retries_max = 1000;
+/// Few enough pages to look for holes on the main thread; a copy thread does it for more.
+constexpr std::uint64_t looked_at_here_max = 16;
 /// Given with a page that the core has mapped anyway.
 constexpr unsigned pages_around = 16;
 
@@ -69,10 +71,14 @@ void Executor::revoke_cpu(Client& client, const core::Action& action) {
   if (action.pages.count_pages == block_pages && b.steered < 0xffff) ++b.steered;
 
   if (!b.backed.intersects(mask)) {
-    // A page that the file does not have is in no page table, and being watched, it cannot get there unnoticed.
+    const std::byte* const mirror =
+        action.pages.count_pages <= looked_at_here_max ? client.mirror(action.pages.first) : nullptr;
     const std::uint64_t from = action.pages.first * page_bytes;
     const std::uint64_t end = action.pages.end() * page_bytes;
-    if (linux::next_data(client.system_file.get(), from, end) == end) {
+    if (mirror != nullptr && linux::all_resident(mirror, action.pages.count_pages * page_bytes)) {
+      b.backed |= mask;  // so that the copy need not ask again
+    } else if (linux::next_data(client.system_file.get(), from, end) == end) {
+      // A page that the file does not have is in no page table, and being watched, it cannot get there unnoticed.
       done(action.id, {});
       return;
     }

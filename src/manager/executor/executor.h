@@ -56,7 +56,7 @@ class Executor {
   void device_ended(Client& client, DeviceId device);
   /// The application is gone or has let go: answers everything that was asked of its agent.
   void client_ended(Client& client);
-  /// Looks for devices that owe an answer for too long.
+  /// Looks for devices that owe an answer for too long. To be called about once a second while expecting().
   void check_deadlines();
 
   std::uint64_t copy_to_vram_ns = 0;
@@ -127,6 +127,7 @@ class Executor {
   const ManagerConfig& config_;
   linux::CopyEngine engine_;
   std::uint64_t now_ns_ = 0;
+  std::uint64_t last_deadline_check_ns_ = 0;
   std::uint64_t pieces_max_ = 0;
 
   CommandPool commands_;
