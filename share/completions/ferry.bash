@@ -40,14 +40,14 @@ _ferry() {
         leak_chunk keep_chunk_contents map_both_writable' -- "$cur")
       return
       ;;
-    --cus | --devices | --seed | --steps | --runs | --jobs | --bytes) return ;;
+    --cus | --devices | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
   esac
   case $command in
     run) word='--vram --cus --devices --granularity --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
     doctor) word='--json --help' ;;
     explain) word='--pid --bytes --socket --json --help' ;;
     sim) word='--seed --steps --runs --bug --trace --jobs --help' ;;
-    bench) word='--json --help' ;;
+    bench) word='core fault-1cu fault-all fault-cpu migrate kernels bfs pagerank stencil --json --repeat --limit --verbose --help' ;;
     completion) word='bash zsh fish --help' ;;
     version) word='--help' ;;
     *) return ;;

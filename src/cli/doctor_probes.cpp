@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <thread>
@@ -219,15 +220,20 @@ Check check_huge_pages() {
 
 Check check_window() {
   Check check{.name = "address window"};
-  const auto base = reinterpret_cast<void*>(default_window_base);
-  void* got = mmap(base, default_window_bytes, PROT_NONE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+  const auto from_environment = [](const char* name, std::uint64_t otherwise) {
+    const char* text = std::getenv(name);
+    const std::uint64_t value = text != nullptr ? std::strtoull(text, nullptr, 16) : 0;
+    return value != 0 ? value : otherwise;
+  };
+  const std::uint64_t bytes = from_environment("FERRY_WINDOW_BYTES", default_window_bytes);
+  auto* const base = reinterpret_cast<void*>(from_environment("FERRY_WINDOW_BASE", default_window_base));
+  void* got = mmap(base, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
   const int error = errno;
-  if (got != MAP_FAILED) munmap(got, default_window_bytes);
+  if (got != MAP_FAILED) munmap(got, bytes);
   char text[64];
-  std::snprintf(text, sizeof text, "%s at %p", format_size(default_window_bytes).c_str(), base);
+  std::snprintf(text, sizeof text, "%s at %p", format_size(bytes).c_str(), base);
   check.found = text;
-  const auto file = linux::make_memory_file("ferry-doctor", default_window_bytes);
+  const auto file = linux::make_memory_file("ferry-doctor", bytes);
   if (got == base && file.ok()) {
     check.found += ": reserved, and a memory file as large made";
     return check;

@@ -54,7 +54,7 @@ constexpr const char* sim_footer = R"(Example:
 Exit codes: 0 clean (--bug all: every bug was found in time); 1 a check failed; 2 wrong command line.)";
 
 constexpr const char* bench_footer = R"(Example:
-  ferry bench fault_in_place --json
+  ferry bench fault-1cu --json
 
 Exit codes: those of ferry-bench; 125 ferry-bench is not beside ferry.)";
 
@@ -165,10 +165,13 @@ void Ferry::declare_run() {
   help_->usage(run_, "ferry run [options] -- PROGRAM [ARGUMENTS]");
   run_->footer(run_footer);
   manager::MachineFlags& machine = run_options_.machine;
-  run_->add_option("--vram", machine.vram, "Memory of each device (default 256M)")->type_name("SIZE");
+  run_->add_option("--vram", machine.vram,
+                   "Memory of each device (default " + size_argument(manager::MachineOptions().vram_bytes) + ")")
+      ->type_name("SIZE");
   run_->add_option("--cus", machine.cus, "Compute units of each device (default: one for each CPU)")->type_name("N");
   run_->add_option("--devices", machine.devices, "Number of devices (default 1)")->type_name("N");
-  run_->add_option("--granularity", machine.granularity, "What moves together: 4K to 2M, a power of two (default 2M)")
+  run_->add_option("--granularity", machine.granularity,
+                   "What moves together: 4K to 2M, a power of two (default: a 1024th of VRAM, from 64K on)")
       ->type_name("SIZE");
   run_->add_option("--config", machine.config, "Machine and policy from a file; options go before it")
       ->type_name("FILE.toml");
@@ -228,7 +231,7 @@ void Ferry::declare_rest() {
   completion_->add_option("shell", shell_, "bash, zsh or fish")->required();
   version_ = app_.add_subcommand("version", "Print the version");
   help_->usage(version_, "ferry version");
-  version_->footer("Example:\n  ferry version");
+  version_->footer("Example:\n  ferry version\n\nExit codes: 0; 2 wrong command line.");
 }
 
 int Ferry::dispatch() {

@@ -180,9 +180,12 @@ void Run::show_progress() {
   const auto text = manager_->stats(ask_ms);
   const Counters counters = text ? read_counters(*text) : Counters{};
   if (!counters.valid) return;
-  winsize size{};
-  const unsigned columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
-  if (before_.valid) {
+  // While devices rest the line is the program's.
+  if (!before_.valid || !device_work(counters, before_)) {
+    clear_progress();
+  } else {
+    winsize size{};
+    const unsigned columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
     const std::string line = progress_line(counters, before_, now - before_ns_, now - start_ns_, columns);
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     progress_shown_ = true;

@@ -84,6 +84,12 @@ Counters read_counters(std::string_view text) {
   return c;
 }
 
+bool device_work(const Counters& now, const Counters& before) {
+  return now.kernels_ns != before.kernels_ns || now.device_faults != before.device_faults ||
+         now.cpu_faults != before.cpu_faults || now.to_vram_bytes != before.to_vram_bytes ||
+         now.to_system_bytes != before.to_system_bytes;
+}
+
 std::string summary(const Counters& c, const std::string& program, std::uint64_t run_ns) {
   const std::uint64_t whole = run_ns;
   std::string out = "ferry: " + program + " took " + format_duration(run_ns) + ", " +

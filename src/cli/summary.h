@@ -17,6 +17,9 @@ struct Counters {
   std::uint64_t wall_ns = 0, kernels_ns = 0, moving_ns = 0, copy_ns = 0, busy_ns = 0, poll_ns = 0, sleep_ns = 0;
 };
 
+/// Devices did something between the two: ran, faulted, moved or evicted.
+[[nodiscard]] bool device_work(const Counters& now, const Counters& before);
+
 [[nodiscard]] Counters read_counters(std::string_view json);
 
 /// Several lines, each beginning with "ferry: ". `run_ns` is the program's own time.

@@ -11,8 +11,18 @@ TEST(Options, DefaultsAreOneDevice) {
   EXPECT_GE(options.cu_count(), 1U);
   const core::Config config = options.core_config();
   EXPECT_EQ(config.vram_pages, options.vram_bytes / page_bytes);
-  EXPECT_EQ(config.granularity_pages, block_pages);
+  EXPECT_EQ(config.granularity_pages * page_bytes, options.granule_bytes());
   EXPECT_EQ(config.bug, core::PlantedBug::none);
+}
+
+TEST(Options, GranulesFollowTheSizeOfVramUnlessSaidOtherwise) {
+  const std::pair<const char*, std::uint64_t> cases[] = {
+      {"2M", 64 << 10}, {"64M", 64 << 10}, {"256M", 256 << 10}, {"1G", 1 << 20}, {"16G", 2 << 20}};
+  for (const auto& [vram, granule] : cases) {
+    MachineOptions options;
+    ASSERT_FALSE(read_options({.vram = vram, .cus = {}, .devices = {}, .granularity = {}, .config = {}}, options));
+    EXPECT_EQ(options.granule_bytes(), granule) << vram;
+  }
 }
 
 TEST(Options, FlagsSetTheMachine) {

@@ -168,10 +168,18 @@ TEST(Run, TheConfigurationFileIsReadBeforeTheProgram) {
 
 // --- the preload -----------------------------------------------------------------------------------------------------
 
-bool has_malloc() { return std::filesystem::exists(FERRY_TEST_BUILD_DIR "/lib/libferry_malloc.so"); }
+/// Why the preload is not tried, or empty.
+std::string no_malloc() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return "a sanitizer has to come before any other library, in programs that were built with it";
+#else
+  const bool here = std::filesystem::exists(FERRY_TEST_BUILD_DIR "/lib/libferry_malloc.so");
+  return here ? "" : "this build has no libferry_malloc.so";
+#endif
+}
 
 TEST(RunMalloc, KeepsAPreloadThatIsThere) {
-  if (!has_malloc()) GTEST_SKIP() << "this build has no libferry_malloc.so";
+  if (const std::string reason = no_malloc(); !reason.empty()) GTEST_SKIP() << reason;
   const Outcome outcome = test::run(
       {.arguments = {test::ferry_program(), "run", "--quiet", "--malloc", "--", "sh", "-c", "echo $LD_PRELOAD"},
        .environment = {{"LD_PRELOAD", "libm.so.6"}}});
@@ -179,7 +187,7 @@ TEST(RunMalloc, KeepsAPreloadThatIsThere) {
 }
 
 TEST(RunMalloc, ProgramsSayTheSame) {
-  if (!has_malloc()) GTEST_SKIP() << "this build has no libferry_malloc.so";
+  if (const std::string reason = no_malloc(); !reason.empty()) GTEST_SKIP() << reason;
   const std::vector<std::vector<std::string>> programs = {
       {"sh", "-c", "ls -l /usr/bin | sort -k5 -n | tail -3; echo $?"},
       {"awk", "BEGIN { for (i = 0; i < 200000; ++i) a[i] = i \"x\"; print length(a), a[777] }"},
