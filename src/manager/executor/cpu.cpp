@@ -25,22 +25,49 @@ void Executor::arm(Client& client, BlockIndex index, BlockState& block) {
   missing.remove(block.armed);
   if (missing.none()) return;
   const bool was = block.armed.any();
-  missing.for_each_run([&](unsigned first, unsigned count) { arm_span(client, index, block, first, count); });
+  bool room = true;
+  missing.for_each_run(
+      [&](unsigned first, unsigned count) { room = room && arm_run(client, index, block, first, count); });
   if (!was && block.armed.any()) ++client.armed_blocks;
+  if (!room) arm_allocations(client, index);
 }
 
-void Executor::arm_span(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count) {
+/// False: registering would cut a mapping in pieces, and the process may have no more of them.
+bool Executor::arm_run(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count) {
   const std::uint64_t address = client.address_of(first_page_of(index) + first);
   const linux::Fault fault = client.userfault.register_span(address, count * page_bytes, steer_modes);
   if (fault == linux::Fault::ok) {
     block.armed.set_range(first, count);
-    return;
+    return true;
   }
+  if (fault == linux::Fault::no_memory) return false;
   // Part of it has just been freed: the application unmaps before it says so. Nothing is reachable there.
-  if (count == 1 || fault == linux::Fault::process_gone) return;
+  if (count == 1 || fault == linux::Fault::process_gone) return true;
   const unsigned half = count / 2;
-  arm_span(client, index, block, first, half);
-  arm_span(client, index, block, first + half, count - half);
+  return arm_run(client, index, block, first, half) && arm_run(client, index, block, first + half, count - half);
+}
+
+/// At the limit of mappings: whole allocations are registered, which cuts nothing. Their other blocks pay with a fault
+/// for each page that is touched for the first time.
+void Executor::arm_allocations(Client& client, BlockIndex index) {
+  const PageSpan block_span{first_page_of(index), block_pages};
+  auto it = client.spans.upper_bound(block_span.first);
+  if (it != client.spans.begin()) --it;
+  for (; it != client.spans.end() && it->first < block_span.end(); ++it) {
+    const PageSpan span{it->first, it->second};
+    if (!span.overlaps(block_span)) continue;
+    const linux::Fault fault =
+        client.userfault.register_span(client.address_of(span.first), span.count_pages * page_bytes, steer_modes);
+    if (fault != linux::Fault::ok) {
+      household_.drop_client(client, "it has no mappings left (vm.max_map_count)");
+      return;
+    }
+    for (BlockIndex b = block_of(span.first); b <= block_of(span.end() - 1); ++b) {
+      BlockState& state = client.block(b);
+      if (state.armed.none()) ++client.armed_blocks;
+      state.armed |= BlockTable::mask_in(b, span);
+    }
+  }
 }
 
 /// The pages are the kernel's again: touches are served natively, whoever waits retries.

@@ -97,7 +97,8 @@ class Executor {
   void revoke_cpu(Client& client, const core::Action& action);
   void map_cpu(Client& client, const core::Action& action);
   void arm(Client& client, BlockIndex index, BlockState& block);
-  void arm_span(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count);
+  bool arm_run(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count);
+  void arm_allocations(Client& client, BlockIndex index);
   void disarm(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
   Status give_cpu(Client& client, PageSpan pages);
   Status give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake);
