@@ -76,7 +76,14 @@ Batch run_batch(const SimOptions& base, std::uint64_t runs, unsigned jobs) {
   return batch;
 }
 
-void print_failure(const Finding& finding) {
+void print_line(std::string_view text) { std::printf("%.*s\n", static_cast<int>(text.size()), text.data()); }
+
+void print_failure(const Finding& finding, bool whole_trace) {
+  if (whole_trace) {
+    SimOptions traced = finding.options;
+    traced.trace = print_line;
+    (void)run(traced);
+  }
   std::fputs(finding.result.failure.c_str(), stdout);
   if (finding.result.broken == Invariant::none) return;
   const SimOptions small = shrink(finding.options, finding.result);
@@ -137,7 +144,7 @@ int sim_main(const SimMainOptions& options) {
     return 2;
   }
   if (options.trace && options.runs == 1) {
-    base.trace = [](std::string_view text) { std::printf("%.*s\n", static_cast<int>(text.size()), text.data()); };
+    base.trace = print_line;
     const SimResult r = run(base);
     std::printf("trace hash %016llx, %llu steps\n", u(r.trace_hash), u(r.steps));
     if (!r.ok) std::fputs(r.failure.c_str(), stdout);
@@ -147,7 +154,7 @@ int sim_main(const SimMainOptions& options) {
   const Batch batch =
       run_batch(base, options.runs, static_cast<unsigned>(std::min<std::uint64_t>(wanted, options.runs)));
   if (batch.first.found) {
-    print_failure(batch.first);
+    print_failure(batch.first, options.trace);
     return 1;
   }
   const SimStats& s = batch.stats;
