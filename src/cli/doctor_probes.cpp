@@ -192,8 +192,8 @@ Check check_full_service() {
   check.state = State::degraded;
   check.found = "user mode only";
   check.cost = "read(2), write(2) and the like on pages that are in VRAM at that moment end with EFAULT";
-  check.mend = access("/dev/userfaultfd", F_OK) == 0 ? "sudo setfacl -m u:$USER:rw /dev/userfaultfd"
-                                                     : "sudo sysctl -w vm.unprivileged_userfaultfd=1";
+  check.mend = "sudo sysctl -w vm.unprivileged_userfaultfd=1";
+  if (access("/dev/userfaultfd", F_OK) == 0) check.mend += "   (or: sudo setfacl -m u:$USER:rw /dev/userfaultfd)";
   return check;
 }
 

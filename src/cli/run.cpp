@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "cli/child.h"
 #include "cli/exit_code.h"
@@ -65,6 +66,16 @@ class Output {
   std::string path_;
   bool created_ = false;
 };
+
+bool is_in_path(const std::string& name) {
+  const char* path = std::getenv("PATH");
+  std::istringstream folders(path != nullptr ? path : "");
+  struct stat info {};
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    if (stat((folder + "/" + name).c_str(), &info) == 0 && S_ISREG(info.st_mode)) return true;
+  }
+  return false;
+}
 
 class Run {
  public:
@@ -147,7 +158,9 @@ int Run::start_program() {
   child_ = start(spec);
   if (child_.error == 0) return exit_ok;
   const char* name = options_.program[0].c_str();
-  if (child_.error == ENOENT || child_.error == ENOTDIR) {
+  // A directory of PATH that may not be searched hides programs as if they were not there.
+  const bool hidden = child_.error == EACCES && std::strchr(name, '/') == nullptr && !is_in_path(name);
+  if (child_.error == ENOENT || child_.error == ENOTDIR || hidden) {
     const bool is_path = std::strchr(name, '/') != nullptr;
     std::fprintf(
         stderr, "ferry: %s: %s; %s\n", name, std::strerror(child_.error),
