@@ -189,12 +189,8 @@ void Manager::close_client(Client& client, const char* why) {
     if (state == DeviceState::attached || state == DeviceState::starting) end_device(client, d);
   }
   executor_->client_ended(client);
-  // Threads of a process that lives on without its connection must not wait for ever.
-  client.blocks.for_each([&](BlockIndex index, BlockState& b) {
-    b.armed.for_each_run([&](unsigned first, unsigned count) {
-      client.userfault.wake(client.address_of(first_page_of(index) + first), count * page_bytes);
-    });
-  });
+  // Not woken: a thread that waits for a page must not go on without it. The application keeps a descriptor of its own
+  // and ends when it sees the connection closed.
   client.userfault.close();
   finish_close(client);
 }

@@ -147,6 +147,9 @@ Status Manager::run() {
     then = woken;
     last_progress_ns_ = woken;
   }
+#ifndef NDEBUG
+  if (core_->quiescent()) core_->verify();
+#endif
   Status status;
   finish_files(status);
   return status;
