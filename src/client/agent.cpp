@@ -17,9 +17,16 @@
 #include "linux/futex.h"
 #include "wire/ring.h"
 
+// Of Linux 5.18; C libraries are older than kernels.
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 namespace ferry::client {
 namespace {
 
+/// Programs lock their memory (mlockall): the plain advice refuses that, and the pages would stay reachable.
+constexpr int zap_advice = MADV_DONTNEED_LOCKED;
 constexpr std::size_t stack_bytes = std::size_t{256} << 10;
 constexpr unsigned batch_max = 64;
 
@@ -83,7 +90,7 @@ class Agent {
       // Before Linux 6.13 a process may not advise itself this way: one call an extent then.
       if (batched_ && count - next > 1) {
         const ssize_t done =
-            ::syscall(SYS_process_madvise, self_pidfd_, &extents_[next], count - next, MADV_DONTNEED, 0);
+            ::syscall(SYS_process_madvise, self_pidfd_, &extents_[next], count - next, zap_advice, 0);
         if (done > 0) {
           auto bytes = static_cast<std::size_t>(done);
           while (next < count && bytes >= extents_[next].iov_len) bytes -= extents_[next++].iov_len;
@@ -94,7 +101,7 @@ class Agent {
       }
       // ENOMEM: part of the extent is unmapped, because the program freed it; nothing is reachable there, and the rest
       // was zapped.
-      if (::madvise(extents_[next].iov_base, extents_[next].iov_len, MADV_DONTNEED) != 0 && errno != ENOMEM) {
+      if (::madvise(extents_[next].iov_base, extents_[next].iov_len, zap_advice) != 0 && errno != ENOMEM) {
         errors_[zap_of_[next]] = errno;
       }
       ++next;

@@ -31,6 +31,9 @@ constexpr int exit_manager_lost = 117;
 
 alignas(Session) std::byte session_storage[sizeof(Session)];
 std::atomic<Session*> opened{nullptr};
+/// `opened`, from when the program's heap is managed memory. A thread that used a device before would have it fault on
+/// pages that are just being converted, and the agent drop the only copy of them.
+std::atomic<Session*> complete{nullptr};
 std::mutex open_mutex;
 std::array<char, 128> opened_socket{};               // guarded by open_mutex; empty: the default
 constinit Immortal<linux::Incoming> welcome_buffer;  // guarded by open_mutex
@@ -204,6 +207,7 @@ Session* open_new(const char* socket, ferry_error* error) {
          reader.ok() ? "the program's heap could not be made managed memory" : "cannot start the session's threads");
     ::_exit(exit_manager_lost);
   }
+  complete.store(s, std::memory_order_release);
   return s;
 }
 
@@ -232,10 +236,10 @@ Session* session_if_open() { return opened.load(std::memory_order_acquire); }
 
 Session* open_session(const char* socket, ferry_error* error) {
   if (!may_use_session(error)) return nullptr;
-  Session* s = opened.load(std::memory_order_acquire);
+  Session* s = complete.load(std::memory_order_acquire);
   if (s != nullptr && socket == nullptr) return s;
   const std::lock_guard lock(open_mutex);
-  s = opened.load(std::memory_order_acquire);
+  s = complete.load(std::memory_order_acquire);
   if (s != nullptr) {
     if (socket == nullptr || std::strcmp(socket, opened_socket.data()) == 0) return s;
     fail(error, Code::not_permitted, 0, "this process has a session with %s already; there is one a process",

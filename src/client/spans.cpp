@@ -67,7 +67,7 @@ bool convert(void* context, void* span, std::size_t bytes) noexcept {
   return span_status.ok();
 }
 
-void fork_child(void*, void* span, std::size_t bytes) noexcept { fork_child_span(span, bytes); }
+bool fork_child(void*, void* span, std::size_t bytes) noexcept { return fork_child_span(span, bytes); }
 
 }  // namespace
 

@@ -166,11 +166,14 @@ void end_children(std::vector<Child>& children) {
   while (!children.empty()) {
     std::vector<pollfd> polls;
     for (const auto& c : children) polls.push_back({c.process.fd(), POLLIN, 0});
+    const bool late = linux::monotonic_ns() > deadline;
+    for (const auto& c : children) {
+      // A manager that is stopped will write no report any more.
+      int how = 0;
+      if (late || (::waitpid(c.process.pid(), &how, WNOHANG | WUNTRACED) > 0 && WIFSTOPPED(how))) c.process.kill();
+    }
     ::poll(polls.data(), polls.size(), 100);
     reap(children);
-    if (linux::monotonic_ns() > deadline) {
-      for (const auto& c : children) c.process.kill();
-    }
   }
 }
 

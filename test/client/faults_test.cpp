@@ -47,6 +47,13 @@ TEST(Faults, SystemAndSpawnAndForkWithExecWork) {
   EXPECT_EQ(e.exit_code, 0) << e.describe();
 }
 
+#ifndef FERRY_TEST_NO_PRELOAD
+TEST(Faults, APreloadedMallocMakesOrdinaryContainersManagedAndForkCopiesThem) {
+  const Ended e = run_program("plain_heap", {"FERRY_SOCKET=", "LD_PRELOAD=" FERRY_MALLOC_LIBRARY});
+  EXPECT_EQ(e.exit_code, 0) << e.describe();
+}
+#endif
+
 TEST(Faults, ExitWhileKernelsRunEndsEverything) {
   const Ended e = run_program("exit_while_running", private_manager);
   EXPECT_EQ(e.exit_code, 0) << e.describe();

@@ -82,6 +82,22 @@ TEST(Kernels, QueuesRunBesideEachOther) {
   first.wait();
 }
 
+TEST(Kernels, DevicesReadWhatTheOtherWrote) {
+  if (ferry::device_count() < 2) GTEST_SKIP() << "one device";
+  Vector<std::uint64_t> v(300'000);
+  ferry::queue first(0);
+  ferry::queue second(1);
+  for (std::uint64_t round = 0; round < 6; ++round) {
+    auto& q = round % 2 == 0 ? first : second;
+    q.parallel_for(v.size(), [p = v.data(), round](std::size_t i) { p[i] = p[i] * 3 + i + round; }).wait();
+  }
+  for (std::size_t i = 0; i < v.size(); ++i) {
+    std::uint64_t want = 0;
+    for (std::uint64_t round = 0; round < 6; ++round) want = want * 3 + i + round;
+    ASSERT_EQ(v[i], want);
+  }
+}
+
 TEST(Kernels, SixteenQueuesAndNoMore) {
   std::vector<ferry::queue> queues;
   const int code = code_of([&] {
@@ -115,9 +131,9 @@ TEST(Kernels, AnExceptionComesBackWithItsText) {
 
 TEST(Kernels, BadPointersComeBackAsErrorsThatNameThem) {
   int local = 0;
+  auto* inside = static_cast<int*>(ferry::alloc(100));  // before: it could take the place of what is freed
   auto* freed = static_cast<int*>(ferry::alloc(8 << 20));
   ferry::free(freed);
-  auto* inside = static_cast<int*>(ferry::alloc(100));
   const std::vector<std::unique_ptr<int>> heap = [] {
     std::vector<std::unique_ptr<int>> h;
     for (int i = 0; i < 100; ++i) h.push_back(std::make_unique<int>(1));

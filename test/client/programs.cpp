@@ -16,6 +16,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -283,6 +284,64 @@ int work_for_ever() {
   }
 }
 
+/// For a preloaded malloc: ordinary containers, some older than the session, used by the device while threads go on
+/// writing to theirs and allocating. Then a fork whose child goes on with a copy of all that.
+int plain_heap() {
+  std::vector<int> before(200'000, 3);
+  std::map<int, std::string> names;
+  for (int i = 0; i < 1000; ++i) names[i] = std::string(static_cast<std::size_t>(i % 60), 'x');
+  std::atomic<bool> stop{false};
+  std::vector<std::vector<long>> counts(3, std::vector<long>(1000));
+  std::vector<long> totals(counts.size());
+  std::vector<std::thread> threads;
+  std::atomic<int> running{0};
+  for (std::size_t t = 0; t < counts.size(); ++t) {
+    threads.emplace_back([&, t] {
+      running.fetch_add(1);
+      long n = 0;
+      for (; !stop.load(); ++n) {
+        ++counts[t][static_cast<std::size_t>(n % 1000)];
+        if (n % 64 == 0) EXPECT((std::vector<int>(static_cast<std::size_t>(n % 5000 + 1), 1).back() == 1));
+      }
+      totals[t] = n;
+    });
+  }
+  while (running.load() != 3) std::this_thread::yield();
+  { const ferry::context context; }
+  std::vector<int> after(before.size(), 4);
+  std::vector<std::size_t> lengths(1000);
+  for (int round = 0; round < 10; ++round) {
+    ferry::parallel_for(before.size(), [b = before.data(), a = after.data()](std::size_t i) { b[i] += a[i]; });
+  }
+  const auto shared = std::make_unique<std::map<int, std::string>>(names);
+  ferry::parallel_for(
+      1000, [m = shared.get(), l = lengths.data()](std::size_t i) { l[i] = m->at(static_cast<int>(i)).size(); });
+  stop.store(true);
+  for (auto& t : threads) t.join();
+  for (const int x : before) EXPECT(x == 43);
+  for (std::size_t i = 0; i < 1000; ++i) EXPECT(lengths[i] == i % 60);
+  for (std::size_t t = 0; t < counts.size(); ++t) {
+    long sum = 0;
+    for (const long c : counts[t]) sum += c;
+    EXPECT(sum == totals[t]);
+  }
+  const pid_t child = ::fork();
+  if (child == 0) {
+    bool well = true;
+    for (int& x : before) well = well && x++ == 43;
+    names[2000] = "the child's own";
+    std::vector<int> grown(before);
+    grown.push_back(1);
+    ::_exit(well && names.size() == 1001 && grown.size() == before.size() + 1 ? 0 : 1);
+  }
+  int status = 0;
+  EXPECT(::waitpid(child, &status, 0) == child);
+  EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  for (const int x : before) EXPECT(x == 43);
+  EXPECT(names.size() == 1000);
+  return 0;
+}
+
 const std::map<std::string, int (*)()> programs = {
     {"ok", ok},
     {"open", open_only},
@@ -298,6 +357,7 @@ const std::map<std::string, int (*)()> programs = {
     {"exit_while_running", exit_while_running},
     {"interrupted", interrupted},
     {"code_of_later", code_of_later},
+    {"plain_heap", plain_heap},
     {"work_for_ever", work_for_ever},
 };
 

@@ -87,6 +87,8 @@ class ProcessSpans final : public SpanSource {
   /// Spans that a fork's child does not have may exist.
   [[nodiscard]] bool ever_managed() const noexcept { return ever_managed_; }
   void note_managed() noexcept { ever_managed_ = true; }
+  /// All spans are private again.
+  void forget_managed() noexcept { managed_ = ever_managed_ = false; }
 
  private:
   MetadataArena arena_;
@@ -116,6 +118,7 @@ constinit std::atomic<Process*> process{nullptr};
 constinit ProcessWindow the_window{0, 0, false};
 alignas(Process) constinit std::byte process_storage[sizeof(Process)]{};
 constinit std::atomic<bool> fork_hooks_set{false};
+constinit std::atomic<bool> serves_malloc{false};
 // begin_managed, end_managed and fork, against each other. Before all locks of the heap.
 constinit HeapLock switch_lock;
 
@@ -238,15 +241,23 @@ void after_fork_in_child() noexcept {
   if (!holds_for_fork) return;
   Process& self = *process.load(std::memory_order_relaxed);
   if (self.spans.ever_managed()) {
-    if (self.spans.hooks().fork_child != nullptr) {
+    struct Visit {
+      const ManagedSpanHooks& hooks;
+      bool all_private;
+    } visit{self.spans.hooks(), self.spans.hooks().fork_child != nullptr};
+    if (visit.all_private) {
       self.heap.visit_spans(
-          [](void* spans, void* span, std::size_t bytes, SpanKind) {
-            const ManagedSpanHooks& hooks = static_cast<ProcessSpans*>(spans)->hooks();
-            hooks.fork_child(hooks.context, span, bytes);
+          [](void* context, void* span, std::size_t bytes, SpanKind) {
+            auto& v = *static_cast<Visit*>(context);
+            v.all_private &= v.hooks.fork_child(v.hooks.context, span, bytes);
           },
-          &self.spans, true);
+          &visit, true);
     }
-    heap_enter_device_mode();
+    if (visit.all_private) {
+      self.spans.forget_managed();
+    } else {
+      heap_enter_device_mode();
+    }
   }
   self.heap.unlock_all_in_child();
   holds_for_fork = false;
@@ -358,6 +369,8 @@ bool heap_is_managed() noexcept {
   return self.spans.managed();
 }
 
+bool heap_serves_malloc() noexcept { return serves_malloc.load(std::memory_order_relaxed); }
+
 void heap_enter_device_mode() noexcept {
   // After set_up, or the first malloc here would set up a heap.
   (void)set_up();
@@ -434,6 +447,7 @@ std::size_t ferry_heap_usable_size(void* pointer) noexcept {
 }
 
 void ferry_heap_serve_malloc() noexcept {
+  serves_malloc.store(true, std::memory_order_relaxed);
   // libc keeps blocks of up to 32 MiB, too, once a program has freed one.
   constexpr std::size_t cache_bytes = std::size_t{64} << 20;
   if (::getenv("FERRY_MALLOC_CHECK") == nullptr) process_heap().set_large_cache(cache_bytes);

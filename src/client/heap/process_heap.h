@@ -39,8 +39,10 @@ struct ManagedSpanHooks {
   bool (*acquire)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
   /// The span is free: drop its contents wherever they lie. On return the heap maps PROT_NONE over it.
   void (*release)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
-  /// May be null. Called for every span in the child of a fork, where managed spans are not mapped (DONTFORK).
-  void (*fork_child)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
+  /// May be null. Called for every span in the child of a fork, where managed spans are not mapped (DONTFORK). True:
+  /// the span is private memory now, with the contents that it had. If all are, the child has its heap, private again;
+  /// otherwise its malloc is libc's.
+  bool (*fork_child)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
 };
 
 /// Converts every span and serves new ones through the hooks from now on. False when a convert failed: spans converted
@@ -52,6 +54,9 @@ struct ManagedSpanHooks {
 void end_managed() noexcept;
 
 [[nodiscard]] bool heap_is_managed() noexcept;
+
+/// This heap is the program's malloc (see ferry_heap_serve_malloc).
+[[nodiscard]] bool heap_serves_malloc() noexcept;
 
 /// This process is a device (or any other fork child that must leave the heap alone): malloc is libc's from now on,
 /// free() of a window pointer is ignored, realloc() of one fails (its size is known to the application alone).
