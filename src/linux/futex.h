@@ -61,7 +61,8 @@ inline void futex_wake(std::atomic<std::uint32_t>& word, int count) {
 }
 
 /// Polls before sleeping, as long as polling has paid off lately: each wait that ends while polling doubles the
-/// time that the next one may take, each that does not halves it. Where another thread wants the CPU (a yield that
+/// time that the next one may take, each that does not halves it. A sleep that turns out to have been short (most of it
+/// the waking) brings back the longest time: else who sleeps once in a flow of short waits would sleep in all. Where another thread wants the CPU (a yield that
 /// comes back late), it stops at once: the one who waits must not keep from running the one it waits for.
 /// One object a waiting thread.
 class AdaptiveSpin {
@@ -78,7 +79,10 @@ class AdaptiveSpin {
       relax();
     }
     const std::uint64_t begin = monotonic_ns();
+    if (slept_since_ns_ != 0 && begin - slept_since_ns_ < 2 * max_ns_) budget_ns_ = max_ns_;
+    slept_since_ns_ = 0;
     std::uint64_t yielded = begin;
+    bool contended = false;
     for (std::uint64_t now = begin; now - begin < budget_ns_; now = monotonic_ns()) {
       for (unsigned i = 0; i < turns_per_look; ++i) {
         if (ready()) {
@@ -92,12 +96,15 @@ class AdaptiveSpin {
         yielded = monotonic_ns();
         if (yielded - now > contended_ns) {
           if (ready()) return true;
+          contended = true;
           break;
         }
       }
     }
     budget_ns_ = budget_ns_ / 2 > min_ns_ ? budget_ns_ / 2 : min_ns_;
-    return ready();
+    if (ready()) return true;
+    if (!contended) slept_since_ns_ = begin;
+    return false;
   }
 
   /// What was waited for keeps coming: poll for the longest time again.
@@ -120,6 +127,7 @@ class AdaptiveSpin {
   std::uint64_t min_ns_;
   std::uint64_t max_ns_;
   std::uint64_t budget_ns_;
+  std::uint64_t slept_since_ns_ = 0;  ///< when the wait began that the last call gave up; 0: it did not
 };
 
 }  // namespace ferry::linux
