@@ -1,12 +1,15 @@
 // Applications and devices that write what they like into the memory that they share with ferryd, lie about who they
 // are, and die.
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 #include "base/random.h"
 #include "ferryd_harness.h"
@@ -165,6 +168,57 @@ TEST_F(Peers, FaultOutsideEverythingFailsItsWave) {
     EXPECT_EQ(answer.generation, generation);
     EXPECT_EQ(answer.status, static_cast<std::uint32_t>(Code::not_allocated));
     cu.down_head.store(++seen);
+  }
+}
+
+TEST_F(Peers, AnswersToWhatWasNotYetSentAreNotBelieved) {
+  auto device = attach_device(app_);
+  ASSERT_NE(device, nullptr);
+  // More commands than the ring holds, so that some wait behind it: pages with contents, no two of them neighbours.
+  constexpr unsigned commands = wire::ring_entries + 40;
+  ASSERT_EQ(app_.ask(MessageType::alloc, 1024, 2 * commands), Code::ok);
+  for (unsigned i = 0; i < commands; ++i) {
+    ASSERT_EQ(::pwrite(app_.files[1].get(), "x", 1, static_cast<off_t>((1024 + 2 * i) * page_bytes)), 1);
+    wire::Span span{};
+    span.first_page = 1024 + 2 * i;
+    span.count_pages = 1;
+    span.device = 0;
+    app_.send(MessageType::prefetch, span);
+  }
+  wire::Port& agent = control().agent;
+  const auto wait_for_tail = [&](std::uint32_t tail) {
+    agent.peer_sleeping.store(1);
+    for (std::uint32_t seen = agent.down_tail.load(); seen != tail; seen = agent.down_tail.load()) {
+      if (linux::futex_wait(agent.down_tail, seen, std::uint64_t{patience_ms} * 1'000'000) == ETIMEDOUT) return false;
+    }
+    return true;
+  };
+  constexpr unsigned sent = wire::ring_entries - 1;
+  ASSERT_TRUE(wait_for_tail(sent)) << agent.down_tail.load();
+  // Numbers are given out in order, so those of the rest can be guessed.
+  std::uint64_t largest = 0;
+  for (unsigned i = 0; i < sent; ++i) largest = std::max(largest, agent.down[i].action);
+  for (unsigned i = 1; i <= commands - sent; ++i) {
+    wire::UpRecord lie{};
+    lie.kind = static_cast<std::uint32_t>(wire::UpKind::done);
+    lie.action = largest + i;
+    post(agent, lie);
+  }
+  // All the rest comes once the ring is answered, each once.
+  std::vector<unsigned> seen(commands, 0);
+  for (std::uint32_t head = 0; head < commands; ++head) {
+    ASSERT_TRUE(head < agent.down_tail.load() || wait_for_tail(head + 1)) << "command " << head;
+    const wire::DownRecord command = agent.down[head % wire::ring_entries];
+    agent.down_head.store(head + 1);
+    ASSERT_EQ(command.kind, static_cast<std::uint32_t>(wire::DownKind::zap)) << head;
+    const std::uint64_t page = (command.address - window_base) / page_bytes;
+    ASSERT_TRUE(page >= 1024 && page < 1024 + 2 * commands && page % 2 == 0) << page;
+    EXPECT_EQ(++seen[(page - 1024) / 2], 1U) << page;
+    wire::UpRecord done{};
+    done.kind = static_cast<std::uint32_t>(wire::UpKind::done);
+    done.action = command.action;
+    while (agent.up_tail.load() - agent.up_head.load() >= wire::ring_entries) ::sched_yield();
+    post(agent, done);
   }
 }
 
