@@ -90,7 +90,7 @@ typedef struct ferry_machine_info {
 /** Opens the session if it is not open. */
 FERRY_API ferry_code ferry_machine(ferry_machine_info* info, ferry_error* error);
 
-/** Writes the manager's statistics about this process as JSON to `buffer`, always NUL-terminated.
+/** Writes the manager's statistics as JSON to `buffer`, always NUL-terminated.
  * Returns the length of the whole text (which may be more than fits), or 0 on error. */
 FERRY_API size_t ferry_stats(char* buffer, size_t bytes, ferry_error* error);
 

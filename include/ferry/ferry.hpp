@@ -153,7 +153,7 @@ using machine_info = ferry_machine_info;
 /// True inside a kernel on a device.
 [[nodiscard]] inline bool in_device() noexcept { return ferry_in_device() != 0; }
 
-/// The manager's statistics about this process, as JSON.
+/// The manager's statistics, as JSON: of all programs that share it.
 [[nodiscard]] inline std::string stats() {
   ferry_error e;
   std::string text(65536, '\0');

@@ -1,6 +1,7 @@
 #include "client/connection.h"
 
 #include <dlfcn.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -61,12 +62,18 @@ linux::Fd connect_manager(const char* path, ferry_error* error) {
              "no ferryd at %s: start one with `ferryd --socket %s`, or unset FERRY_SOCKET to have a private one", path,
              path);
         break;
-      case ECONNREFUSED:
+      case ECONNREFUSED: {
+        struct stat file {};
+        if (::stat(path, &file) == 0 && !S_ISSOCK(file.st_mode)) {
+          fail(error, Code::manager_lost, e, "%s is no socket: name that of a ferryd by FERRY_SOCKET", path);
+          break;
+        }
         fail(error, Code::manager_lost, e,
              "nobody listens at %s (a ferryd that was killed leaves its socket behind): start it again with `ferryd "
              "--socket %s`, or unset FERRY_SOCKET to have a private one",
              path, path);
         break;
+      }
       case EACCES:
         fail(error, Code::not_permitted, e,
              "uid %u may not connect to %s: ask its owner, or unset FERRY_SOCKET to have a private ferryd", ::getuid(),

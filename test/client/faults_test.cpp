@@ -91,6 +91,17 @@ TEST(Faults, ADeviceThatIsKilledIsReplacedAndMemoryIsKept) {
   EXPECT_TRUE(program.all_gone());
 }
 
+TEST(Faults, WithoutItsTemplateAProgramHasNoDeviceButItsMemory) {
+  Program program("survives_template_loss", private_manager);
+  ASSERT_EQ(program.read_line(), "ready");
+  const pid_t forker = program.wait_for_process("ferry-template");
+  ASSERT_GT(forker, 0);
+  ASSERT_EQ(::kill(forker, SIGKILL), 0);
+  const Ended e = program.finish();
+  EXPECT_EQ(e.exit_code, 0) << e.describe();
+  EXPECT_TRUE(program.all_gone());
+}
+
 TEST(Faults, StoppedProcessesGoOnWhenTheyAreContinued) {
   Program program("read_for_ever", private_manager);
   const std::string line = program.read_line();

@@ -1,5 +1,6 @@
 // Memory as a program sees it: allocation, containers, placement, prefetch, where pages are; past the size of VRAM.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -64,6 +65,20 @@ TEST(Memory, BadRequestsAreErrorsAndHarmNothing) {
   EXPECT_EQ(code_of([&] { ferry::prefetch(p, 0, ferry::to_device(0)); }), FERRY_BAD_RANGE);
   Vector<int> v(100);
   EXPECT_EQ(code_of([&] { ferry::prefetch(v.data(), 4, ferry::to_device(77)); }), FERRY_BAD_RANGE);
+}
+
+TEST(Memory, LockedPagesAreTakenFromTheCpuLikeOthers) {
+  constexpr std::size_t n = 1000;
+  Vector<std::uint64_t> v(n, 1);
+  if (::mlock(v.data(), n * sizeof v[0]) != 0) GTEST_SKIP() << "no memory may be locked here";
+  for (std::uint64_t round = 1; round <= 4; ++round) {
+    ferry::parallel_for(n, [p = v.data()](std::size_t i) { p[i] += i; });
+    for (std::size_t i = 0; i < n; ++i) {
+      ASSERT_EQ(v[i], 1 + round * i + (round - 1) * 2) << "round " << round << ", element " << i;
+      v[i] += 2;
+    }
+  }
+  ::munlock(v.data(), n * sizeof v[0]);
 }
 
 TEST(Memory, TwiceTheDevicesMemoryComesBackRight) {

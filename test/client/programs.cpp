@@ -236,6 +236,28 @@ int survives_device_loss() {
   return 0;
 }
 
+/// When the process that forks devices is gone, no device can be had any more; everything else goes on.
+int survives_template_loss() {
+  Numbers v = counted(500'000);
+  ferry::parallel_for(1, [](std::size_t) {});
+  say("ready");
+  std::string last;
+  for (int failures = 0; failures < 3;) {
+    try {
+      ferry::parallel_for(v.size(), [p = v.data()](std::size_t i) { p[i] = i + 7; });
+    } catch (const ferry::error& e) {
+      EXPECT(e.code() == ferry::errc::device_lost);
+      last = e.what();
+      ++failures;
+    }
+  }
+  EXPECT(last.find("started again") != std::string::npos);
+  for (std::size_t i = 0; i < v.size(); ++i) EXPECT(v[i] == i || v[i] == i + 7);
+  Numbers more = counted(100'000);
+  EXPECT(all_are(more, 0));
+  return 0;
+}
+
 int exit_while_running() {
   static Numbers v = counted(1'000'000);
   ferry::queue q;
@@ -354,6 +376,7 @@ const std::map<std::string, int (*)()> programs = {
     {"spawns", spawns},
     {"read_for_ever", read_for_ever},
     {"survives_device_loss", survives_device_loss},
+    {"survives_template_loss", survives_template_loss},
     {"exit_while_running", exit_while_running},
     {"interrupted", interrupted},
     {"code_of_later", code_of_later},

@@ -72,6 +72,12 @@ TEST(Session, AMissingSocketSaysWhatToStart) {
   EXPECT_NE(e.out.find("ferryd --socket /nowhere/ferry.sock"), std::string::npos) << e.describe();
 }
 
+TEST(Session, AFileThatIsNoSocketIsCalledSo) {
+  const Ended e = run_program("open", {"FERRY_SOCKET=/etc/passwd"});
+  EXPECT_EQ(e.exit_code, 3) << e.describe();
+  EXPECT_NE(e.out.find("/etc/passwd is no socket"), std::string::npos) << e.describe();
+}
+
 TEST(Session, ASocketWithoutListenerSaysWhatToStart) {
   char folder[] = "/tmp/ferry-test-XXXXXX";
   ASSERT_NE(::mkdtemp(folder), nullptr);
