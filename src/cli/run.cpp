@@ -39,6 +39,8 @@ constexpr int progress_every_ms = 500;
 constexpr int ask_ms = 200;
 // A trace of the largest size is written in a few seconds; this bounds a disk that hangs.
 constexpr int finish_ms = 120'000;
+// A process that was killed is seen to have ended a little after its sockets are.
+constexpr int gone_ms = 5'000;
 
 /// A file that will be written at the end can be written now. Contents stay as they are.
 class Output {
@@ -270,7 +272,7 @@ bool Run::write_empty_views() {
   };
   const std::uint64_t end_ns = start_ns_ + run_ns_;
   if (options_.trace) {
-    told("--trace", *options_.trace, manager::Trace(start_ns_, default_window_base, 1).write(*options_.trace, end_ns));
+    told("--trace", *options_.trace, manager::Trace(start_ns_, 1).write(*options_.trace, end_ns));
   }
   if (options_.report) {
     manager::Report report;
@@ -296,6 +298,7 @@ int Run::finish() {
     well = write_empty_views();
   } else {
     stats = manager_->stats(finish_ms);
+    if (!stats) manager_->notice_end(gone_ms);
     const bool was_running = manager_->running();
     const auto trouble = manager_->finish(finish_ms, signals_.get());
     if (trouble || !was_running) {

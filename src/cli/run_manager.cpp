@@ -99,6 +99,13 @@ void RunManager::ended_by_itself() {
   }
 }
 
+void RunManager::notice_end(int timeout_ms) {
+  if (!running()) return;
+  pollfd wait{child_.pidfd.get(), POLLIN, 0};
+  poll_all(&wait, 1, timeout_ms);
+  if (wait.revents != 0) ended_by_itself();
+}
+
 std::optional<std::string> RunManager::stats(int timeout_ms) {
   if (!running()) return {};
   if (!admin_) {

@@ -29,6 +29,9 @@ class RunManager {
   /// pidfd() is readable before anybody asked it to end.
   void ended_by_itself();
 
+  /// After it did not answer: it may just be ending. Waits that long to know.
+  void notice_end(int timeout_ms);
+
   /// Counters as JSON, or nothing where the manager does not answer.
   std::optional<std::string> stats(int timeout_ms);
 

@@ -131,7 +131,8 @@ void Manager::hello(Client& client) {
   client.greeted = true;
   clients_.push_back(&client);
   core_->client_open(client.id);
-  recorder_->name_client(client.id, client.program, static_cast<std::uint32_t>(client.process.pid()));
+  recorder_->name_client(client.id, client.program, static_cast<std::uint32_t>(client.process.pid()),
+                         client.window_base);
   watch(client.kick.fd(), Source::kick, &client, no_device, EPOLLIN | EPOLLET);
   watch(client.process.fd(), Source::application, &client, no_device, EPOLLIN);
   watch(client.userfault.fd(), Source::userfault, &client, no_device, EPOLLIN);

@@ -83,7 +83,7 @@ Status Manager::start() {
   watch(copies_bell_.fd(), Source::copies, nullptr, no_device, EPOLLIN | EPOLLET);
 
   now_ns_ = linux::monotonic_ns();
-  recorder_ = std::make_unique<Recorder>(now_ns_, default_window_base, !config_.trace_file.empty());
+  recorder_ = std::make_unique<Recorder>(now_ns_, !config_.trace_file.empty());
   core_ = std::make_unique<core::Core>(config_.machine.core_config(), recorder_.get());
   recorder_->watch(core_->stats());
   const unsigned cpus = cpu_count();

@@ -19,8 +19,8 @@ namespace ferry::manager {
 
 class Recorder final : public core::Observer {
  public:
-  Recorder(std::uint64_t start_ns, std::uint64_t window_base, bool with_trace)
-      : series_(start_ns), trace_(with_trace ? std::make_unique<Trace>(start_ns, window_base) : nullptr) {}
+  Recorder(std::uint64_t start_ns, bool with_trace)
+      : series_(start_ns), trace_(with_trace ? std::make_unique<Trace>(start_ns) : nullptr) {}
 
   /// The counters of the core that this observes. Call once the core is made; it must outlive the recorder's use.
   void watch(const core::Stats& stats) { series_.watch(&stats); }
@@ -41,8 +41,8 @@ class Recorder final : public core::Observer {
     series_.device_gone(now_ns, client, device);
     if (trace_) trace_->device_gone(now_ns, client, device);
   }
-  void name_client(ClientId client, const std::string& program, std::uint32_t pid) {
-    if (trace_) trace_->name_client(client, program, pid);
+  void name_client(ClientId client, const std::string& program, std::uint32_t pid, std::uint64_t window_base) {
+    if (trace_) trace_->name_client(client, program, pid, window_base);
   }
 
   [[nodiscard]] const Series& series() const { return series_; }

@@ -50,9 +50,8 @@ std::string quoted(const std::string& text) {
 
 }  // namespace
 
-Trace::Trace(std::uint64_t start_ns, std::uint64_t window_base, std::size_t records_max)
+Trace::Trace(std::uint64_t start_ns, std::size_t records_max)
     : start_ns_(start_ns),
-      window_base_(window_base),
       capacity_(records_max),
       // Untouched memory costs nothing until it is written.
       ring_(std::make_unique_for_overwrite<Record[]>(records_max)) {
@@ -136,8 +135,8 @@ void Trace::device_gone(std::uint64_t now_ns, ClientId client, DeviceId device) 
         .device = device});
 }
 
-void Trace::name_client(ClientId client, const std::string& program, std::uint32_t pid) {
-  clients_[client] = clean_text(program.data(), program.size()) + " (pid " + std::to_string(pid) + ")";
+void Trace::name_client(ClientId client, const std::string& program, std::uint32_t pid, std::uint64_t window_base) {
+  clients_[client] = {clean_text(program.data(), program.size()) + " (pid " + std::to_string(pid) + ")", window_base};
 }
 
 /// Turns records, in order of time, into trace events. Durations become complete events ("X") once their end is known,
@@ -212,7 +211,7 @@ class Trace::Writer {
   [[nodiscard]] std::string process_name(std::uint32_t process) const {
     if (process == manager_process) return "manager";
     const auto named = trace_.clients_.find(process);
-    if (named != trace_.clients_.end()) return named->second;
+    if (named != trace_.clients_.end()) return named->second.name;
     return "client " + std::to_string(process);
   }
 
@@ -232,8 +231,9 @@ class Trace::Writer {
   }
 
   [[nodiscard]] std::string pages_text(const Record& r) const {
-    return format(R"("address":"0x%)" PRIx64 R"(","pages":%)" PRIu64, trace_.window_base_ + r.first * page_bytes,
-                  r.count);
+    const auto named = trace_.clients_.find(r.client);
+    const std::uint64_t base = named != trace_.clients_.end() ? named->second.window_base : default_window_base;
+    return format(R"("address":"0x%)" PRIx64 R"(","pages":%)" PRIu64, base + r.first * page_bytes, r.count);
   }
 
   template <typename Emit>

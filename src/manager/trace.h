@@ -19,16 +19,17 @@ namespace ferry::manager {
 
 class Trace final : public core::Observer {
  public:
-  /// Memory is taken as records come, up to records_max * 48 bytes. `window_base` turns pages into addresses.
-  explicit Trace(std::uint64_t start_ns, std::uint64_t window_base = default_window_base,
-                 std::size_t records_max = std::size_t{1} << 19);
+  /// Memory is taken as records come, up to records_max * 48 bytes.
+  explicit Trace(std::uint64_t start_ns, std::size_t records_max = std::size_t{1} << 19);
 
   void on_event(const core::Event& event) override;
   void kernel_begin(const KernelEvent& event);
   void kernel_end(const KernelEvent& event);
   void device_gone(std::uint64_t now_ns, ClientId client, DeviceId device);
-  /// What a client is called in the trace; `program` may hold anything.
-  void name_client(ClientId client, const std::string& program, std::uint32_t pid);
+  /// What a client is called in the trace (`program` may hold anything), and where its page 0 is. Clients that were not
+  /// named have numbers, and the default window.
+  void name_client(ClientId client, const std::string& program, std::uint32_t pid,
+                   std::uint64_t window_base = default_window_base);
 
   /// Records overwritten because the ring was full.
   [[nodiscard]] std::uint64_t dropped() const { return taken_ > capacity_ ? taken_ - capacity_ : 0; }
@@ -62,13 +63,16 @@ class Trace final : public core::Observer {
   void write_to(Sink&& sink, std::uint64_t now_ns) const;
 
   std::uint64_t start_ns_;
-  std::uint64_t window_base_;
   std::size_t capacity_;
   std::uint64_t taken_ = 0;
   std::unique_ptr<Record[]> ring_;
   std::vector<std::string> names_;
   std::map<std::string, std::uint32_t, std::less<>> name_index_;
-  std::map<ClientId, std::string> clients_;
+  struct Named {
+    std::string name;
+    std::uint64_t window_base;
+  };
+  std::map<ClientId, Named> clients_;
 };
 
 }  // namespace ferry::manager

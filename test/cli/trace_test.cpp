@@ -54,7 +54,8 @@ void expect_accepted(const Trace& trace, std::uint64_t now) {
 TEST(Trace, AnEmptyOneIsATrace) { expect_accepted(Trace(0), 10); }
 
 TEST(Trace, AMigrationIsOneSliceWithItsCause) {
-  Trace trace(1000, 0x200000000000);
+  Trace trace(1000);
+  trace.name_client(1, "t", 1, 0x1000000000);
   trace.on_event(event(2000, EventKind::migrate_begin, 512, 512, Place::vram, Cause::prefetch));
   trace.on_event(event(5000, EventKind::migrate_end, 512, 512, Place::vram, Cause::prefetch));
   const auto slices = with_phase(trace, 9000, "X");
@@ -64,7 +65,7 @@ TEST(Trace, AMigrationIsOneSliceWithItsCause) {
   EXPECT_EQ(slices[0]["args"]["cause"], "prefetch");
   EXPECT_EQ(slices[0]["args"]["direction"], "to VRAM");
   EXPECT_EQ(slices[0]["args"]["pages"], 512);
-  EXPECT_EQ(slices[0]["args"]["address"], "0x200000200000");
+  EXPECT_EQ(slices[0]["args"]["address"], "0x1000200000");
   EXPECT_FALSE(slices[0]["args"].contains("unfinished"));
   expect_accepted(trace, 9000);
 }
@@ -126,7 +127,7 @@ TEST(Trace, TracksAreNamedAndApart) {
 }
 
 TEST(Trace, TheRingKeepsTheNewestAndCountsTheRest) {
-  Trace trace(0, default_window_base, 100);
+  Trace trace(0, 100);
   for (std::uint64_t i = 0; i < 250; ++i) trace.on_event(event(i * 1000, EventKind::device_fault, i));
   EXPECT_EQ(trace.dropped(), 150U);
   const auto faults = with_phase(trace, 250'000, "i");
@@ -139,7 +140,7 @@ TEST(Trace, TheRingKeepsTheNewestAndCountsTheRest) {
 TEST(Trace, WhateverComesTheFileIsATrace) {
   for (std::uint64_t seed = 1; seed <= 20; ++seed) {
     Random random(seed);
-    Trace trace(1'000'000, default_window_base, 2000);
+    Trace trace(1'000'000, 2000);
     std::uint64_t now = 1'000'000;
     for (int i = 0; i < 5000; ++i) {
       now += random.below(3000);
