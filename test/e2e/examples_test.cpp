@@ -53,6 +53,13 @@ TEST_P(Examples, TwiceTheMemory) {
   const auto stats = nlohmann::json::parse(file, nullptr, false);
   ASSERT_TRUE(stats.is_object());
   SCOPED_TRACE(stats.dump(1));
+  const std::uint64_t peak = stats.value("peak_vram_bytes", std::uint64_t{0});
+  EXPECT_GT(peak, 0U);
+  EXPECT_LE(peak, machine.devices * (vram_mib << 20));
+  // Chase may end with nothing evicted: what CPU threads update all the time stays in system memory.
+  if (example != "chase") {
+    EXPECT_GT(stats.value("evictions", std::uint64_t{0}), 0U);
+  }
   std::vector<std::string> left = folder.entries();
   std::erase_if(left, [](const std::string& entry) { return entry == "stats" || entry.starts_with("heat-"); });
   EXPECT_EQ(left, std::vector<std::string>{});
