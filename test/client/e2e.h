@@ -8,6 +8,13 @@
 #include <unordered_map>
 #include <vector>
 
+/// A kernel that crashes on purpose is stopped by a sanitizer before the device can report it.
+#if defined(__SANITIZE_ADDRESS__)
+#define FERRY_SKIP_CRASHES() GTEST_SKIP() << "the sanitizer reports these kernels itself, and ends the device"
+#else
+#define FERRY_SKIP_CRASHES() static_cast<void>(0)
+#endif
+
 namespace ferry::test {
 
 template <typename T>
