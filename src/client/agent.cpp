@@ -89,8 +89,7 @@ class Agent {
     while (next < count) {
       // Before Linux 6.13 a process may not advise itself this way: one call an extent then.
       if (batched_ && count - next > 1) {
-        const ssize_t done =
-            ::syscall(SYS_process_madvise, self_pidfd_, &extents_[next], count - next, zap_advice, 0);
+        const ssize_t done = ::syscall(SYS_process_madvise, self_pidfd_, &extents_[next], count - next, zap_advice, 0);
         if (done > 0) {
           auto bytes = static_cast<std::size_t>(done);
           while (next < count && bytes >= extents_[next].iov_len) bytes -= extents_[next++].iov_len;
