@@ -41,6 +41,9 @@ struct Config {
   unsigned contention_threshold = 4;
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;
+  /// When nobody who waits for VRAM got any for so long, because an application or device does not answer while its
+  /// granules are on their way, those who wait are served in place.
+  std::uint64_t line_patience_ns = 2'000'000'000;
   /// Copies that failed in a row for one granule before the fault is served in place, or fails where it cannot be.
   unsigned copy_retries = 3;
   /// Most granules that the speculation policy may bring ahead of a sequential fault; 0 switches it off.

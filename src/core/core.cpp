@@ -53,6 +53,11 @@ void Core::action_done(std::uint64_t now_ns, ActionId id, Status status) {
   impl_->action_done(id, status);
 }
 
+void Core::tick(std::uint64_t now_ns) {
+  impl_->now_ns = now_ns;
+  impl_->tick();
+}
+
 void Core::take_actions(std::vector<Action>& out) {
   out.clear();
   out.swap(impl_->actions);

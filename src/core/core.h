@@ -104,6 +104,9 @@ class Core {
   // --- the machine answers -------------------------------------------------------------------------------------------
   void action_done(std::uint64_t now_ns, ActionId id, Status status);
 
+  /// Time passes: to be called about once a second while something is under way.
+  void tick(std::uint64_t now_ns);
+
   /// Moves all actions decided so far into `out` (cleared first). Swap-based: no allocation in steady state.
   void take_actions(std::vector<Action>& out);
   [[nodiscard]] bool has_actions() const;

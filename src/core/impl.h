@@ -86,8 +86,10 @@ struct Device {
   std::deque<OpIndex> waiting;  ///< operations that wait for a slot, first come first served
   std::uint32_t reclaims = 0;   ///< evictions and drains under way that will let one waiter on
   std::uint64_t evictions = 0;
-  std::uint64_t used_pages = 0;  ///< of slots in use
-  bool pumping = false;          ///< pump() runs and will look again
+  std::uint64_t used_pages = 0;     ///< of slots in use
+  bool pumping = false;             ///< pump() runs and will look again
+  std::uint64_t line_moved_ns = 0;  ///< when `waiting` was last empty, or room was last found
+  bool line_stands = false;         ///< for longer than Config::line_patience_ns; until a granule comes to rest
 };
 
 struct Waiter {
@@ -212,6 +214,7 @@ class Core::Impl {
   void prefetch_op_done(std::uint32_t request);
   Block* find_block(Client& client, BlockIndex index);
   [[nodiscard]] static const Block* find_block(const Client& client, BlockIndex index);
+  [[nodiscard]] static BlockIndex next_block(const Client& client, BlockIndex from);
   Block& make_block(Client& client, BlockIndex index);
   void drop_block_if_empty(Client& client, Block& block);
 
@@ -261,6 +264,7 @@ class Core::Impl {
   bool reclaim_one(DeviceId device, Client& requester);
   void start_drain(DeviceId device, Client& owner, std::uint32_t chunk);
   void pump_all();
+  void tick();
   void evict_if_draining(Block& block, std::uint32_t granule);
   void forget_slot(DeviceId device, SlotIndex slot);
   void start_release(DeviceId device, Client& owner, std::uint32_t chunk);

@@ -1,6 +1,9 @@
 // Room: eviction, budgets, several clients, deaths, frees in the middle of things.
 #include <gtest/gtest.h>
 
+#include <utility>
+#include <vector>
+
 #include "machine.h"
 
 namespace ferry::core::test {
@@ -113,6 +116,65 @@ TEST(Vram, small_granules_share_a_chunk_and_keep_their_pages_apart) {
   EXPECT_EQ(std::unique(seen.begin(), seen.end()), seen.end());
   EXPECT_EQ(m.core.stats().evictions, 0U);
   EXPECT_EQ(m.core.vram_used_pages(0), block_pages);
+}
+
+TEST(Vram, clients_do_not_wait_for_ever_for_one_that_does_not_answer) {
+  const Config config = plain_config();
+  Machine m(config);
+  m.core.client_open(2);
+  m.core.device_attach(2, 0);
+  ASSERT_TRUE(m.core.alloc(1, 1, ten_blocks, Placement::automatic).ok());
+  ASSERT_TRUE(m.core.alloc(1, 2, ten_blocks, Placement::automatic).ok());
+  for (Page b = 0; b < 4; ++b) {
+    m.fault(page_in(b), Access::write, b + 1);
+  }
+  ASSERT_EQ(m.open_count(Verb::revoke_cpu), 4U);
+  // The application is stopped: it answers none of these, and all room is held for granules on their way.
+  const std::vector<Action> unanswered = std::exchange(m.open, {});
+  m.fault(page_in(0), Access::write, 20, 0, 2);
+  m.core.tick(m.now += config.line_patience_ns / 2);
+  m.settle();
+  EXPECT_FALSE(m.went_on(20)) << "granules on their way are waited for";
+  m.core.tick(m.now += config.line_patience_ns);
+  m.settle();
+  EXPECT_TRUE(m.went_on(20));
+  EXPECT_NE(m.at(page_in(0), 2).device_mapped, 0) << "in place";
+  m.fault(page_in(1), Access::write, 21, 0, 2);
+  m.settle();
+  EXPECT_TRUE(m.went_on(21)) << "the next does not wait as long again";
+  m.open = unanswered;
+  m.settle();
+  for (Page b = 0; b < 4; ++b) {
+    EXPECT_TRUE(m.went_on(b + 1)) << b;
+  }
+  m.fault(page_in(2), Access::write, 22, 0, 2);
+  EXPECT_FALSE(m.went_on(22)) << "room is to be had again";
+  m.settle();
+  EXPECT_TRUE(m.went_on(22));
+  EXPECT_EQ(m.at(page_in(2), 2).vram_device, 0);
+}
+
+TEST(Vram, prefetch_of_what_cannot_move_ends_at_once_however_large) {
+  Config config = plain_config();
+  config.granularity_pages = 1;
+  Machine m(config);
+  constexpr PageSpan huge{0, std::uint64_t{1} << 40};
+  ASSERT_TRUE(m.core.alloc(1, 1, huge, Placement::automatic).ok());
+  constexpr PageSpan in_system{huge.end(), huge.count_pages};
+  ASSERT_TRUE(m.core.alloc(1, 1, in_system, Placement::system).ok());
+  m.fault(huge.count_pages / 2, Access::write);
+  m.settle();
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, huge, no_device, Cookie{1}).ok());
+  m.settle();
+  EXPECT_TRUE(m.replied(1).has_value());
+  EXPECT_EQ(m.at(huge.count_pages / 2).vram_device, no_device) << "what was away is home";
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, in_system, 0, Cookie{2}).ok());
+  m.settle();
+  EXPECT_TRUE(m.replied(2).has_value());
+  m.core.device_gone(++m.now, 1, 0);
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, huge, 0, Cookie{3}).ok());
+  m.settle();
+  EXPECT_TRUE(m.replied(3).has_value());
 }
 
 TEST(Vram, free_during_a_migration_waits_for_it_and_fails_its_waves) {

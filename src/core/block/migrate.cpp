@@ -286,6 +286,9 @@ void Core::Impl::end_op(OpIndex index) {
   const std::uint32_t granule = op.granule;
   const PageMask discard_pages = op.discard_next;
   const bool draining_check = block.granules[granule].slot != none_index;
+  if (draining_check) {
+    devices[block.granules[granule].owner].line_stands = false;  // it can be evicted from now on
+  }
   if (op.moved) {
     tell(EventKind::migrate_end, client, op.device, granule_span(block, granule), op.cause, op.access, op.moved_to);
   }

@@ -38,6 +38,24 @@ Block* Core::Impl::find_block(Client& client, BlockIndex index) {
   return client.last_block;
 }
 
+/// The first block that exists at or after `from`; past the last: ~0.
+BlockIndex Core::Impl::next_block(const Client& client, BlockIndex from) {
+  // Near ones by looking them up, then all of them, whichever is less.
+  const std::uint64_t count = client.block_at.size();
+  for (std::uint64_t i = 0; i < count; ++i) {
+    if (client.block_at.contains(from + i)) {
+      return from + i;
+    }
+  }
+  BlockIndex next = ~BlockIndex{0};
+  for (const auto& block : client.blocks) {
+    if (block != nullptr && block->index >= from) {
+      next = std::min(next, block->index);
+    }
+  }
+  return next;
+}
+
 const Block* Core::Impl::find_block(const Client& client, BlockIndex index) {
   const auto it = client.block_at.find(index);
   return it == client.block_at.end() ? nullptr : client.blocks[it->second].get();
@@ -335,11 +353,25 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
       request.cursor = it->first + it->second.count_pages;
       continue;
     }
+    // What cannot go there is passed over at once: a span may be as large as the window.
+    if (request.device != no_device) {
+      if (!client.devices[request.device].attached) {
+        request.cursor = request.span.end();
+        break;
+      }
+      if (it->second.placement == Placement::system) {
+        request.cursor = it->first + it->second.count_pages;
+        continue;
+      }
+    } else if (const BlockIndex next = next_block(client, block_of(request.cursor)); next != block_of(request.cursor)) {
+      // A block that was never steered lies in system memory, mapped by the CPU: nothing to bring home.
+      request.cursor = next < block_of(request.span.end() - 1) + 1 ? first_page_of(next) : request.span.end();
+      continue;
+    }
     const Page at = request.cursor;
     request.cursor = (at / config.granularity_pages + 1) * config.granularity_pages;
-    // A block that was never steered lies in system memory, mapped by the CPU: nothing to bring home.
-    Block* block = request.device == no_device ? find_block(client, block_of(at)) : &make_block(client, block_of(at));
-    if (block != nullptr && !prefetch_granule(index, *block, granule_of(at))) {
+    Block& block = make_block(client, block_of(at));
+    if (!prefetch_granule(index, block, granule_of(at))) {
       prefetches[index].cursor = prefetches[index].span.end();
     }
   }

@@ -2,6 +2,7 @@
 // Who needs a slot waits in line; room is made by evicting granules, or, for another client, by emptying whole chunks
 // and giving their memory back (so that no client ever sees another's bytes).
 // An operation holds no slot while it waits for one, and every operation that holds one ends: so the line moves (I-06).
+// How soon it ends is up to the processes that it asks; who waits for room of others does not wait for them for ever.
 #include "core/impl.h"
 
 namespace ferry::core {
@@ -65,6 +66,9 @@ bool Core::Impl::acquire_slot(Op& op) {
     end_op(op.self);
     return false;
   }
+  if (dev.waiting.empty()) {
+    dev.line_moved_ns = now_ns;
+  }
   dev.waiting.push_back(op.self);
   if (!dev.pumping) {
     pump(op.device);  // may run the operation on, even to its end: the caller must not touch it again
@@ -74,6 +78,8 @@ bool Core::Impl::acquire_slot(Op& op) {
 
 void Core::Impl::assign_slot(Op& op, VramPage first) {
   Device& dev = devices[op.device];
+  dev.line_moved_ns = now_ns;
+  dev.line_stands = false;
   SlotIndex index = 0;
   if (dev.slot_holes.empty()) {
     index = static_cast<SlotIndex>(dev.slots.size());
@@ -128,6 +134,7 @@ void Core::Impl::return_vram(Client& client, DeviceId device, VramPage first) {
   Chunk& chunk = own.chunks[index];
   FERRY_CHECK(chunk.owned && chunk.used > 0);
   --chunk.used;
+  devices[device].line_stands = false;
   if (chunk.draining) {
     if (chunk.used == 0) {
       start_release(device, client, index);
@@ -167,16 +174,25 @@ void Core::Impl::pump(DeviceId device) {
     if (dev.reclaims < dev.waiting.size() && reclaim_one(device, *ops[dev.waiting[dev.reclaims]].block->client)) {
       continue;
     }
-    if (dev.reclaims > 0 || slot_in_motion(device)) {
+    if (!dev.line_stands && (dev.reclaims > 0 || slot_in_motion(device))) {
       break;
     }
-    // Nothing can be evicted and nothing is about to end: the first in line is served in place, so that the line
-    // moves whatever the size of VRAM.
+    // Nothing can be evicted and nothing is about to end, or whoever has to end it does not answer: the first in line is
+    // served in place, so that the line moves whatever the size of VRAM and whatever another client does.
     dev.waiting.pop_front();
     redirect(ops[front], Goal::in_place);
     run_op(front);
   }
   dev.pumping = false;
+}
+
+void Core::Impl::tick() {
+  for (auto& dev : devices) {
+    if (!dev.waiting.empty() && now_ns - dev.line_moved_ns > config.line_patience_ns) {
+      dev.line_stands = true;
+    }
+  }
+  pump_all();
 }
 
 /// Some operation holds a slot of the device and will end.
