@@ -85,6 +85,7 @@ struct Client {
   bool greeted = false;            ///< hello was answered: the core knows it
   bool closing = false;            ///< nothing is asked of the application any more
   bool told_core = false;          ///< client_gone was called
+  bool starved = false;            ///< a thread of it was refused memory: said once
   bool awake = false;              ///< its peers are polled; else they ring the bell
   std::uint64_t last_event_ns = 0;
   std::uint32_t garbage = 0;

@@ -1,5 +1,5 @@
 // Commands to agents and compute units that have not been answered. Their numbers go over the wire and come back from
-// peers that may lie: a number is believed only if it is alive and belongs to the port that it came from.
+// peers that may lie: a number is believed only if it is alive, was sent, and belongs to the port that it came from.
 // Main thread only; no allocation in steady state.
 #pragma once
 
@@ -28,16 +28,17 @@ enum class CommandKind : std::uint8_t {
 struct Command {
   std::uint32_t generation = 1;
   bool live = false;
+  bool sent = false;  ///< the peer has it: before that no answer to it can be true
   CommandKind kind = CommandKind::zap_cpu;
   DeviceId device = no_device;  ///< no_device: the application's agent
   bool has_token = false;
-  std::uint16_t cu = 0;         ///< resume_map
-  std::uint16_t slot = 0;       ///< resume_map
+  std::uint16_t cu = 0;    ///< resume_map
+  std::uint16_t slot = 0;  ///< resume_map
   Client* client = nullptr;
   PageSpan pages;
-  PageSpan wanted;              ///< rearm: the pages to give afterwards
+  PageSpan wanted;  ///< rearm: the pages to give afterwards
   std::uint64_t since_ns = 0;
-  core::FaultToken token;       ///< the wave to resume when it is done
+  core::FaultToken token;               ///< the wave to resume when it is done
   std::vector<core::ActionId> actions;  ///< answered when it is done
   wire::DownRecord record{};
 };
@@ -54,6 +55,7 @@ class CommandPool {
     free_.pop_back();
     Command& c = commands_[index];
     c.live = true;
+    c.sent = false;
     c.has_token = false;
     c.actions.clear();
     c.record = {};

@@ -204,6 +204,7 @@ void Manager::advise() {
 void Manager::tick() {
   last_tick_ns_ = now_ns_;
   executor_->check_deadlines();
+  core_->tick(now_ns_);
   executor_->run_actions();
   end_dropped();
 }

@@ -121,7 +121,7 @@ struct PageResidency {
   std::uint8_t cpu_may_map;
   std::uint8_t moving;
   std::uint8_t contended;
-  std::uint8_t cause;        ///< core::Cause of the last move
+  std::uint8_t cause;  ///< core::Cause of the last move
   std::uint16_t device_mapped;
   std::uint16_t device_writable;
   std::uint64_t last_move_age_ns;  ///< ~0: never moved

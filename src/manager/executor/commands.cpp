@@ -120,6 +120,7 @@ void Executor::send(std::uint32_t index) {
     }
     return;
   }
+  c.sent = true;
   ++agent.unanswered;
   note_agent(client, c.device);
 }
@@ -128,7 +129,10 @@ void Executor::on_done(Client& client, DeviceId device, unsigned cu, const wire:
   std::uint32_t index = 0;
   const bool known = commands_.find(record.action, index);
   const bool from_wave = cu != no_cu;
-  if (!known || commands_.at(index).client != &client || commands_.at(index).device != device ||
+  // A number that was not sent can only be guessed. Its command is still listed here under that number, which would go
+  // to somebody else's command if this one ended.
+  if (!known || !commands_.at(index).sent || commands_.at(index).client != &client ||
+      commands_.at(index).device != device ||
       (commands_.at(index).kind == CommandKind::resume_map) != from_wave ||
       (from_wave && commands_.at(index).cu != cu)) {
     if (device == no_device) {
@@ -187,6 +191,7 @@ void Executor::finish(std::uint32_t index, Status status) {
         // Out of mappings, or short of memory: taking away alone needs less.
         ++client.expected;
         c.kind = CommandKind::drop_device;
+        c.sent = false;
         send(index);
         return;
       case CommandKind::zap_device:

@@ -1,8 +1,6 @@
 // The CPU side: taking pages from the application's threads and giving them back, by its userfaultfd and its agent.
-#include <bit>
-#include <cstdio>
-
 #include "manager/executor/executor.h"
+#include "manager/log.h"
 
 namespace ferry::manager {
 namespace {
@@ -242,11 +240,8 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
   while (from > first && givable.test(from - 1)) --from;
   unsigned to = bit + 1;
   while (to < last && givable.test(to)) ++to;
-  if (!givable.test(bit)) {
-    // Not registered by us (any more): the registration that raised it is gone or foreign.
-    client.userfault.wake(client.address_of(page), page_bytes);
-    return;
-  }
+  // What is not armed raises none, unless the registration was dropped and made anew while the agent's answer was on its
+  // way. Given too, or its thread would come back for ever.
   // Holes are filled only where they were touched.
   std::uint64_t done_bytes = 0;
   if (client.userfault.map_present(client.address_of(page), page_bytes, true, done_bytes) == linux::Fault::ok) {
@@ -260,7 +255,10 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
   }
   const Status given = give_span(client.userfault, client, {page, 1}, true);
   if (!given.ok() && given.code != Code::client_gone) {
-    std::fprintf(stderr, "ferryd: no memory for a page of pid %d: its thread waits\n", client.process.pid());
+    if (!client.starved) log("no memory for a page of pid %d: its thread tries again", client.process.pid());
+    client.starved = true;
+    // Its message was read and comes once: only a thread that touches the page anew is heard of again.
+    client.userfault.wake(client.address_of(page), page_bytes);
   }
 }
 

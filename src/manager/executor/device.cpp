@@ -150,6 +150,7 @@ void Executor::send_extent(Client& client, DevicePeer& peer, const core::Action&
     household_.drop_device(client, action.device, "the ring of a compute unit is broken");
     return;
   }
+  c.sent = true;
   if (!unit.posted) {
     unit.posted = true;
     posted_.push_back({&client, action.device, cu});

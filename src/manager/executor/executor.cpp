@@ -9,6 +9,9 @@ namespace {
 
 /// Mappings of a process that the manager leaves alone: libraries, stacks, what the application itself maps.
 constexpr std::uint64_t mappings_kept_free = 4096;
+/// Rounds of actions before peers are listened to again: what is answered at once and asked for anew (a page that
+/// cannot be given for lack of memory, a long prefetch of small granules) must not shut out everybody else.
+constexpr unsigned rounds_max = 32;
 
 std::uint64_t max_map_count() {
   std::uint64_t value = 65530;
@@ -31,8 +34,8 @@ Executor::Executor(core::Core& core, Household& household, const ManagerConfig& 
 
 void Executor::run_actions() {
   // Performing answers some actions at once, which lets the core ask for more; posting may end a peer, which does too.
-  while (core_.has_actions() || !open_.empty()) {
-    while (core_.has_actions()) {
+  for (unsigned round = 0; round < rounds_max && (core_.has_actions() || !open_.empty());) {
+    for (; round < rounds_max && core_.has_actions(); ++round) {
       core_.take_actions(actions_);
       for (const core::Action& action : actions_) perform(action);
     }

@@ -38,7 +38,7 @@ class Executor {
 
   void set_time(std::uint64_t now_ns) { now_ns_ = now_ns; }
 
-  /// Performs everything that the core wants, until it wants nothing more, then posts commands and wakes who sleeps.
+  /// Performs what the core wants, then posts commands and wakes who sleeps. Bounded: the core may want more afterwards.
   void run_actions();
   /// Takes in finished copies. True if there were some.
   bool poll_copies();
