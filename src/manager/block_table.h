@@ -15,20 +15,20 @@ namespace ferry::manager {
 
 /// One block in one device process.
 struct DeviceBlock {
-  PageMask replaced;  ///< set: an extent, or nothing; cleared: the armed window mapping of the start
-  PageMask given;     ///< armed pages that UFFDIO_CONTINUE mapped and nobody took back
+  PageMask replaced;         ///< set: an extent, or nothing; cleared: the armed window mapping of the start
+  PageMask given;            ///< armed pages that UFFDIO_CONTINUE mapped and nobody took back
   std::uint16_t pieces = 0;  ///< at most so many mappings more than one lie here
 };
 
 struct BlockState {
-  PageMask managed;   ///< allocated by the client
-  PageMask armed;     ///< registered with the application's userfaultfd
-  PageMask revoked;   ///< the core took them from the CPU and has not given them back
-  PageMask backed;    ///< known to have memory in the system file
-  std::uint16_t steered = 0;  ///< times that it was taken from the CPU whole
-  bool huge = false;          ///< known to be one huge page in the system file
-  bool huge_refused = false;  ///< was tried
-  bool mirrored = false;      ///< entries in the manager's own mapping are there
+  PageMask managed;                  ///< allocated by the client
+  PageMask armed;                    ///< registered with the application's userfaultfd
+  PageMask revoked;                  ///< the core took them from the CPU and has not given them back
+  PageMask backed;                   ///< known to have memory in the system file
+  std::uint16_t steered = 0;         ///< times that it was taken from the CPU whole
+  bool huge = false;                 ///< known to be one huge page in the system file
+  bool huge_refused = false;         ///< was tried
+  bool mirrored = false;             ///< entries in the manager's own mapping are there
   std::vector<DeviceBlock> devices;  ///< by device, or empty while all are as at the start
 };
 

@@ -42,16 +42,16 @@ struct Agent {
   wire::ManagerPort port;
   bool posted = false;
   std::uint32_t unanswered = 0;
-  std::uint32_t open = 0;                ///< index + 1 of a command made in this turn that may still grow
-  std::deque<std::uint32_t> backlog;     ///< commands that wait for room in the ring
+  std::uint32_t open = 0;             ///< index + 1 of a command made in this turn that may still grow
+  std::deque<std::uint32_t> backlog;  ///< commands that wait for room in the ring
 };
 
 enum class DeviceState : std::uint8_t {
   absent,    ///< no process; its control files are fresh
   starting,  ///< its socket is here, its hello is not
   attached,
-  ending,    ///< was killed or closed its socket; counts until the process is gone
-  lost,      ///< gone; a next process needs fresh control files
+  ending,  ///< was killed or closed its socket; counts until the process is gone
+  lost,    ///< gone; a next process needs fresh control files
 };
 
 struct DevicePeer {
@@ -78,18 +78,18 @@ struct DevicePeer {
 
 struct Client {
   ClientId id = 0;
-  std::uint64_t serial = 0;        ///< of the connection, for epoll
+  std::uint64_t serial = 0;  ///< of the connection, for epoll
   linux::Fd socket;
   linux::Process process;
   uid_t uid = 0;
-  bool greeted = false;            ///< hello was answered: the core knows it
-  bool closing = false;            ///< nothing is asked of the application any more
-  bool told_core = false;          ///< client_gone was called
-  bool starved = false;            ///< a thread of it was refused memory: said once
-  bool awake = false;              ///< its peers are polled; else they ring the bell
+  bool greeted = false;    ///< hello was answered: the core knows it
+  bool closing = false;    ///< nothing is asked of the application any more
+  bool told_core = false;  ///< client_gone was called
+  bool starved = false;    ///< a thread of it was refused memory: said once
+  bool awake = false;      ///< its peers are polled; else they ring the bell
   std::uint64_t last_event_ns = 0;
   std::uint32_t garbage = 0;
-  std::uint32_t expected = 0;      ///< commands that its peers have not answered
+  std::uint32_t expected = 0;  ///< commands that its peers have not answered
   std::string program;
 
   std::uint64_t window_base = 0;
@@ -101,10 +101,10 @@ struct Client {
   linux::Mapping control_map;
   Agent agent;
   std::vector<DevicePeer> devices;
-  std::map<Page, std::uint64_t> spans;   ///< allocated: first page, pages
+  std::map<Page, std::uint64_t> spans;  ///< allocated: first page, pages
   BlockTable blocks;
-  std::uint64_t armed_blocks = 0;        ///< blocks with armed pages: 0 spares polling the userfaultfd
-  std::vector<linux::Mapping> mirrors;   ///< the system file, mapped a segment at a time
+  std::uint64_t armed_blocks = 0;       ///< blocks with armed pages: 0 spares polling the userfaultfd
+  std::vector<linux::Mapping> mirrors;  ///< the system file, mapped a segment at a time
 
   [[nodiscard]] wire::AppControl* control() const { return reinterpret_cast<wire::AppControl*>(control_map.data()); }
   [[nodiscard]] Page page_end() const { return window_bytes / page_bytes; }

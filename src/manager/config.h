@@ -14,9 +14,9 @@ struct ManagerConfig {
   std::string title;          ///< what runs, for the report
 
   // Exactly one of the three says where applications come from.
-  std::string socket_path;    ///< a socket to make
-  int listen_fd = -1;         ///< a listening socket that was inherited
-  int private_fd = -1;        ///< the one application's connection; the manager ends with it
+  std::string socket_path;  ///< a socket to make
+  int listen_fd = -1;       ///< a listening socket that was inherited
+  int private_fd = -1;      ///< the one application's connection; the manager ends with it
 
   // Empty: not written.
   std::string stats_file;

@@ -30,8 +30,8 @@ class Listener {
 
  private:
   linux::Fd fd_;
-  linux::Fd lock_;      ///< held for as long as the path is ours
-  std::string path_;    ///< empty: not ours to remove
+  linux::Fd lock_;    ///< held for as long as the path is ours
+  std::string path_;  ///< empty: not ours to remove
 };
 
 }  // namespace ferry::manager

@@ -40,7 +40,17 @@ class Manager final : private Household {
 
  private:
   /// What an epoll event is about.
-  enum class Source : std::uint8_t { stop, copies, listener, connection, kick, application, userfault, device, device_socket };
+  enum class Source : std::uint8_t {
+    stop,
+    copies,
+    listener,
+    connection,
+    kick,
+    application,
+    userfault,
+    device,
+    device_socket
+  };
 
   /// Who waits for the answer behind a cookie.
   struct Request {
@@ -112,7 +122,7 @@ class Manager final : private Household {
   std::unique_ptr<linux::Incoming> incoming_;
 
   std::unordered_map<std::uint64_t, std::unique_ptr<Client>> connections_;  ///< by serial
-  std::vector<Client*> clients_;                ///< greeted ones
+  std::vector<Client*> clients_;                                            ///< greeted ones
   Client* last_found_ = nullptr;
   std::uint64_t next_serial_ = 1;
   ClientId next_client_ = 1;
@@ -125,7 +135,7 @@ class Manager final : private Household {
     const char* why;
   };
   std::vector<Dropped> dropped_;
-  std::vector<std::uint64_t> forgotten_;        ///< connections to destroy at the end of the turn
+  std::vector<std::uint64_t> forgotten_;  ///< connections to destroy at the end of the turn
 
   std::uint64_t now_ns_ = 0;
   std::uint64_t last_userfault_poll_ns_ = 0;
@@ -134,8 +144,8 @@ class Manager final : private Household {
   std::uint64_t last_progress_ns_ = 0;
   std::uint64_t last_yield_ns_ = 0;
   bool stopping_ = false;
-  bool listener_waits_ = false;  ///< for descriptors
-  std::uint64_t shutdown_serial_ = 0;           ///< the connection that asked, 0: none
+  bool listener_waits_ = false;        ///< for descriptors
+  std::uint64_t shutdown_serial_ = 0;  ///< the connection that asked, 0: none
   std::uint64_t shutdown_request_ = 0;
   TimeSplit time_;
 };

@@ -132,8 +132,7 @@ void Executor::on_done(Client& client, DeviceId device, unsigned cu, const wire:
   // A number that was not sent can only be guessed. Its command is still listed here under that number, which would go
   // to somebody else's command if this one ended.
   if (!known || !commands_.at(index).sent || commands_.at(index).client != &client ||
-      commands_.at(index).device != device ||
-      (commands_.at(index).kind == CommandKind::resume_map) != from_wave ||
+      commands_.at(index).device != device || (commands_.at(index).kind == CommandKind::resume_map) != from_wave ||
       (from_wave && commands_.at(index).cu != cu)) {
     if (device == no_device) {
       ++client.garbage;
