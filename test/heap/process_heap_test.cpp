@@ -77,7 +77,10 @@ class Managed {
               return static_cast<Managed*>(self)->map(span, bytes);
             },
             [](void* self, void* span, std::size_t bytes) noexcept { static_cast<Managed*>(self)->drop(span, bytes); },
-            [](void* self, void*, std::size_t) noexcept { ++static_cast<Managed*>(self)->in_child; }};
+            [](void* self, void*, std::size_t) noexcept {
+              ++static_cast<Managed*>(self)->in_child;
+              return false;  // not private: the child's malloc is libc's
+            }};
   }
   [[nodiscard]] off_t offset(const void* span) const {
     return static_cast<off_t>(reinterpret_cast<std::uintptr_t>(span) - process_window().base);
