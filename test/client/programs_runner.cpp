@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -126,8 +127,8 @@ void Program::drain(bool until_end) {
   } while (true);
 }
 
-std::string Program::read_line() {
-  const auto deadline = Clock::now() + patience;
+std::string Program::read_line(std::chrono::milliseconds within) {
+  const auto deadline = Clock::now() + within;
   for (;;) {
     const std::size_t end = out_text_.find('\n', out_read_);
     if (end != std::string::npos) {
@@ -137,9 +138,9 @@ std::string Program::read_line() {
     }
     const std::size_t before = out_text_.size();
     pollfd p{out_.get(), POLLIN, 0};
-    ::poll(&p, 1, 1000);
+    ::poll(&p, 1, static_cast<int>(std::min(within, std::chrono::milliseconds(1000)).count()));
     drain(false);
-    if (out_text_.size() == before && ((p.revents & POLLHUP) != 0 || Clock::now() > deadline)) return {};
+    if (out_text_.size() == before && ((p.revents & POLLHUP) != 0 || Clock::now() >= deadline)) return {};
   }
 }
 

@@ -30,8 +30,8 @@ class Program {
   Program& operator=(const Program&) = delete;
 
   [[nodiscard]] pid_t pid() const { return pid_; }
-  /// Waits for a line of standard output. Empty: end of file, or a minute has passed.
-  std::string read_line();
+  /// Waits for a line of standard output. Empty: end of file, or the time has passed.
+  std::string read_line(std::chrono::milliseconds within = std::chrono::minutes(1));
   /// Writes a line to its standard input.
   void write_line(const std::string& line);
   /// Waits for its end. Kills it after a minute (then signal is SIGKILL).
