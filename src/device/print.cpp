@@ -17,7 +17,7 @@
 namespace ferry::device {
 namespace {
 
-constexpr std::uint64_t patience_ns = 50'000'000;
+constexpr std::uint64_t patience_ns = 2'000'000'000;
 constexpr std::uint64_t capacity = wire::print_ring_bytes;
 
 /// Set: the application has let a writer wait in vain and has read nothing since; others do not wait.
