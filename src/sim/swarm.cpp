@@ -59,6 +59,8 @@ Swarm make_swarm(Random& r, core::PlantedBug bug) {
   s.core.contention_threshold = pick(r, 1, 6);
   s.core.contention_window_ns = std::uint64_t{1} << pick(r, 16, 26);
   s.core.contention_hold_ns = std::uint64_t{1} << pick(r, 14, 28);
+  // Without a draw of its own: seeds keep their meaning. Stopped processes stay so for longer than the shortest.
+  s.core.line_patience_ns = s.core.contention_window_ns * 4;
   s.core.copy_retries = pick(r, 0, 4);
   s.core.speculation_granules = r.chance(300) ? 0 : pick(r, 1, 8);
   s.core.bug = bug;

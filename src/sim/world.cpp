@@ -71,7 +71,11 @@ bool World::step() {
   dispatch(event);
   take_actions();
   if (phase_ == Phase::random) random_trouble();
-  if (steps_ % verify_every == 0) periodic_check();
+  if (steps_ % verify_every == 0) {
+    core_->tick(now_ns_);
+    take_actions();
+    periodic_check();
+  }
   return true;
 }
 
