@@ -37,6 +37,12 @@ if(FERRY_SANITIZE)
   # The instrumentation itself makes g++ 12 see uninitialized uses where there are none.
   add_compile_options(-fsanitize=${FERRY_SANITIZE} -fno-sanitize-recover=all -Wno-maybe-uninitialized)
   add_link_options(-fsanitize=${FERRY_SANITIZE})
+  if(FERRY_SANITIZE MATCHES "undefined")
+    # The vptr check probes memory through a pipe, and takes a failed pipe() for a broken object: programs at their
+    # limit of descriptors, which the tests have, cannot be told apart from wrong ones.
+    add_compile_options(-fno-sanitize=vptr)
+    add_link_options(-fno-sanitize=vptr)
+  endif()
 endif()
 set(FERRY_ASAN OFF)
 set(FERRY_TSAN OFF)

@@ -63,6 +63,8 @@ function(ferry_test)
   else()
     # PRE_TEST: a build never runs what it has built; the list is made when ctest starts.
     gtest_discover_tests(${T_NAME}
+      # Values that print as addresses would give a test another name in each run.
+      NO_PRETTY_VALUES
       TEST_PREFIX "${T_NAME}." TEST_LIST discovered_tests DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
       PROPERTIES ${properties})
     # Properties that are lists do not survive the way through PROPERTIES above.
