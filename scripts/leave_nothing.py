@@ -56,7 +56,13 @@ def main():
         status = 130
 
     deadline = time.monotonic() + given.grace
-    while (left := processes_with(mark)) and time.monotonic() < deadline:
+    # A process that is just starting another program shows no environment for a moment: nothing is believed once only.
+    missed = 0
+    while True:
+        left = processes_with(mark)
+        missed = 0 if left else missed + 1
+        if missed == 3 or (left and time.monotonic() >= deadline):
+            break
         time.sleep(0.05)
     for pid, command in left.items():
         print(f"left running: process {pid}: {command}", file=sys.stderr)

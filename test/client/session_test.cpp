@@ -73,9 +73,15 @@ TEST(Session, AMissingSocketSaysWhatToStart) {
 }
 
 TEST(Session, AFileThatIsNoSocketIsCalledSo) {
-  const Ended e = run_program("open", {"FERRY_SOCKET=/etc/passwd"});
+  // One that this user may write: of others' only the owner hears what they are.
+  char file[] = "/tmp/ferry-test-XXXXXX";
+  const int fd = ::mkstemp(file);
+  ASSERT_GE(fd, 0);
+  ::close(fd);
+  const Ended e = run_program("open", {std::string("FERRY_SOCKET=") + file});
+  ::unlink(file);
   EXPECT_EQ(e.exit_code, 3) << e.describe();
-  EXPECT_NE(e.out.find("/etc/passwd is no socket"), std::string::npos) << e.describe();
+  EXPECT_NE(e.out.find(std::string(file) + " is no socket"), std::string::npos) << e.describe();
 }
 
 TEST(Session, ASocketWithoutListenerSaysWhatToStart) {
