@@ -356,9 +356,14 @@ ferry_code run(const Launch& launch, ferry_error* error) {
       if (q != nullptr) queue = q;
     }
   }
-  std::uint64_t number = 0;
-  const ferry_code submitted = submit(queue, launch, &number, error);
-  return submitted != FERRY_OK ? submitted : wait_for(queue, number, error);
+  // Threads may share a queue, and a failure cancels what stands behind it. A cancelled launch never began, and another
+  // thread's failure is none of this caller's business: it asks again. Bounded, so that an error that stays is told.
+  for (unsigned turn = 0;; ++turn) {
+    std::uint64_t number = 0;
+    ferry_code code = submit(queue, launch, &number, error);
+    if (code == FERRY_OK) code = wait_for(queue, number, error);
+    if (code != FERRY_CANCELLED || turn == 1000) return code;
+  }
 }
 
 void wait_for_all() {
