@@ -215,6 +215,8 @@ class Core::Impl {
   Block* find_block(Client& client, BlockIndex index);
   [[nodiscard]] static const Block* find_block(const Client& client, BlockIndex index);
   [[nodiscard]] static BlockIndex next_block(const Client& client, BlockIndex from);
+  template <typename Fn>
+  void for_blocks(Client& client, PageSpan span, Fn&& fn);
   Block& make_block(Client& client, BlockIndex index);
   void drop_block_if_empty(Client& client, Block& block);
 

@@ -133,6 +133,28 @@ void Core::Impl::drop_block_if_empty(Client& client, Block& block) {
 
 // --- allocate and free -----------------------------------------------------------------------------------------------
 
+/// Calls fn(block) for each block of the span that exists, by looking them up or by going through all, whichever is less.
+/// `fn` may drop the block that it is given.
+template <typename Fn>
+void Core::Impl::for_blocks(Client& client, PageSpan span, Fn&& fn) {
+  const BlockIndex first = block_of(span.first);
+  const BlockIndex last = block_of(span.end() - 1);
+  if (last - first < client.block_at.size()) {
+    for (BlockIndex b = first; b <= last; ++b) {
+      if (Block* block = find_block(client, b)) {
+        fn(*block);
+      }
+    }
+    return;
+  }
+  for (std::size_t i = 0; i < client.blocks.size(); ++i) {
+    Block* block = client.blocks[i].get();
+    if (block != nullptr && block->index >= first && block->index <= last) {
+      fn(*block);
+    }
+  }
+}
+
 Status Core::Impl::alloc(ClientId id, PageSpan span, Placement placement) {
   Client* client = find_client(id);
   if (client == nullptr || client->dying) {
@@ -153,20 +175,7 @@ Status Core::Impl::alloc(ClientId id, PageSpan span, Placement placement) {
   }
   const Range range{span.count_pages, placement, false};
   client->ranges.emplace(span.first, range);
-  const auto blocks = block_of(span.end() - 1) - block_of(span.first) + 1;
-  if (blocks <= client->block_at.size()) {
-    for (BlockIndex b = block_of(span.first); b <= block_of(span.end() - 1); ++b) {
-      if (Block* block = find_block(*client, b)) {
-        take_range(*block, span.first, range);
-      }
-    }
-  } else {
-    for (auto& block : client->blocks) {
-      if (block != nullptr && block->index >= block_of(span.first) && block->index <= block_of(span.end() - 1)) {
-        take_range(*block, span.first, range);
-      }
-    }
-  }
+  for_blocks(*client, span, [&](Block& block) { take_range(block, span.first, range); });
   tell(EventKind::alloc, *client, no_device, span, Cause::none);
   return {};
 }
@@ -252,21 +261,7 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
     --block.holds;
     drop_block_if_empty(*client, block);
   };
-  const auto blocks = block_of(span.end() - 1) - block_of(span.first) + 1;
-  if (blocks <= client->block_at.size()) {
-    for (BlockIndex b = block_of(span.first); b <= block_of(span.end() - 1); ++b) {
-      if (Block* block = find_block(*client, b)) {
-        free_in(*block);
-      }
-    }
-  } else {
-    for (std::size_t i = 0; i < client->blocks.size(); ++i) {
-      Block* block = client->blocks[i].get();
-      if (block != nullptr && block->index >= block_of(span.first) && block->index <= block_of(span.end() - 1)) {
-        free_in(*block);
-      }
-    }
-  }
+  for_blocks(*client, span, free_in);
   free_granule_done(index);
   return {};
 }
