@@ -6,13 +6,15 @@ import re
 import source_tree
 
 # From the bottom up. A layer sees itself and those before it, unless SEES says less.
-ORDER = ("ferry", "base", "core", "wire", "linux", "sim", "device", "client", "manager", "cli")
+ORDER = ("ferry", "base", "graph", "core", "wire", "linux", "sim", "check", "device", "client", "manager", "cli")
 SEES = {
     "ferry": {"ferry"},
     "base": {"base"},
-    "core": {"core", "base"},
+    "graph": {"graph", "base"},
+    "core": {"core", "graph", "base"},
     "wire": {"wire", "base"},
-    "sim": {"sim", "wire", "core", "base", "ferry"},
+    "sim": {"sim", "wire", "core", "graph", "base", "ferry"},
+    "check": {"check", "core", "graph", "base", "ferry"},
 }
 # The simulator stands in for the layers that make system calls; of the product only the command line may start it.
 SIM_IS_SEEN_BY = {"sim", "cli"}

@@ -8,6 +8,9 @@ const char* to_string(Code code) {
     case Code::bad_range: return "bad range";
     case Code::not_allocated: return "not allocated";
     case Code::overlap: return "already allocated";
+    case Code::not_held: return "no such object of this application";
+    case Code::in_use: return "taken already";
+    case Code::would_deadlock: return "the wait would close a loop";
     case Code::bad_message: return "message not understood";
     case Code::bad_version: return "other protocol version";
     case Code::not_permitted: return "not permitted";

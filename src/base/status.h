@@ -12,12 +12,15 @@ namespace ferry {
 enum class Code : std::uint16_t {
   ok = 0,
   // Requests that were wrong: the caller reports them to its user, nothing changed.
-  bad_range = 1,      ///< unaligned, empty, overflowing, or outside the window
-  not_allocated = 2,  ///< the address belongs to no allocation of this client (a kernel gets an error naming it)
-  overlap = 3,        ///< the span is already allocated: the client picks another
-  bad_message = 4,    ///< a peer sent what the protocol does not allow: its connection is closed
-  bad_version = 5,    ///< the peer speaks another version: the user is told both
-  not_permitted = 6,  ///< the peer is not whom it has to be: the user is told which uid
+  bad_range = 1,       ///< unaligned, empty, overflowing, or outside the window
+  not_allocated = 2,   ///< the address belongs to no allocation of this client (a kernel gets an error naming it)
+  overlap = 3,         ///< the span is already allocated: the client picks another
+  bad_message = 4,     ///< a peer sent what the protocol does not allow: its connection is closed
+  bad_version = 5,     ///< the peer speaks another version: the user is told both
+  not_permitted = 6,   ///< the peer is not whom it has to be: the user is told which uid
+  not_held = 7,        ///< no such buffer, fence or timeline of this client: the request is refused
+  in_use = 8,          ///< an id, or a timeline's point, is taken already: the request is refused
+  would_deadlock = 9,  ///< the wait would close a loop: it is refused, and the loop told
   // Resources.
   no_memory = 20,    ///< system memory or a budget: the allocation fails, nothing else
   no_mappings = 21,  ///< the mappings limit of a process: the core serves the page in place instead

@@ -51,6 +51,7 @@ const char* cause_sentence(core::Cause cause) {
     case core::Cause::freed: return "because it was freed";
     case core::Cause::client_gone: return "because the application ended";
     case core::Cause::device_gone: return "because the device was lost";
+    case core::Cause::pressure: return "because system memory was needed for others";
   }
   return "for a reason unknown to this version";
 }

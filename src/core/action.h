@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "base/types.h"
+#include "core/work/types.h"
 
 namespace ferry::core {
 
@@ -35,12 +36,17 @@ enum class Cause : std::uint8_t {
   freed,
   client_gone,
   device_gone,
+  pressure,  ///< the shrinker needed system memory for others
 };
-inline constexpr unsigned cause_count = 10;
+inline constexpr unsigned cause_count = 11;
 [[nodiscard]] const char* to_string(Cause cause);
 
 /// Where a copy of a page lies.
-enum class Place : std::uint8_t { system, vram };
+enum class Place : std::uint8_t {
+  system,
+  vram,
+  store,  ///< beneath system memory: compressed, or on disk
+};
 
 /// | verb           | means                                                            | may fail with                    |
 /// |----------------|------------------------------------------------------------------|----------------------------------|
@@ -54,6 +60,21 @@ enum class Place : std::uint8_t { system, vram };
 /// | release_chunk  | the VRAM chunk's memory goes back to the machine                 | -  (must succeed)                |
 /// | discard_system | system pages may lose their contents and memory                  | -  (must succeed)                |
 /// | reply          | the request behind `cookie` ended with `status` (id 0)           | -                                |
+/// | store          | system pages' bytes into the store; system memory stays as it was| io_error, no_space               |
+/// | load           | stored bytes back into system memory; the store keeps them       | io_error, no_memory              |
+/// | discard_store  | stored pages may be forgotten                                    | -  (must succeed)                |
+/// | move_buffer    | a buffer's bytes from `place` (with `device`) to `to` (`to_device`); source stays | io_error, no_memory, no_space |
+/// | map_buffer     | client's CPU (device == no_device) or device reaches `buffer` at `pages`, in `place` | device_lost, client_gone, no_mappings, no_memory |
+/// | revoke_buffer  | client's CPU or device cannot reach `buffer` at `pages` any more; a later touch faults | device_lost, client_gone |
+/// | release_buffer | a buffer's memory in `place` is given back; place == store: the stored bytes           | -  (must succeed) |
+/// | run_job        | `job` runs on its engine to its end; answered with how it ended, cancelled or not      | any             |
+/// | cancel_job     | `job` should end at once; run_job is answered all the same (id 0)                      | -               |
+/// | grant_cus      | the client's compute may use the units in `cu_mask` too (id 0)                         | -               |
+/// | revoke_cus     | it has left the units in `cu_mask` (DeviceModel says when it can)                      | device_lost     |
+/// | signal_fence   | `fence` has signalled with `status`: tell whoever waits outside (id 0)                 | -               |
+/// | reset_device   | the client's device process does not do what it was asked: end it; device_gone follows (id 0) | -        |
+///
+/// A buffer of BufferSpec::userptr is mapped by map_buffer from the client's pages of that moment; it is never moved.
 ///
 /// After a failed map, pages may be mapped as before, as asked, or not at all, each for itself; after a failed copy the
 /// target's contents are anything.
@@ -71,8 +92,21 @@ enum class Verb : std::uint8_t {
   release_chunk,
   discard_system,
   reply,
+  store,
+  load,
+  discard_store,
+  move_buffer,
+  map_buffer,
+  revoke_buffer,
+  release_buffer,
+  run_job,
+  cancel_job,
+  grant_cus,
+  revoke_cus,
+  signal_fence,
+  reset_device,
 };
-inline constexpr unsigned verb_count = 10;
+inline constexpr unsigned verb_count = 23;
 [[nodiscard]] const char* to_string(Verb verb);
 
 struct Action {
@@ -90,8 +124,15 @@ struct Action {
   /// its way back (the executor reports done when it has; the wave then needs no wake_wave of its own).
   FaultToken token;
   bool has_token = false;
-  Cookie cookie;  ///< reply
-  Status status;  ///< wake_wave, reply
+  Cookie cookie;                    ///< reply
+  Status status;                    ///< wake_wave, reply, signal_fence
+  Place to = Place::system;         ///< move_buffer: where the bytes go
+  DeviceId to_device = no_device;   ///< move_buffer with to == vram
+  Engine engine = Engine::compute;  ///< run_job, cancel_job
+  Access access = Access::read;     ///< map_buffer: what the mapping must allow
+  BufferId buffer = 0;              ///< *_buffer
+  FenceId fence = 0;                ///< run_job, cancel_job (the job's), signal_fence
+  std::uint64_t cu_mask = 0;        ///< grant_cus, revoke_cus; run_job on graphics: the units it runs on
 };
 
 }  // namespace ferry::core

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "base/types.h"
+#include "core/work/types.h"
 
 namespace ferry::core {
 
@@ -26,8 +28,29 @@ enum class PlantedBug : std::uint8_t {
   leak_chunk,           ///< a dead client's chunk is never given back
   keep_chunk_contents,  ///< a chunk passes to another client without being released
   map_both_writable,    ///< after a CPU fault the device keeps its writable mapping of VRAM
+  // fences, engines, policies
+  signal_before_done,    ///< a fence signals when its job is dispatched
+  forget_fence_waiter,   ///< of several that wait for one fence, the last is not told
+  skip_shared_fence,     ///< a job that writes does not wait for the buffer's readers
+  evict_busy_buffer,     ///< a buffer moves while a visible fence uses it
+  claim_before_gate,     ///< a job takes its memory before it waits for compute units
+  publish_before_gate,   ///< a fence is visible before the compute units that it needs are kept free
+  leak_cu,               ///< a compute unit whose job failed is not given back
+  grant_reserved_cu,     ///< compute gets a unit that is kept for fenced work
+  switch_while_visible,  ///< policy exclusive lets compute in while a fence is visible
+  query_says_no,         ///< a fence whose job waits for a faulting compute unit answers that waiting is safe
+  track_forgets_unit,    ///< policy track does not know that a faulting wave holds its compute unit
+  refill_nothing,        ///< the memory that track lent for a repair never returns to its reserve
+  userptr_keeps_old,     ///< the job after an invalidation uses the pages of before
+  // reclaim
+  drop_before_stored,    ///< system memory is given back before the store has the bytes
+  ignore_store_error,    ///< a failed store counts as done
+  stale_store,           ///< what was stored before the page was written again is loaded
+  leak_system_charge,    ///< a freed page stays counted against the budget
+  forget_memory_waiter,  ///< whoever waits for system memory is not told when some is given back
 };
-inline constexpr unsigned planted_bug_count = 16;
+inline constexpr unsigned planted_bug_count = 35;
+inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 [[nodiscard]] const char* to_string(PlantedBug bug);
 
 struct Config {
@@ -50,6 +73,14 @@ struct Config {
   unsigned speculation_granules = 4;
   /// Waves that a compute unit can hold; where wave_limit() starts from.
   unsigned waves_per_cu = 16;
+  /// One for each device; those that are missing are as DeviceModel's defaults.
+  std::vector<DeviceModel> models;
+  /// Budget of system memory for all managed pages and buffers together; 0: none, nothing is counted or stored.
+  std::uint64_t system_pages = 0;
+  /// Room beneath system memory; 0: none, pages that only system memory holds cannot leave it.
+  std::uint64_t store_pages = 0;
+  /// Counted waits: the wait graph is kept and checked. Cleared only to measure what it costs.
+  bool wait_graph = true;
   PlantedBug bug = PlantedBug::none;
 };
 

@@ -38,9 +38,9 @@ Status Core::prefetch(std::uint64_t now_ns, ClientId client, PageSpan span, Devi
 }
 
 void Core::device_fault(std::uint64_t now_ns, ClientId client, DeviceId device, Page page, Access access,
-                        FaultToken token) {
+                        FaultToken token, unsigned cu) {
   impl_->now_ns = now_ns;
-  impl_->device_fault(client, device, page, access, token);
+  impl_->device_fault(client, device, page, access, token, cu);
 }
 
 void Core::cpu_fault(std::uint64_t now_ns, ClientId client, Page page, Access access) {
@@ -56,7 +56,121 @@ void Core::action_done(std::uint64_t now_ns, ActionId id, Status status) {
 void Core::tick(std::uint64_t now_ns) {
   impl_->now_ns = now_ns;
   impl_->tick();
+  impl_->work.tick();
+  impl_->reclaim.tick();
 }
+
+std::uint64_t Core::next_tick_ns() const { return impl_->work.next_tick_ns(); }
+
+Status Core::buffer_create(std::uint64_t now_ns, ClientId client, BufferId buffer, const BufferSpec& spec) {
+  impl_->now_ns = now_ns;
+  return impl_->work.buffer_create(client, buffer, spec);
+}
+
+Status Core::buffer_open(std::uint64_t now_ns, ClientId client, BufferId buffer) {
+  impl_->now_ns = now_ns;
+  return impl_->work.buffer_open(client, buffer);
+}
+
+Status Core::buffer_close(std::uint64_t now_ns, ClientId client, BufferId buffer) {
+  impl_->now_ns = now_ns;
+  return impl_->work.buffer_close(client, buffer);
+}
+
+Status Core::buffer_map(std::uint64_t now_ns, ClientId client, BufferId buffer, Page at) {
+  impl_->now_ns = now_ns;
+  return impl_->work.buffer_map(client, buffer, at);
+}
+
+Status Core::buffer_unmap(std::uint64_t now_ns, ClientId client, Page at, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->work.buffer_unmap(client, at, cookie);
+}
+
+void Core::userptr_invalidate(std::uint64_t now_ns, ClientId client, PageSpan span) {
+  impl_->now_ns = now_ns;
+  impl_->work.userptr_invalidate(client, span);
+}
+
+Status Core::fence_array(std::uint64_t now_ns, ClientId client, FenceId fence, const std::vector<FenceId>& parts,
+                         bool any) {
+  impl_->now_ns = now_ns;
+  return impl_->work.fence_array(client, fence, parts, any);
+}
+
+Status Core::fence_deadline(std::uint64_t now_ns, FenceId fence, std::uint64_t deadline_ns) {
+  impl_->now_ns = now_ns;
+  return impl_->work.fence_deadline(fence, deadline_ns);
+}
+
+FenceInfo Core::fence_info(FenceId fence) const { return impl_->work.fence_info(fence); }
+void Core::fence_forget(FenceId fence) { impl_->work.fence_forget(fence); }
+
+Status Core::timeline_create(std::uint64_t now_ns, ClientId client, TimelineId timeline) {
+  impl_->now_ns = now_ns;
+  return impl_->work.timeline_create(client, timeline);
+}
+
+Status Core::timeline_open(std::uint64_t now_ns, ClientId client, TimelineId timeline) {
+  impl_->now_ns = now_ns;
+  return impl_->work.timeline_open(client, timeline);
+}
+
+Status Core::timeline_close(std::uint64_t now_ns, ClientId client, TimelineId timeline) {
+  impl_->now_ns = now_ns;
+  return impl_->work.timeline_close(client, timeline);
+}
+
+Status Core::timeline_signal(std::uint64_t now_ns, ClientId client, TimelinePoint point) {
+  impl_->now_ns = now_ns;
+  return impl_->work.timeline_signal(client, point);
+}
+
+std::uint64_t Core::timeline_value(TimelineId timeline) const { return impl_->work.timeline_value(timeline); }
+
+Status Core::job_submit(std::uint64_t now_ns, ClientId client, const JobSpec& spec, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->work.job_submit(client, spec, cookie);
+}
+
+void Core::job_cancel(std::uint64_t now_ns, ClientId client, FenceId fence) {
+  impl_->now_ns = now_ns;
+  impl_->work.job_cancel(client, fence);
+}
+
+const std::string& Core::last_loop() const { return impl_->work.last_loop; }
+
+void Core::compute_demand(std::uint64_t now_ns, ClientId client, DeviceId device, unsigned cus) {
+  impl_->now_ns = now_ns;
+  impl_->work.compute_demand(client, device, cus);
+}
+
+std::uint64_t Core::compute_units(ClientId client, DeviceId device) const {
+  return impl_->work.compute_units(client, device);
+}
+
+void Core::pressure(std::uint64_t now_ns, std::uint64_t pages) {
+  impl_->now_ns = now_ns;
+  impl_->reclaim.pressure(pages);
+}
+
+void Core::set_system_budget(std::uint64_t now_ns, std::uint64_t pages) {
+  impl_->now_ns = now_ns;
+  impl_->reclaim.set_budget(pages);
+}
+
+BufferInfo Core::buffer_info(BufferId buffer) const { return impl_->work.buffer_info(buffer); }
+
+std::vector<std::string> Core::take_reports() {
+  std::vector<std::string> out;
+  for (auto& report : impl_->graph.take_reports()) {
+    out.push_back(std::move(report.text));
+  }
+  return out;
+}
+
+std::string Core::waits() const { return impl_->graph.dump(); }
+std::uint64_t Core::digest() const { return impl_->digest(); }
 
 void Core::take_actions(std::vector<Action>& out) {
   out.clear();
@@ -84,7 +198,7 @@ void Core::verify() const { impl_->verify(); }
 
 // --- shared ----------------------------------------------------------------------------------------------------------
 
-Core::Impl::Impl(const Config& c, Observer* o) : config(c), observer(o) {
+Core::Impl::Impl(const Config& c, Observer* o) : config(c), observer(o), classes(), work(*this), reclaim(*this) {
   FERRY_CHECK(config.granularity_pages >= 1 && config.granularity_pages <= block_pages);
   FERRY_CHECK_EQ(config.granularity_pages & (config.granularity_pages - 1), 0U);
   FERRY_CHECK(config.device_count <= max_devices);
@@ -166,7 +280,9 @@ void Core::Impl::action_done(ActionId id, Status status) {
   pendings[index].in_use = false;
   pending_holes.push_back(index);
   --pending_in_use;
-  if (pending.verb == Verb::release_chunk) {
+  if (pending.is_work) {
+    work.action_done(pending.work, status);
+  } else if (pending.verb == Verb::release_chunk) {
     --pending.client->upkeep;
     release_done(pending);
   } else if (pending.verb == Verb::discard_system) {
@@ -175,6 +291,30 @@ void Core::Impl::action_done(ActionId id, Status status) {
   } else {
     op_action_done(pending, status);
   }
+}
+
+Action& Core::Impl::emit_for(Verb verb, ClientId client) {
+  Action& action = actions.emplace_back();
+  action.verb = verb;
+  action.client = client;
+  return action;
+}
+
+Action& Core::Impl::ask_work(Verb verb, ClientId client, const WorkRef& ref) {
+  const std::uint32_t index = new_pending();
+  Pending& pending = pendings[index];
+  pending.verb = verb;
+  pending.is_work = true;
+  pending.work = ref;
+  Action& action = emit_for(verb, client);
+  action.id = id_of(index, pending.generation);
+  return action;
+}
+
+void Core::Impl::reply_to(Cookie cookie, ClientId client, Status status) {
+  Action& action = emit_for(Verb::reply, client);
+  action.cookie = cookie;
+  action.status = status;
 }
 
 void Core::Impl::reply(Cookie cookie, const Client& client, Status status) {

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/status.h"
@@ -15,6 +16,7 @@
 #include "core/action.h"
 #include "core/config.h"
 #include "core/observer.h"
+#include "core/work/types.h"
 
 namespace ferry::core {
 
@@ -41,6 +43,22 @@ struct Stats {
   std::uint64_t dma_unmapped_pages = 0;  ///< ... and closed; equal when no client is left (I-07)
   std::uint64_t vram_peak_pages = 0;     ///< largest vram_pages of one device
   std::uint64_t vram_pages = 0;          ///< chunks owned now, all devices
+  std::uint64_t system_pages = 0;        ///< counted against the budget now: managed pages and buffers
+  std::uint64_t system_peak_pages = 0;
+  std::uint64_t over_budget_pages = 0;  ///< given although the budget was used up, as nothing could be reclaimed
+  std::uint64_t stored_pages = 0;       ///< lie in the store now
+  std::uint64_t pages_to_store = 0;     ///< moved, so far
+  std::uint64_t pages_from_store = 0;
+  std::uint64_t store_errors = 0;
+  std::uint64_t fence_waits_in_reclaim = 0;  ///< reclaim waited for a fence before it could go on
+  std::uint64_t fence_waits_refused = 0;     ///< policies query, track: it tried other memory instead
+  std::uint64_t reserve_repairs = 0;         ///< policy track: granules given from the reserve
+  std::uint64_t jobs_done = 0;
+  std::uint64_t jobs_failed = 0;
+  std::uint64_t preemptions = 0;    ///< compute units taken from running compute
+  std::uint64_t mode_switches = 0;  ///< policy exclusive
+  std::uint64_t circles = 0;        ///< deadlocks found
+  std::uint64_t buffer_moves = 0;
 };
 
 /// Where a page is and who reaches it, for `ferry explain` and ferry::query.
@@ -97,15 +115,81 @@ class Core {
   // --- faults --------------------------------------------------------------------------------------------------------
   /// A wave touched a page that its device does not map (or not with that access). Ends in exactly one wake_wave for
   /// the token, or in a map_device that carries it, or in nothing if the device is gone before (I-06).
-  void device_fault(std::uint64_t now_ns, ClientId client, DeviceId device, Page page, Access access, FaultToken token);
+  /// `cu`: the compute unit that the wave holds until the fault is repaired, where the caller knows.
+  void device_fault(std::uint64_t now_ns, ClientId client, DeviceId device, Page page, Access access, FaultToken token,
+                    unsigned cu = AllocContext::no_cu);
   /// A CPU thread touched a page that was revoked. Ends in map_cpu or wake_cpu of the page.
   void cpu_fault(std::uint64_t now_ns, ClientId client, Page page, Access access);
+
+  // --- buffers and their fences --------------------------------------------------------------------------------------
+  // A client may name only what it holds: what it made, or opened. ERRORS of all: not_held, and what each says.
+  /// No memory is taken before somebody uses it. ERRORS: bad_range (no pages, more than fit, userptr over foreign
+  /// pages), in_use (the id), no_memory (policy pinned: more than its half).
+  [[nodiscard]] Status buffer_create(std::uint64_t now_ns, ClientId client, BufferId buffer, const BufferSpec& spec);
+  /// Another client (or the same again) holds it too. ERRORS: not_held (no such buffer), bad_range (userptr: never).
+  [[nodiscard]] Status buffer_open(std::uint64_t now_ns, ClientId client, BufferId buffer);
+  /// One hold less. With the last one the buffer goes, once no fence uses it. Its mappings in this client go with the
+  /// client's last hold.
+  [[nodiscard]] Status buffer_close(std::uint64_t now_ns, ClientId client, BufferId buffer);
+  /// The client's threads and device waves reach the buffer from page `at` of its window on; mapped when touched. The
+  /// span must not be allocated. ERRORS: overlap, bad_range.
+  [[nodiscard]] Status buffer_map(std::uint64_t now_ns, ClientId client, BufferId buffer, Page at);
+  /// Replies when nobody of this client reaches it any more; waits for jobs that use it here. ERRORS: not_allocated.
+  [[nodiscard]] Status buffer_unmap(std::uint64_t now_ns, ClientId client, Page at, Cookie cookie);
+  /// The notifier: pages of the client changed on the CPU side. Marks userptr buffers over them; never waits.
+  void userptr_invalidate(std::uint64_t now_ns, ClientId client, PageSpan span);
+
+  // --- fences and timelines ------------------------------------------------------------------------------------------
+  /// A fence that signals when all (or any one) of `parts` have. Visible at once: all parts must be.
+  /// ERRORS: not_held (unknown part, or not visible), bad_range (none, or more than job_waits_max), in_use.
+  [[nodiscard]] Status fence_array(std::uint64_t now_ns, ClientId client, FenceId fence,
+                                   const std::vector<FenceId>& parts, bool any);
+  /// Somebody needs it by then: its job and what that waits for are put before others, compute is asked to leave early.
+  [[nodiscard]] Status fence_deadline(std::uint64_t now_ns, FenceId fence, std::uint64_t deadline_ns);
+  [[nodiscard]] FenceInfo fence_info(FenceId fence) const;
+  /// Nobody outside will ask for this fence again; it is forgotten once it has signalled.
+  void fence_forget(FenceId fence);
+  /// Points grow; a job may wait for a point before the job that signals it was submitted: it is then held back,
+  /// unseen by memory management, until the point has a fence (as a DRM syncobj's wait-for-submit).
+  [[nodiscard]] Status timeline_create(std::uint64_t now_ns, ClientId client, TimelineId timeline);
+  [[nodiscard]] Status timeline_open(std::uint64_t now_ns, ClientId client, TimelineId timeline);
+  [[nodiscard]] Status timeline_close(std::uint64_t now_ns, ClientId client, TimelineId timeline);
+  /// From the CPU. ERRORS: not_held, in_use (the point, or a later one, has a fence or was signalled).
+  [[nodiscard]] Status timeline_signal(std::uint64_t now_ns, ClientId client, TimelinePoint point);
+  /// Highest point such that it and all before it have signalled.
+  [[nodiscard]] std::uint64_t timeline_value(TimelineId timeline) const;
+
+  // --- jobs ----------------------------------------------------------------------------------------------------------
+  /// Order inside: dependencies known, policy's gate, memory of all buffers, fence visible, dependencies signalled,
+  /// engine, run, signal. The reply comes when the fence is visible (others may wait for it then), or says why it never
+  /// will be. ERRORS at once, nothing happened: bad_range (engine, device, priority, timeout, units or counts out of
+  /// range; more pages than the budget; policy reserve: more units than are reserved), not_held, in_use (fence id or a
+  /// point), would_deadlock (the waits of this and of held jobs form a loop; last_loop() tells it).
+  [[nodiscard]] Status job_submit(std::uint64_t now_ns, ClientId client, const JobSpec& spec, Cookie cookie);
+  /// Best effort: a job that is not visible yet is dropped (its reply: cancelled); a running one is asked to end.
+  void job_cancel(std::uint64_t now_ns, ClientId client, FenceId fence);
+  [[nodiscard]] const std::string& last_loop() const;
+
+  // --- compute units -------------------------------------------------------------------------------------------------
+  /// The client's compute on this device has waves for so many units (0: idle). Grants follow as actions. A client
+  /// that never says anything has none and needs none granted before it says.
+  void compute_demand(std::uint64_t now_ns, ClientId client, DeviceId device, unsigned cus);
+  /// Units that the client's compute holds now.
+  [[nodiscard]] std::uint64_t compute_units(ClientId client, DeviceId device) const;
+
+  // --- memory pressure -----------------------------------------------------------------------------------------------
+  /// The machine wants so many pages of system memory back (budget of the machine, cgroup, PSI). Best effort.
+  void pressure(std::uint64_t now_ns, std::uint64_t pages);
+  /// The budget changes; 0 is refused where the core began with one. Reclaim begins at once if less than is used.
+  void set_system_budget(std::uint64_t now_ns, std::uint64_t pages);
 
   // --- the machine answers -------------------------------------------------------------------------------------------
   void action_done(std::uint64_t now_ns, ActionId id, Status status);
 
-  /// Time passes: to be called about once a second while something is under way.
+  /// Time passes: to be called at next_tick_ns(), and about once a second while something is under way.
   void tick(std::uint64_t now_ns);
+  /// When something is due (a slice, a timeout); ~0: nothing.
+  [[nodiscard]] std::uint64_t next_tick_ns() const;
 
   /// Moves all actions decided so far into `out` (cleared first). Swap-based: no allocation in steady state.
   void take_actions(std::vector<Action>& out);
@@ -113,6 +197,15 @@ class Core {
 
   // --- looking in ----------------------------------------------------------------------------------------------------
   [[nodiscard]] Residency query(ClientId client, Page page) const;
+  [[nodiscard]] BufferInfo buffer_info(BufferId buffer) const;
+  /// Circles, class circles and broken fence rules found so far, as sentences; each is given once.
+  [[nodiscard]] std::vector<std::string> take_reports();
+  /// A circle that exists now (policy none), as sentences; empty: none.
+  [[nodiscard]] std::string deadlock() const;
+  /// Who waits for whom now, a sentence a wait.
+  [[nodiscard]] std::string waits() const;
+  /// Equal for equal states; times count only relative to now. For explorers (O(everything)).
+  [[nodiscard]] std::uint64_t digest() const;
   [[nodiscard]] const Stats& stats() const;
   /// Zero stats for an unknown client. Kept until the id is opened again.
   [[nodiscard]] Stats client_stats(ClientId client) const;
@@ -126,8 +219,9 @@ class Core {
   /// and quiescent moments.
   void verify() const;
 
+  class Impl;  ///< core/impl.h
+
  private:
-  class Impl;
   std::unique_ptr<Impl> impl_;
 };
 

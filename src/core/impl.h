@@ -3,6 +3,7 @@
 //   client/range.cpp    alloc, free, prefetch                block/migrate.cpp  an operation's stages
 //   vram/vram.cpp       slots, chunks, eviction              block/map.cpp      revoke and map
 //   policy/*            victims, contention, speculation     verify.cpp         invariants
+//   work/*              fences, buffers, jobs, units         reclaim/*          system memory, the store beneath
 #pragma once
 
 #include <array>
@@ -16,6 +17,9 @@
 #include "core/core.h"
 #include "core/policy/throttle.h"
 #include "core/policy/victim.h"
+#include "core/reclaim/reclaim.h"
+#include "core/work/work.h"
+#include "graph/graph.h"
 
 namespace ferry::core {
 
@@ -97,6 +101,7 @@ struct Waiter {
   Page page = 0;
   DeviceId device = no_device;
   Access access = Access::read;
+  unsigned cu = AllocContext::no_cu;  ///< that the wave holds, where known
 };
 
 /// A granule on its way. Stages run in the order given; each waits for the answers to what it asked for.
@@ -165,6 +170,8 @@ struct Pending {
   bool has_token = false;
   std::uint32_t generation = 0;
   bool in_use = false;
+  bool is_work = false;  ///< answered to Work::action_done with `work`; all other fields but client are unset
+  WorkRef work;
 };
 
 struct FreeRequest {
@@ -221,7 +228,7 @@ class Core::Impl {
   void drop_block_if_empty(Client& client, Block& block);
 
   // block/fault.cpp
-  void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token);
+  void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu);
   void cpu_fault(ClientId id, Page page, Access access);
   void serve_device_waiter(Block& block, const Waiter& waiter);
   void serve_cpu(Block& block, std::uint32_t granule);
@@ -287,6 +294,17 @@ class Core::Impl {
   // policy/speculate.cpp
   void speculate(Block& block, std::uint32_t granule, DeviceId device, Access access);
 
+  // core.cpp, for work/ and reclaim/
+  /// An action with an answer, for Work. The client may be gone already (its buffers live on with others).
+  Action& ask_work(Verb verb, ClientId client, const WorkRef& ref);
+  Action& emit_for(Verb verb, ClientId client);
+  void reply_to(Cookie cookie, ClientId client, Status status);
+  /// A memory request of an operation was granted (or, ok() cleared, refused): it goes on.
+  void op_memory_granted(OpIndex op, std::uint64_t serial, Status status);
+  /// Starts to move an idle granule's system pages to the store. False: it is in use, or has none that can go.
+  bool start_store(Block& block, std::uint32_t granule);
+  [[nodiscard]] std::uint64_t digest() const;
+
   // verify.cpp
   void verify() const;
   void verify_block(const Block& block) const;
@@ -339,6 +357,13 @@ class Core::Impl {
   std::vector<PrefetchRequest> prefetches;
   std::vector<Action> actions;
   std::vector<std::vector<Waiter>> spare_waiters;  ///< kept for their capacity
+  graph::Graph graph;
+  /// Classes of the graph, in the order of their making.
+  struct Classes {
+    graph::ClassId fault, operation, memory, fence, job, unit, compute, engine, line, gate, buffer, point, machine;
+  } classes;
+  Work work;
+  Reclaim reclaim;
 };
 
 }  // namespace ferry::core

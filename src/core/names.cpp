@@ -17,6 +17,7 @@ const char* to_string(Cause cause) {
     case Cause::freed: return "freed";
     case Cause::client_gone: return "application gone";
     case Cause::device_gone: return "device gone";
+    case Cause::pressure: return "memory pressure";
   }
   return "unknown";
 }
@@ -33,6 +34,19 @@ const char* to_string(Verb verb) {
     case Verb::release_chunk: return "release_chunk";
     case Verb::discard_system: return "discard_system";
     case Verb::reply: return "reply";
+    case Verb::store: return "store";
+    case Verb::load: return "load";
+    case Verb::discard_store: return "discard_store";
+    case Verb::move_buffer: return "move_buffer";
+    case Verb::map_buffer: return "map_buffer";
+    case Verb::revoke_buffer: return "revoke_buffer";
+    case Verb::release_buffer: return "release_buffer";
+    case Verb::run_job: return "run_job";
+    case Verb::cancel_job: return "cancel_job";
+    case Verb::grant_cus: return "grant_cus";
+    case Verb::revoke_cus: return "revoke_cus";
+    case Verb::signal_fence: return "signal_fence";
+    case Verb::reset_device: return "reset_device";
   }
   return "unknown";
 }
@@ -76,6 +90,48 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::leak_chunk: return "leak_chunk";
     case PlantedBug::keep_chunk_contents: return "keep_chunk_contents";
     case PlantedBug::map_both_writable: return "map_both_writable";
+    case PlantedBug::signal_before_done: return "signal_before_done";
+    case PlantedBug::forget_fence_waiter: return "forget_fence_waiter";
+    case PlantedBug::skip_shared_fence: return "skip_shared_fence";
+    case PlantedBug::evict_busy_buffer: return "evict_busy_buffer";
+    case PlantedBug::claim_before_gate: return "claim_before_gate";
+    case PlantedBug::publish_before_gate: return "publish_before_gate";
+    case PlantedBug::leak_cu: return "leak_cu";
+    case PlantedBug::grant_reserved_cu: return "grant_reserved_cu";
+    case PlantedBug::switch_while_visible: return "switch_while_visible";
+    case PlantedBug::query_says_no: return "query_says_no";
+    case PlantedBug::track_forgets_unit: return "track_forgets_unit";
+    case PlantedBug::refill_nothing: return "refill_nothing";
+    case PlantedBug::userptr_keeps_old: return "userptr_keeps_old";
+    case PlantedBug::drop_before_stored: return "drop_before_stored";
+    case PlantedBug::ignore_store_error: return "ignore_store_error";
+    case PlantedBug::stale_store: return "stale_store";
+    case PlantedBug::leak_system_charge: return "leak_system_charge";
+    case PlantedBug::forget_memory_waiter: return "forget_memory_waiter";
+  }
+  return "unknown";
+}
+
+const char* to_string(Engine engine) {
+  switch (engine) {
+    case Engine::compute: return "compute";
+    case Engine::graphics: return "graphics";
+    case Engine::copy: return "copy";
+    case Engine::video: return "video";
+  }
+  return "unknown";
+}
+
+const char* to_string(Policy policy) {
+  switch (policy) {
+    case Policy::none: return "none";
+    case Policy::preempt: return "preempt";
+    case Policy::reserve: return "reserve";
+    case Policy::reserve_in_flight: return "reserve-in-flight";
+    case Policy::exclusive: return "exclusive";
+    case Policy::query: return "query";
+    case Policy::track: return "track";
+    case Policy::pinned: return "pinned";
   }
   return "unknown";
 }

@@ -91,7 +91,7 @@ void print_failure(const Finding& finding, bool whole_trace) {
 }
 
 bool parse_bug(const std::string& name, PlantedBug& bug) {
-  for (unsigned i = 0; i < core::planted_bug_count; ++i) {
+  for (unsigned i = 0; i < core::memory_bug_count; ++i) {
     bug = static_cast<PlantedBug>(i);
     if (name == core::to_string(bug)) return true;
   }
@@ -102,7 +102,7 @@ int all_bugs(const SimMainOptions& options, unsigned jobs) {
   const std::uint64_t limit = options.runs > 1 ? options.runs : planted_bug_seeds;
   std::printf("%-22s %-7s %-7s %s\n", "planted bug", "seeds", "limit", "found by");
   unsigned missed = 0;
-  for (unsigned i = 1; i < core::planted_bug_count; ++i) {
+  for (unsigned i = 1; i < core::memory_bug_count; ++i) {
     SimOptions o;
     o.seed = options.seed;
     o.steps = options.steps;
@@ -137,7 +137,7 @@ int sim_main(const SimMainOptions& options) {
   base.steps = options.steps;
   if (!options.bug.empty() && !parse_bug(options.bug, base.bug)) {
     std::fprintf(stderr, "ferry sim: no planted bug is called '%s'; try one of:", options.bug.c_str());
-    for (unsigned i = 1; i < core::planted_bug_count; ++i) {
+    for (unsigned i = 1; i < core::memory_bug_count; ++i) {
       std::fprintf(stderr, " %s", core::to_string(static_cast<PlantedBug>(i)));
     }
     std::fputs(" all\n", stderr);

@@ -17,12 +17,12 @@ void Core::Impl::wake(Client& client, const Waiter& waiter, Status status) {
   }
 }
 
-void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token) {
+void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu) {
   Client* client = find_client(id);
   if (client == nullptr || client->dying || !client->devices[device].attached) {
     return;
   }
-  const Waiter waiter{token, page, device, access};
+  const Waiter waiter{token, page, device, access, cu};
   count(*client, [](Stats& s) { ++s.device_faults; });
   tell(EventKind::device_fault, *client, device, {page, 1}, Cause::device_fault, access);
   Block* block = find_block(*client, block_of(page));

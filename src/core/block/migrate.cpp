@@ -191,11 +191,7 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
         block.cpu_waiting |= mask;
       }
       break;
-    case Verb::wake_cpu:
-    case Verb::wake_wave:
-    case Verb::release_chunk:
-    case Verb::discard_system:
-    case Verb::reply: FERRY_CHECK(false && "a verb that no operation asks for");
+    default: FERRY_CHECK(false && "a verb that no operation asks for");
   }
   if (op.outstanding == 0) {
     run_op(op.self);

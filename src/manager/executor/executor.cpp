@@ -50,6 +50,16 @@ void Executor::perform(const core::Action& action) {
     return;
   }
   Client* client = household_.find_client(action.client);
+  switch (action.verb) {  // what concerns objects that outlive their client
+    case core::Verb::move_buffer: move_buffer(action); return;
+    case core::Verb::map_buffer: map_buffer(client, action); return;
+    case core::Verb::revoke_buffer: revoke_buffer(client, action); return;
+    case core::Verb::release_buffer: release_buffer(action); return;
+    case core::Verb::run_job: run_job(client, action); return;
+    case core::Verb::cancel_job: cancel_job(client, action); return;
+    case core::Verb::signal_fence: signal_fence(action); return;
+    default: break;
+  }
   FERRY_CHECK(client != nullptr);
   switch (action.verb) {
     case core::Verb::revoke_cpu: revoke_cpu(*client, action); break;
@@ -66,7 +76,13 @@ void Executor::perform(const core::Action& action) {
     case core::Verb::wake_wave: resume(*client, action.device, action.token, action.status); break;
     case core::Verb::release_chunk: release_chunk(*client, action); break;
     case core::Verb::discard_system: discard_system(*client, action); break;
-    case core::Verb::reply: break;
+    case core::Verb::store: store(*client, action); break;
+    case core::Verb::load: load(*client, action); break;
+    case core::Verb::discard_store: discard_store(*client, action); break;
+    case core::Verb::grant_cus: grant_units(*client, action); break;
+    case core::Verb::revoke_cus: revoke_units(*client, action); break;
+    case core::Verb::reset_device: reset_device(*client, action); break;
+    default: break;
   }
 }
 

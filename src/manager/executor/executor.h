@@ -1,7 +1,9 @@
 // Performs the core's actions with system calls, and takes in what answers them. One folder, split by verb:
 //   executor.cpp  dispatch, completions, waves          cpu.cpp     revoke_cpu, map_cpu, CPU faults
 //   commands.cpp  commands to agents and their answers  device.cpp  map_device, revoke_device, device faults
-//   copy.cpp      copy, release_chunk, discard_system
+//   copy.cpp      copy, release_chunk, discard_system   store.cpp   store, load, discard_store
+//   buffer.cpp    *_buffer                              job.cpp     run_job, cancel_job, signal_fence
+//   unit.cpp      grant_cus, revoke_cus, graphics jobs on the device process, reset_device
 // Main thread only. The path of a fault allocates nothing in steady state and takes no lock but the kernel's.
 // Never touches managed memory through an application's address, only through the manager's own mappings of the files.
 #pragma once
@@ -29,6 +31,11 @@ class Household {
 
  protected:
   ~Household() = default;
+};
+
+/// What a job is to run, as its client sent it; unchecked but for its size. Kept from submission to signal.
+struct JobPayload {
+  wire::LaunchPacket packet;  ///< graphics: what each wave calls. Copy and video: arguments in `captures`
 };
 
 class Executor {
@@ -122,6 +129,30 @@ class Executor {
   void discard_system(Client& client, const core::Action& action);
   std::uint64_t make_copy(const core::Action& action, Client& client);
   void copy_done(const linux::CopyCompletion& completion);
+
+  // store.cpp
+  void store(Client& client, const core::Action& action);
+  void load(Client& client, const core::Action& action);
+  void discard_store(Client& client, const core::Action& action);
+
+  // buffer.cpp; the client may be gone: null
+  void move_buffer(const core::Action& action);
+  void map_buffer(Client* client, const core::Action& action);
+  void revoke_buffer(Client* client, const core::Action& action);
+  void release_buffer(const core::Action& action);
+
+  // job.cpp
+  void run_job(Client* client, const core::Action& action);
+  void cancel_job(Client* client, const core::Action& action);
+  void signal_fence(const core::Action& action);
+
+  // unit.cpp
+  void grant_units(Client& client, const core::Action& action);
+  void revoke_units(Client& client, const core::Action& action);
+  /// Runs a graphics job on the client's device process; answers the action when it ended.
+  void run_graphics(Client& client, const core::Action& action, const JobPayload& payload);
+  void cancel_graphics(Client& client, const core::Action& action);
+  void reset_device(Client& client, const core::Action& action);
 
   core::Core& core_;
   Household& household_;

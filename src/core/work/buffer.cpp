@@ -1,0 +1,26 @@
+// Buffers: who holds them, where they lie, who reaches them.
+#include "core/impl.h"
+
+namespace ferry::core {
+
+Status Work::buffer_create(ClientId, BufferId, const BufferSpec&) { return Code::unsupported; }
+Status Work::buffer_open(ClientId, BufferId) { return Code::unsupported; }
+Status Work::buffer_close(ClientId, BufferId) { return Code::unsupported; }
+Status Work::buffer_map(ClientId, BufferId, Page) { return Code::unsupported; }
+Status Work::buffer_unmap(ClientId, Page, Cookie) { return Code::unsupported; }
+BufferInfo Work::buffer_info(BufferId) const { return {}; }
+bool Work::holds(ClientId, BufferId) const { return {}; }
+bool Work::busy(const Buffer&) const { return {}; }
+bool Work::is_buffer_page(ClientId, Page) const { return {}; }
+bool Work::overlaps_buffer(ClientId, PageSpan) const { return {}; }
+void Work::device_fault(ClientId, DeviceId, Page, Access, FaultToken) {}
+void Work::cpu_fault(ClientId, Page, Access) {}
+bool Work::claim_buffers(Job&) { return {}; }
+void Work::unclaim_buffers(Job&) {}
+std::vector<FenceId> Work::implicit_fences(const Job&) const { return {}; }
+void Work::install_fence(const Job&) {}
+void Work::buffer_fence_done(BufferId) {}
+Work::Reclaimable Work::reclaim_buffer(BufferId) { return {}; }
+void Work::buffer_memory_granted(BufferId, Status) {}
+
+}  // namespace ferry::core

@@ -1,0 +1,14 @@
+// Compute units: who holds them.
+#include "core/impl.h"
+
+namespace ferry::core {
+
+void Work::compute_demand(ClientId, DeviceId, unsigned) {}
+std::uint64_t Work::compute_units(ClientId, DeviceId) const { return {}; }
+void Work::unit_pump(DeviceId) {}
+bool Work::gate(Job&) { return true; }
+void Work::gate_leave(Job&) {}
+void Work::fault_begins(ClientId, DeviceId, unsigned, std::uint64_t) {}
+void Work::fault_ends(ClientId, DeviceId, std::uint64_t) {}
+
+}  // namespace ferry::core
