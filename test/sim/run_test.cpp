@@ -88,7 +88,7 @@ TEST_P(PlantedBugTest, IsFoundInTime) {
   FAIL() << core::to_string(o.bug) << " was not found in " << planted_bug_seeds << " seeds of " << o.steps << " steps";
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PlantedBugTest, ::testing::Range(1U, core::planted_bug_count),
+INSTANTIATE_TEST_SUITE_P(All, PlantedBugTest, ::testing::Range(1U, core::memory_bug_count),
                          [](const auto& info) { return core::to_string(static_cast<PlantedBug>(info.param)); });
 
 TEST(SimRunTest, SeedsThatFailedBefore) {
