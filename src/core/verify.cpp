@@ -146,7 +146,6 @@ void Core::Impl::verify_vram(DeviceId d) const {
   FERRY_CHECK_EQ(device.used_pages, device.victims.size() * config.granularity_pages);
 }
 
-std::uint64_t Core::Impl::digest() const { return 0; }
 std::string Core::deadlock() const { return {}; }
 
 }  // namespace ferry::core

@@ -34,6 +34,7 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.pages = block.allocated & granule_mask(granule);
   op.pages.remove(block.freeing);
   op.retry = {};
+  op.vram_first = 0;
   op.discard_next = {};
   block.granules[granule].op = index;
   ++block.client->ops;

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/digest.h"
+
 namespace ferry::core {
 
 class Throttle {
@@ -33,6 +35,9 @@ class Throttle {
   }
   /// Waves of one compute unit that may wait in faults before it begins no more; 0: no limit.
   [[nodiscard]] unsigned limit() const { return limit_ == most_ ? 0 : limit_; }
+  [[nodiscard]] std::uint64_t digest() const {
+    return Digest().add(limit_).add(arrivals_).add(early_refaults_).value();
+  }
 
  private:
   unsigned most_ = 1;

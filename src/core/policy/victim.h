@@ -18,6 +18,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/digest.h"
+
 namespace ferry::core {
 
 class VictimPolicy {
@@ -63,6 +65,18 @@ class VictimPolicy {
   template <typename Wanted>
   [[nodiscard]] bool any(Wanted&& wanted) const {
     return first(cold, wanted) != none || first(probed, wanted) != none || first(hot, wanted) != none;
+  }
+  /// `place` names what lies in a slot, since a slot's number means nothing.
+  template <typename Place>
+  [[nodiscard]] std::uint64_t digest(std::uint64_t now, Place&& place) const {
+    Digest d;
+    for (const Ends& ends : lists_) {
+      for (std::uint32_t slot = ends.head; slot != none; slot = slots_[slot].next) {
+        d.add(place(slot)).add(now - slots_[slot].since);
+      }
+      d.add(ends.size);
+    }
+    return d.add(window_).add(window_ > window_least_ ? now - window_grown_ : 0).add(usual_distance_).value();
   }
   [[nodiscard]] std::uint64_t size() const { return lists_[0].size + lists_[1].size + lists_[2].size; }
 
