@@ -81,6 +81,12 @@ struct Config {
   std::uint64_t store_pages = 0;
   /// Counted waits: the wait graph is kept and checked. Cleared only to measure what it costs.
   bool wait_graph = true;
+  /// A job goes up by one priority for each such time that it has waited for its engine.
+  std::uint64_t ageing_ns = 20'000'000;
+  /// Set: a circle that has stood for deadlock_ns is ended: the faults of compute that are part of it fail with
+  /// would_deadlock, so that its units come free. Cleared: it stands, for checkers to see.
+  bool end_deadlocks = true;
+  std::uint64_t deadlock_ns = 1'000'000'000;
   PlantedBug bug = PlantedBug::none;
 };
 

@@ -12,5 +12,6 @@ void Work::job_gate_open(FenceId) {}
 void Work::job_fence_done(FenceId, FenceId, Status) {}
 void Work::job_done(FenceId, Status) {}
 void Work::advance_line() {}
+void Work::job_deadline(FenceId) {}
 
 }  // namespace ferry::core

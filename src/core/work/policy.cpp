@@ -3,7 +3,7 @@
 
 namespace ferry::core {
 
-bool Work::may_wait(const AllocContext&, FenceId) { return true; }
+bool Work::may_wait(const AllocContext&, FenceId, graph::NodeId) { return true; }
 bool Work::may_deadlock(FenceId) const { return {}; }
 std::uint64_t Work::repair_reserve_pages() const { return {}; }
 

@@ -8,7 +8,6 @@ std::uint64_t Work::compute_units(ClientId, DeviceId) const { return {}; }
 void Work::unit_pump(DeviceId) {}
 bool Work::gate(Job&) { return true; }
 void Work::gate_leave(Job&) {}
-void Work::fault_begins(ClientId, DeviceId, unsigned, std::uint64_t) {}
-void Work::fault_ends(ClientId, DeviceId, std::uint64_t) {}
+bool Work::stop_compute(ClientId, DeviceId, std::uint32_t, std::uint64_t) { return true; }
 
 }  // namespace ferry::core

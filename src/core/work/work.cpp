@@ -4,6 +4,22 @@
 namespace ferry::core {
 
 Work::Work(Core::Impl& c) : core(c) {
+  using graph::Graph;
+  graph::Graph& g = core.graph;
+  auto& cls = core.classes;
+  cls.fault = g.define("fault", Graph::InSection::forbidden);
+  cls.operation = g.define("operation");
+  cls.memory = g.define("memory", Graph::InSection::forbidden);
+  cls.fence = g.define("fence");
+  cls.job = g.define("job");
+  cls.unit = g.define("compute unit");
+  cls.compute = g.define("free compute units for job");
+  cls.engine = g.define("engine");
+  cls.line = g.define("the line of jobs");
+  cls.gate = g.define("gate");
+  cls.buffer = g.define("buffer");
+  cls.point = g.define("timeline point");
+  cls.machine = g.define("the machine");
   for (unsigned d = 0; d < core.config.device_count; ++d) {
     WorkDevice& device = devices.emplace_back();
     if (d < core.config.models.size()) {

@@ -1,8 +1,10 @@
 // The side of the core that deals in fences: its state, and which file does what.
 //   fence.cpp     fences, arrays, deadlines, who waits     job.cpp     a job's stages, submission to signal
 //   timeline.cpp  points, jobs held back for them          engine.cpp  queues, slots, priorities, timeouts
-//   buffer.cpp    holds, mappings, faults, moves           unit.cpp    compute units: who holds them, slices, gates
-//   userptr.cpp   the notifier's mark                      policy.cpp  what a policy allows; the wait graph's nodes
+//   buffer.cpp    holds, mappings, faults, moves           unit.cpp    compute units: who holds them
+//   userptr.cpp   the notifier's mark                      slice.cpp   shares of compute: demand, grants, turns
+//   policy.cpp    what a policy allows                     gate.cpp    what a policy asks before a fence is visible
+//   stop.cpp      compute without retry faults             circle.cpp  faults and units in the wait graph; its end
 // Inside, nothing blocks: who waits is a state, and a node of the graph.
 #pragma once
 
@@ -26,12 +28,16 @@ struct WorkRef {
   What what = What::run_job;
   std::uint64_t id = 0;   ///< buffer; job's fence; client
   std::uint64_t sub = 0;  ///< buffer_map, buffer_revoke: client << 8 | device; revoke_units: device << 32 | process
+  Page at = 0;            ///< buffer_map, buffer_revoke: first page of the mapping
+  std::uint32_t process = 0;  ///< buffer_map: the device process that was asked
+  std::uint64_t cu_mask = 0;  ///< revoke_units
 };
 
 /// Who is told when a fence has signalled.
 struct FenceWaiter {
   enum class Who : std::uint8_t { job, array, timeline, reclaim, buffer } who = Who::job;
   std::uint64_t id = 0;  ///< fence of the job or array; timeline; reclaim: request; buffer
+  friend constexpr bool operator==(const FenceWaiter&, const FenceWaiter&) = default;
 };
 
 struct Fence {
@@ -42,39 +48,57 @@ struct Fence {
   bool visible = false;
   bool signalled = false;
   bool forgotten = false;  ///< by the outside; erased when signalled and no waiter is left
-  std::uint32_t parts_left = 0;
-  Status status;
+  Status status;                ///< until it signals: the first error of an array's parts
   std::uint64_t visible_ns = 0;
   std::uint64_t deadline_ns = 0;
-  std::vector<FenceId> parts;
+  std::vector<FenceId> parts;  ///< array: those that have not signalled yet
   std::vector<FenceWaiter> waiters;
   graph::NodeId node = graph::no_node;
 };
 
+/// A point of a timeline that is spoken for. It has signalled when `done` is set and all points before it are gone.
+struct Point {
+  FenceId promised_by = 0;  ///< the job that will signal it; 0: signalled from the CPU
+  bool fenced = false;      ///< that job is visible. Cleared: whoever waits for this point or a later one is held back
+  bool done = false;
+  Status status;
+  graph::NodeId node = graph::no_node;
+};
+
+/// A point signals when its fence and all points before it have; its status is the first error among them. A wait for a
+/// point that nobody made is a wait for the next one after it, once that has a fence.
 struct Timeline {
   TimelineId id = 0;
-  std::map<ClientId, std::uint32_t> holds;
-  std::uint64_t value = 0;                             ///< all points up to it have signalled
-  std::map<std::uint64_t, FenceId> points;             ///< not yet signalled; 0: promised by a job that is held back
-  std::map<std::uint64_t, std::vector<FenceId>> held;  ///< jobs that wait for a point without a fence
-  Status error;                                        ///< of the first point that failed
+  std::map<ClientId, std::uint32_t> holds;  ///< none: it goes with its last point
+  std::uint64_t value = 0;                  ///< all points up to it have signalled
+  std::map<std::uint64_t, Point> points;    ///< those above `value`
+  std::map<std::uint64_t, std::vector<FenceId>> held;  ///< by the point they wait for, jobs that are held back
+  std::uint64_t error_point = 0;                       ///< the first that failed; 0: none
+  Status error;
 };
 
 /// Fences of a buffer, as a dma-buf's reservation object: one writer, or readers since the last writer.
+/// A reader is ordered behind `exclusive`, a writer behind `shared` too.
 struct Reservation {
   FenceId exclusive = 0;
   std::vector<FenceId> shared;
+  /// All that have not signalled, oldest first, whether or not others are ordered behind them: what memory management
+  /// looks at.
+  std::vector<FenceId> users;
 };
 
 /// One client's address of a buffer.
 struct BufferMapping {
   ClientId client = 0;
   Page at = 0;
-  bool cpu_mapped = false;
-  std::uint16_t device_mapped = 0;  ///< bit d
-  std::uint16_t device_writable = 0;
-  std::uint32_t pending = 0;  ///< map and revoke actions under way
-  bool unmapping = false;
+  bool cpu_mapped = false;          ///< set: may be reached. From the question to map to the answer of a revocation
+  std::uint16_t device_mapped = 0;  ///< bit d, likewise
+  bool cpu_busy = false;            ///< a map or revoke action is under way: never two at a time
+  std::uint16_t device_busy = 0;
+  bool cpu_doubt = false;  ///< a map failed: what is reached is unknown, so it is revoked before anything else
+  std::uint16_t device_doubt = 0;
+  bool unmapping = false;  ///< goes when nobody reaches it and no job uses it
+  bool wants_reply = false;
   Cookie unmap_cookie;
   bool cpu_waiting = false;  ///< CPU threads wait in a fault on it
   struct Wave {
@@ -82,6 +106,7 @@ struct BufferMapping {
     DeviceId device;
     Page page;
     Access access;
+    unsigned cu;
   };
   std::vector<Wave> waves;  ///< device waves that wait
 };
@@ -96,9 +121,12 @@ struct Buffer {
   enum class Step : std::uint8_t { rest, need_memory, revoke, move, release } step = Step::rest;
   BufferInfo::Where to = BufferInfo::Where::nowhere;  ///< of a move
   DeviceId to_device = no_device;
-  FenceId claimed_by = 0;            ///< a job that gathers its memory: the buffer does not move until it is visible
-  std::uint32_t outstanding = 0;     ///< actions under way
-  bool stale = false;                ///< userptr
+  FenceId claimed_by = 0;  ///< a job that gathers its memory: the buffer does not move until it is visible
+  bool placed = false;     ///< claimed: it was tried to bring it where the job wants it, once
+  std::uint32_t outstanding = 0;  ///< actions on its memory under way, and userptr: operations of its granules
+  std::uint64_t vram_chunks = 0;  ///< against the budget of `device`, or of `to_device` while it moves there
+  bool stale = false;             ///< userptr: its pages were never looked up, or changed since
+  std::uint32_t lookups = 0;      ///< userptr: for the job that claims it
   bool closing = false;              ///< nobody holds it: it goes when idle
   std::uint64_t charged_pages = 0;   ///< against the budget of system memory
   std::uint64_t memory_request = 0;  ///< in Reclaim's line; 0: none
@@ -121,14 +149,24 @@ struct Job {
   /// | queued   | its engine                                   | yes                  |
   /// | running  | the machine                                  | yes                  |
   enum class Stage : std::uint8_t { held, line, gate, memory, depends, queued, running, done } stage = Stage::held;
-  std::uint32_t points_left = 0;  ///< stage held
+  /// How it stands with the policy. `passed` from then until its fence has signalled (or it was dropped).
+  enum class Gate : std::uint8_t { before, waiting, passed } gate = Gate::before;
+  std::uint32_t points_left = 0;  ///< stage held: of spec.wait_points, those that are held back
   std::uint32_t fences_left = 0;  ///< stage depends
+  std::vector<FenceId> ordered_by;  ///< stage depends: not signalled when it became visible
+  std::uint64_t arrival = 0;        ///< of the engine's queue
   std::uint64_t queued_ns = 0;
   std::uint64_t dispatched_ns = 0;
-  std::uint64_t cu_mask = 0;  ///< running on graphics
-  bool cancelled = false;
-  Status failure;  ///< a dependency failed, or it was cancelled: signalled without running
+  std::uint64_t cancelled_ns = 0;  ///< running: the machine was asked to end it; 0: it was not
+  std::uint64_t cu_mask = 0;       ///< running on graphics
+  bool overran = false;            ///< its timeout passed
+  bool reset_sent = false;
+  Status failure;                 ///< a dependency failed, or it was cancelled: signalled without running
+  std::uint64_t unit_waits = 0;   ///< units that it waits for now (gate, queued), of which ...
+  unsigned units_short = 0;       ///< ... so many are needed; 0: it waits for none
+  FenceId behind = 0;             ///< the job that it waits behind (line, queued); 0: none
   graph::NodeId node = graph::no_node;
+  graph::NodeId units_node = graph::no_node;  ///< between the job and units of which some are enough
 };
 
 /// What holds a compute unit.
@@ -142,24 +180,41 @@ struct Unit {
   graph::NodeId node = graph::no_node;
 };
 
+/// A fault of a client that has compute on the device: it may hold units until it is repaired.
+struct UnitFault {
+  std::uint64_t cu_mask = 0;
+  graph::NodeId node = graph::no_node;
+};
+
 /// One client's compute on one device.
 struct Compute {
   unsigned demand = 0;
-  std::uint32_t process = 0;  ///< counts its device processes
-  bool stopped = false;       ///< retry faults off: its memory is being taken or brought back
-  std::uint64_t granted_ns = 0;
+  std::uint32_t process = 0;     ///< counts its device processes
+  std::uint64_t waiting_ns = 0;  ///< since when it wants units and has none; 0: it has some, or wants none
+  bool stopped = false;          ///< retry faults off: no units, its memory is being taken or brought back
+  std::uint32_t restores = 0;    ///< operations under way that bring memory back
+  std::uint64_t restore_ns = 0;  ///< when its memory is brought back next
+  std::uint64_t backoff_ns = 0;
+  std::vector<std::pair<std::uint32_t, std::uint64_t>> stop_waiters;  ///< operations (index, serial) that wait for it
 };
 
 struct WorkDevice {
   DeviceModel model;
   std::vector<Unit> units;
   std::map<ClientId, Compute> compute;
-  ClientId next_client = 0;                 ///< whose turn the slice is
+  std::map<std::pair<ClientId, std::uint64_t>, UnitFault> faults;  ///< by token
+  ClientId turn = 0;                        ///< whose demand goes first
+  std::uint64_t turn_ns = 0;                ///< since when it has units in this turn; 0: it has none yet
   std::vector<std::deque<FenceId>> queued;  ///< by engine, each in order of arrival
   std::vector<unsigned> running;            ///< by engine
+  std::vector<FenceId> at_gate;             ///< in order of arrival
   unsigned fences_in_flight = 0;            ///< graphics jobs from gate to signal
+  unsigned kept_cus = 0;                    ///< policy reserve_in_flight: no compute on so many units
   bool fenced_mode = false;                 ///< policy exclusive: compute is out
-  std::uint64_t mode_ns = 0;
+  std::uint64_t mode_ns = 0;                ///< since when
+  bool pumping = false;                     ///< unit_pump() runs and will look again
+  bool again = false;
+  std::uint64_t due_ns = ~std::uint64_t{0};  ///< when time alone changes something
 };
 
 class Work {
@@ -179,6 +234,10 @@ class Work {
   bool fence_wait(FenceId fence, FenceWaiter waiter);
   void fence_unwait(FenceId fence, FenceWaiter waiter);
   void notify(const FenceWaiter& waiter, FenceId fence, Status status);
+  void array_part_done(FenceId array, FenceId part, Status status);
+  void fence_drop(FenceId fence);  ///< it will never be visible: nothing is left of it. REQUIRES: it is not
+  void verify_fences() const;
+  [[nodiscard]] std::uint64_t digest_fences() const;
 
   // timeline.cpp
   Status timeline_create(ClientId client, TimelineId timeline);
@@ -186,12 +245,21 @@ class Work {
   Status timeline_close(ClientId client, TimelineId timeline);
   Status timeline_signal(ClientId client, TimelinePoint point);
   [[nodiscard]] std::uint64_t timeline_value(TimelineId timeline) const;
-  /// At submission: which points have no fence yet (the job is then held), and loops among held jobs.
+  /// At submission, with spec and client set; changes nothing. not_held, bad_range (point 0), in_use, would_deadlock.
   Status timeline_check(const Job& job);
-  void timeline_promise(Job& job);               ///< the points that it will signal are spoken for
-  void timeline_publish(Job& job);               ///< ... and have its fence now; lets held jobs on
-  void timeline_break(Job& job, Status status);  ///< the job will never be visible: its points fail
+  /// The job is in `jobs`: the points that it will signal are spoken for. Sets points_left; unless that is 0, the job is
+  /// held and job_points_ready() follows.
+  void timeline_promise(Job& job);
+  /// Fences of the points that it waits for and all points before them; all exist once it is not held any more. The
+  /// status: an error if one of those points has failed already.
+  Status timeline_fences(const Job& job, std::vector<FenceId>& fences) const;
+  void timeline_publish(Job& job);  ///< after fence_publish(): its points have its fence now; lets held jobs on
+  /// The job will never be visible: it is held no more, its points fail, and what is held on them with them.
+  void timeline_break(Job& job, Status status);
   void timeline_fence_done(TimelineId timeline, FenceId fence, Status status);
+  void timelines_client_gone(ClientId client);  ///< its holds end. Its jobs are dropped by job.cpp
+  void verify_timelines() const;
+  [[nodiscard]] std::uint64_t digest_timelines() const;
 
   // buffer.cpp
   Status buffer_create(ClientId client, BufferId buffer, const BufferSpec& spec);
@@ -205,7 +273,8 @@ class Work {
   /// Is the page inside a mapped buffer of the client? Then these serve its faults.
   [[nodiscard]] bool is_buffer_page(ClientId client, Page page) const;
   [[nodiscard]] bool overlaps_buffer(ClientId client, PageSpan span) const;
-  void device_fault(ClientId client, DeviceId device, Page page, Access access, FaultToken token);
+  void device_fault(ClientId client, DeviceId device, Page page, Access access, FaultToken token,
+                    unsigned cu = AllocContext::no_cu);
   void cpu_fault(ClientId client, Page page, Access access);
   /// Claims all buffers of the job, brings them where it needs them and maps them on its device. True: done. False:
   /// under way, job_memory_ready() or job_memory_failed() follows. Called once a job, when it is first in line.
@@ -222,40 +291,101 @@ class Work {
   };
   Reclaimable reclaim_buffer(BufferId buffer);
   void buffer_memory_granted(BufferId buffer, Status status);  ///< Reclaim's answer to a request in its line
+  void buffer_action_done(const WorkRef& ref, Status status);   ///< of the four kinds buffer_*
+  void buffers_device_gone(ClientId client, DeviceId device);
+  void buffers_client_gone(ClientId client);  ///< its holds and waiters end
+  /// Nothing of its mappings is left. When that becomes so, core.finish_client_if_idle() is called.
+  [[nodiscard]] bool buffers_client_idle(ClientId client) const;
+  [[nodiscard]] bool buffers_quiescent() const;  ///< no buffer is on its way, nobody waits for one
+  void verify_buffers() const;
+  [[nodiscard]] std::uint64_t digest_buffers() const;
 
   // userptr.cpp
   void userptr_invalidate(ClientId client, PageSpan span);
   /// Pages under a busy userptr buffer are not dropped before its fences have signalled. The fence, or 0.
   [[nodiscard]] FenceId userptr_fence(ClientId client, PageSpan span) const;
+  /// A job has claimed pages of the span through a userptr buffer, or its fence uses them: they stay in system memory
+  /// at their place. Devices reach them there.
+  [[nodiscard]] bool userptr_in_use(ClientId client, PageSpan span) const;
 
   // job.cpp
   Status job_submit(ClientId client, const JobSpec& spec, Cookie cookie);
   void job_cancel(ClientId client, FenceId fence);
-  void job_points_ready(FenceId job);  ///< timeline.cpp: the last missing point has a fence
+  /// timeline.cpp: the last missing point has a fence; or Job::failure is set, since one never will: it is dropped.
+  void job_points_ready(FenceId job);
   void job_memory_ready(FenceId job);
   void job_memory_failed(FenceId job, Status status);
   void job_gate_open(FenceId job);  ///< unit.cpp: the policy lets it become visible
   void job_fence_done(FenceId job, FenceId fence, Status status);
   void job_done(FenceId job, Status status);  ///< the machine's answer
   void advance_line();
+  /// fence.cpp: somebody needs the job's fence by Fence::deadline_ns, which has just become earlier.
+  void job_deadline(FenceId job);
+  [[nodiscard]] Status job_check(const JobSpec& spec, ClientId client) const;
+  [[nodiscard]] FenceId point_fence(const TimelinePoint& point, Status& error) const;
+  void job_begin_memory(Job& job);
+  void job_publish(Job& job);
+  void job_ready(Job& job);                 ///< nothing orders it any more: to its engine, or to its failure
+  void job_drop(FenceId job, Status status);  ///< never visible
+  void job_finish(FenceId job, Status status);  ///< its fence signals
+  void wait_behind(Job& job, FenceId other);    ///< 0: behind nobody
 
   // engine.cpp
   void engine_enqueue(Job& job);
   void engine_pump(DeviceId device);
   void engine_timeouts();
+  [[nodiscard]] std::uint64_t engine_due_ns() const;
+  [[nodiscard]] FenceId engine_first(DeviceId device, Engine engine) const;  ///< whose turn it is; 0: nobody's
+  [[nodiscard]] std::uint64_t urgency(const Job& job) const;                 ///< larger goes first
+  void dispatch(Job& job, std::uint64_t cu_mask);
+  void cancel_running(Job& job);
 
   // unit.cpp
-  void compute_demand(ClientId client, DeviceId device, unsigned cus);
-  [[nodiscard]] std::uint64_t compute_units(ClientId client, DeviceId device) const;
   void unit_pump(DeviceId device);  ///< looks at all units of a device again
-  bool gate(Job& job);              ///< true: open at once
-  void gate_leave(Job& job);        ///< its fence signalled, or it was dropped before
+  [[nodiscard]] std::uint64_t compute_units(ClientId client, DeviceId device) const;
+  [[nodiscard]] std::uint64_t units_of(DeviceId device, Unit::Holder holder) const;
+  [[nodiscard]] std::uint64_t free_units(DeviceId device) const;
+  [[nodiscard]] std::uint64_t compute_allowed(DeviceId device) const;  ///< units that may ever run compute
+  void revoke_units(DeviceId device, ClientId client, std::uint64_t cu_mask);
+  void units_left(const WorkRef& ref, Status status);
+  void unit_free(DeviceId device, unsigned cu);
+  void unit_take(DeviceId device, unsigned cu, Unit::Holder holder, ClientId client, FenceId job);
+
+  // slice.cpp
+  void compute_demand(ClientId client, DeviceId device, unsigned cus);
+  void share_units(DeviceId device);
+
+  // gate.cpp
+  bool gate(Job& job);        ///< true: open at once
+  void gate_leave(Job& job);  ///< its fence signalled, or it was dropped before
+  void gate_pump(DeviceId device);
+  void let_in(Job& job);
+
+  // circle.cpp
+  /// A wave of the client waits in a fault; on unit `cu`, or no_cu: on all that the client has, for all the core knows.
+  /// Costs nothing where the client has no compute on the device.
   void fault_begins(ClientId client, DeviceId device, unsigned cu, std::uint64_t token);
   void fault_ends(ClientId client, DeviceId device, std::uint64_t token);
+  /// For who adds what a fault waits for; no_node where faults hold nothing.
+  [[nodiscard]] graph::NodeId fault_node(ClientId client, DeviceId device, std::uint64_t token) const;
+  /// `job` needs `count` of the units in `cu_mask` (0: none any more).
+  void wait_for_units(Job& job, std::uint64_t cu_mask, unsigned count);
+  /// Whoever adds a wait that closes a circle says so here.
+  void circle_found(const graph::Circle& circle);
+  [[nodiscard]] graph::Circle find_circle() const;  ///< that stands now
+  void end_circles();
+  /// Set: a unit is taken from waves although their faults are pending.
+  [[nodiscard]] bool leaves_while_faulting(DeviceId device) const;
+
+  // stop.cpp
+  /// Retry faults off: false while the client's compute on `device` must leave its units before the operation may take
+  /// memory from it; the operation is run again when it has.
+  bool stop_compute(ClientId client, DeviceId device, std::uint32_t op, std::uint64_t serial);
 
   // policy.cpp
-  /// May reclaim, on behalf of `context`, wait for this fence? Counts and explains a refusal.
-  [[nodiscard]] bool may_wait(const AllocContext& context, FenceId fence);
+  /// May reclaim, on behalf of `context`, wait for this fence? Counts and explains a refusal. `from`: the node that
+  /// would wait; without it the faults of the context's unit are taken for it.
+  [[nodiscard]] bool may_wait(const AllocContext& context, FenceId fence, graph::NodeId from = graph::no_node);
   /// Query's question, forwarded through everything the fence waits for. True: waiting may deadlock.
   [[nodiscard]] bool may_deadlock(FenceId fence) const;
   /// Granules that only track's repairs may take; 0 under other policies.
@@ -278,13 +408,29 @@ class Work {
 
   Core::Impl& core;
   std::vector<WorkDevice> devices;
-  std::map<FenceId, Fence> fences;
+  std::map<FenceId, Fence> fences;  ///< until signalled and forgotten
   std::map<TimelineId, Timeline> timelines;
   std::map<BufferId, Buffer> buffers;
   std::map<FenceId, Job> jobs;                              ///< until signalled
   std::deque<FenceId> line;                                 ///< jobs that gather memory; only the first does
   std::map<std::pair<ClientId, Page>, BufferId> mapped_at;  ///< first page of each mapping
+  // Who is still to be told, so that chains of fences and points of any length need no stack (fence.cpp, timeline.cpp).
+  struct Told {
+    FenceWaiter waiter;
+    FenceId fence = 0;
+    Status status;
+  };
+  std::deque<Told> telling;
+  bool telling_now = false;
+  std::deque<FenceId> raising;  ///< fences whose deadline became earlier
+  bool raising_now = false;
+  std::deque<FenceId> letting_on;  ///< jobs whose last missing point has a fence now, or never will
+  bool letting_on_now = false;
   std::string last_loop;
+  std::string last_refusal;  ///< of may_wait under policy track, as sentences
+  graph::NodeId line_node = graph::no_node;
+  std::uint64_t arrivals = 0;
+  std::uint64_t circle_ns = 0;  ///< since when a circle stands; 0: none does
 };
 
 }  // namespace ferry::core
