@@ -33,6 +33,8 @@ _ferry() {
       ;;
     --vram) mapfile -t COMPREPLY < <(compgen -W '64M 256M 1G' -- "$cur"); return ;;
     --granularity) mapfile -t COMPREPLY < <(compgen -W '4K 16K 64K 256K 2M' -- "$cur"); return ;;
+    --policy) mapfile -t COMPREPLY < <(compgen -W 'none preempt reserve reserve-in-flight exclusive query track pinned' -- "$cur"); return ;;
+    --hardware) mapfile -t COMPREPLY < <(compgen -W 'preempt no-preempt retry no-retry preempt,no-retry no-preempt,retry no-preempt,no-retry' -- "$cur"); return ;;
     --pid) mapfile -t COMPREPLY < <(cd /proc && compgen -W "$(printf '%s ' [0-9]*)" -- "$cur"); return ;;
     --bug)
       mapfile -t COMPREPLY < <(compgen -W 'all skip_cpu_revoke skip_device_revoke drop_wake lose_dirty free_before_revoke
@@ -40,10 +42,10 @@ _ferry() {
         leak_chunk keep_chunk_contents map_both_writable' -- "$cur")
       return
       ;;
-    --cus | --devices | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
+    --cus | --devices | --reserved-cus | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
   esac
   case $command in
-    run) word='--vram --cus --devices --granularity --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
+    run) word='--vram --cus --devices --granularity --policy --hardware --reserved-cus --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
     doctor) word='--json --help' ;;
     explain) word='--pid --bytes --socket --json --help' ;;
     sim) word='--seed --steps --runs --bug --trace --jobs --help' ;;

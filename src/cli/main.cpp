@@ -173,6 +173,18 @@ void Ferry::declare_run() {
   run_->add_option("--granularity", machine.granularity,
                    "What moves together: 4K to 2M, a power of two (default: a 1024th of VRAM, from 64K on)")
       ->type_name("SIZE");
+  run_->add_option("--policy", machine.policy,
+                   "How fences and page faults share a device: none, preempt, reserve, reserve-in-flight, exclusive, "
+                   "query, track or pinned (default preempt)")
+      ->type_name("P");
+  run_->add_option(
+          "--hardware", machine.hardware,
+          "preempt or no-preempt: whether compute units can be taken from waves that wait for faults; retry or "
+          "no-retry: faults (default preempt,retry)")
+      ->type_name("WORDS");
+  run_->add_option("--reserved-cus", machine.reserved_cus,
+                   "Compute units that policies reserve and reserve-in-flight keep from compute (default 1)")
+      ->type_name("N");
   run_->add_option("--config", machine.config, "Machine and policy from a file; options go before it")
       ->type_name("FILE.toml");
   run_->add_flag("--malloc", run_options_.malloc,

@@ -70,6 +70,9 @@ void RunManager::start_now() {
   add("--cus", options_.machine.cus);
   add("--devices", options_.machine.devices);
   add("--granularity", options_.machine.granularity);
+  add("--policy", options_.machine.policy);
+  add("--hardware", options_.machine.hardware);
+  add("--reserved-cus", options_.machine.reserved_cus);
   add("--trace", options_.trace);
   add("--report", options_.report);
   const int listener = socket_.listener();

@@ -85,6 +85,16 @@ int main(int argc, char** argv) {
   app.add_option("--devices", flags.devices, "number of devices; default 1, or FERRY_DEVICES");
   app.add_option("--granularity", flags.granularity,
                  "bytes that move together, 4K to 2M; default a 1024th of --vram from 64K on, or FERRY_GRANULARITY");
+  app.add_option("--policy", flags.policy,
+                 "how fences and page faults share a device: none, preempt, reserve, reserve-in-flight, exclusive, "
+                 "query, track or pinned; default preempt, or FERRY_POLICY");
+  app.add_option(
+      "--hardware", flags.hardware,
+      "preempt or no-preempt (whether a compute unit can be taken from waves that wait for faults), retry or "
+      "no-retry (faults); default preempt,retry, or FERRY_HARDWARE");
+  app.add_option("--reserved-cus", flags.reserved_cus,
+                 "compute units that policies reserve and reserve-in-flight keep from compute; default 1, or "
+                 "FERRY_RESERVED_CUS");
   app.add_option("--config", flags.config, "TOML file with the machine and its policy; default none, or FERRY_CONFIG");
   app.add_option("--copy-threads", config.copy_threads, "threads that copy; default by the CPUs")
       ->check(CLI::Range(1U, 64U));
@@ -111,6 +121,9 @@ int main(int argc, char** argv) {
   from_environment(flags.cus, "FERRY_CUS");
   from_environment(flags.devices, "FERRY_DEVICES");
   from_environment(flags.granularity, "FERRY_GRANULARITY");
+  from_environment(flags.policy, "FERRY_POLICY");
+  from_environment(flags.hardware, "FERRY_HARDWARE");
+  from_environment(flags.reserved_cus, "FERRY_RESERVED_CUS");
   from_environment(flags.config, "FERRY_CONFIG");
   if (const auto error = read_options(flags, config.machine)) {
     std::fprintf(stderr, "ferryd: %s\n", error->c_str());

@@ -56,6 +56,50 @@ Error milliseconds_of(std::int64_t value, std::uint64_t& out_ns) {
 Error cus_of(std::int64_t value, MachineOptions& o) { return count_of(value, 1, wire::max_cus, o.cus); }
 Error devices_of(std::int64_t value, MachineOptions& o) { return count_of(value, 1, max_devices, o.devices); }
 
+/// Words with commas between them: preempt or no-preempt, retry or no-retry.
+Error hardware_of(std::string_view text, DeviceOptions& device) {
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    const std::string_view word = text.substr(at, end - at);
+    if (word == "preempt" || word == "no-preempt") {
+      device.preempts_while_faulting = word == "preempt";
+    } else if (word == "retry" || word == "no-retry") {
+      device.retry_faults = word == "retry";
+    } else {
+      return "has to be preempt or no-preempt, retry or no-retry, with a comma between two of them";
+    }
+    at = end + 1;
+  }
+  return {};
+}
+
+Error policy_of(std::string_view text, DeviceOptions& device) {
+  std::string names;
+  for (unsigned p = 0; p < core::policy_count; ++p) {
+    const auto policy = static_cast<core::Policy>(p);
+    if (text == core::to_string(policy)) {
+      device.policy = policy;
+      return {};
+    }
+    names += (p == 0 ? "" : p + 1 == core::policy_count ? " or " : ", ") + std::string(core::to_string(policy));
+  }
+  return "has to be " + names;
+}
+
+Error reserved_of(std::int64_t value, DeviceOptions& device) {
+  unsigned count = 0;
+  if (Error error = count_of(value, 1, wire::max_cus, count)) return error;
+  device.reserved_cus = count;
+  return {};
+}
+
+Error time_of(std::int64_t value, std::optional<std::uint64_t>& out_ns) {
+  std::uint64_t ns = 0;
+  if (Error error = milliseconds_of(value, ns)) return error;
+  out_ns = ns;
+  return {};
+}
+
 // --- flags -----------------------------------------------------------------------------------------------------------
 
 template <typename Fn>
@@ -68,7 +112,15 @@ Error flag_size(const char* name, const std::optional<std::string>& text, Machin
 }
 
 template <typename Fn>
-Error flag_count(const char* name, const std::optional<std::string>& text, MachineOptions& options, Fn&& take) {
+Error flag_word(const char* name, const std::optional<std::string>& text, DeviceOptions& device, Fn&& take) {
+  if (!text) return {};
+  if (const Error error = take(std::string_view(*text), device))
+    return std::string(name) + " '" + *text + "' " + *error;
+  return {};
+}
+
+template <typename Options, typename Fn>
+Error flag_count(const char* name, const std::optional<std::string>& text, Options& options, Fn&& take) {
   if (!text) return {};
   std::int64_t value = 0;
   const auto [end, code] = std::from_chars(text->data(), text->data() + text->size(), value);
@@ -112,15 +164,56 @@ Setter count_key(Fn take) {
 
 using Table = std::map<std::string, Setter, std::less<>>;
 
+using DeviceSetter = std::function<Error(const toml::node&, DeviceOptions&)>;
+using DeviceTable = std::map<std::string, DeviceSetter, std::less<>>;
+
+template <typename Fn>
+DeviceSetter word_key(Fn take) {
+  return [take](const toml::node& node, DeviceOptions& device) -> Error {
+    const auto text = node.value_exact<std::string>();
+    if (!text) return "has to be text in quotation marks";
+    return take(std::string_view(*text), device);
+  };
+}
+
+template <typename Fn>
+DeviceSetter number_key(Fn take) {
+  return [take](const toml::node& node, DeviceOptions& device) -> Error {
+    const auto number = node.value_exact<std::int64_t>();
+    if (!number) return "has to be a whole number";
+    return take(*number, device);
+  };
+}
+
+/// Keys of [[device]], and of [machine] for every device.
+const DeviceTable& device_keys() {
+  static const DeviceTable all = {
+      {"hardware", word_key(hardware_of)},
+      {"policy", word_key(policy_of)},
+      {"reserved_cus", number_key(reserved_of)},
+      {"slice_ms", number_key([](std::int64_t v, DeviceOptions& o) { return time_of(v, o.slice_ns); })},
+      {"min_run_ms", number_key([](std::int64_t v, DeviceOptions& o) { return time_of(v, o.min_run_ns); })},
+  };
+  return all;
+}
+
+Table machine_keys(Table keys) {
+  for (const auto& [name, set] : device_keys()) {
+    keys.emplace(name,
+                 [set](const toml::node& node, MachineOptions& options) { return set(node, options.every_device); });
+  }
+  return keys;
+}
+
 const std::map<std::string, Table, std::less<>>& tables() {
   static const std::map<std::string, Table, std::less<>> all = {
-      {"machine",
-       {{"vram", size_key(vram_of)},
-        {"granularity", size_key(granularity_of)},
-        {"cus", count_key(cus_of)},
-        {"devices", count_key(devices_of)},
-        {"waves_per_cu",
-         count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 1, waves_limit, o.waves_per_cu); })}}},
+      {"machine", machine_keys({{"vram", size_key(vram_of)},
+                                {"granularity", size_key(granularity_of)},
+                                {"cus", count_key(cus_of)},
+                                {"devices", count_key(devices_of)},
+                                {"waves_per_cu", count_key([](std::int64_t v, MachineOptions& o) {
+                                   return count_of(v, 1, waves_limit, o.waves_per_cu);
+                                 })}})},
       {"policy",
        {{"speculation",
          count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 512, o.speculation_granules); })},
@@ -145,6 +238,42 @@ std::string names(const Map& map) {
 
 std::string where(const std::string& name, const toml::node& node) {
   return name + ":" + std::to_string(node.source().begin.line) + ": ";
+}
+
+Error read_devices(const toml::array& devices, const std::string& name, MachineOptions& options) {
+  for (const toml::node& node : devices) {
+    const toml::table* device = node.as_table();
+    if (device == nullptr) return where(name, node) + "every device is a table of its own: [[device]]";
+    DeviceOptions& said = options.each_device.emplace_back();
+    for (const auto& [key, value] : *device) {
+      const auto setter = device_keys().find(key.str());
+      if (setter == device_keys().end()) {
+        return where(name, value) + "no key '" + std::string(key.str()) + "' in [[device]]: there are " +
+               names(device_keys());
+      }
+      if (const Error error = setter->second(value, said)) {
+        return where(name, value) + "'device." + std::string(key.str()) + "' " + *error;
+      }
+    }
+  }
+  return {};
+}
+
+/// What the parts mean together.
+Error check_devices(const MachineOptions& options) {
+  if (options.each_device.size() > options.devices) {
+    return std::to_string(options.each_device.size()) + " [[device]] for " + std::to_string(options.devices) +
+           (options.devices == 1 ? " device" : " devices");
+  }
+  for (unsigned d = 0; d < options.devices; ++d) {
+    const core::DeviceModel model = options.model(d);
+    if (model.policy == core::Policy::reserve && model.reserved_cus >= model.cu_count) {
+      return "policy reserve with " + std::to_string(model.reserved_cus) + " reserved of " +
+             std::to_string(model.cu_count) + (model.cu_count == 1 ? " compute unit" : " compute units") +
+             " leaves none for compute";
+    }
+  }
+  return {};
 }
 
 /// errno, or 0.
@@ -175,8 +304,27 @@ std::uint64_t MachineOptions::granule_bytes() const {
   return std::clamp<std::uint64_t>(std::bit_floor(vram_bytes / 1024), 64 * 1024, block_bytes);
 }
 
+void DeviceOptions::apply_to(core::DeviceModel& model) const {
+  model.preempts_while_faulting = preempts_while_faulting.value_or(model.preempts_while_faulting);
+  model.retry_faults = retry_faults.value_or(model.retry_faults);
+  model.policy = policy.value_or(model.policy);
+  model.reserved_cus = reserved_cus.value_or(model.reserved_cus);
+  model.slice_ns = slice_ns.value_or(model.slice_ns);
+  model.min_run_ns = min_run_ns.value_or(model.min_run_ns);
+}
+
+core::DeviceModel MachineOptions::model(unsigned device) const {
+  core::DeviceModel model;
+  model.cu_count = cu_count();
+  every_device.apply_to(model);
+  if (device < each_device.size()) each_device[device].apply_to(model);
+  flag_device.apply_to(model);
+  return model;
+}
+
 core::Config MachineOptions::core_config() const {
   core::Config config;
+  for (unsigned d = 0; d < devices; ++d) config.models.push_back(model(d));
   config.device_count = devices;
   config.vram_pages = vram_bytes / page_bytes;
   config.granularity_pages = static_cast<unsigned>(granule_bytes() / page_bytes);
@@ -197,10 +345,14 @@ std::optional<std::string> read_toml(std::string_view text, const std::string& n
     return name + ":" + std::to_string(e.source().begin.line) + ": " + std::string(e.description());
   }
   for (const auto& [table_name, node] : document) {
+    if (table_name.str() == "device" && node.is_array()) {
+      if (const Error error = read_devices(*node.as_array(), name, options)) return error;
+      continue;
+    }
     const auto known = tables().find(table_name.str());
     if (known == tables().end() || !node.is_table()) {
       return where(name, node) + "'" + std::string(table_name.str()) + "' is not a table known here: there are " +
-             names(tables());
+             names(tables()) + ", and [[device]]";
     }
     for (const auto& [key, value] : *node.as_table()) {
       const auto setter = known->second.find(key.str());
@@ -227,7 +379,11 @@ std::optional<std::string> read_options(const MachineFlags& flags, MachineOption
   if (auto error = flag_size("--vram", flags.vram, options, vram_of)) return error;
   if (auto error = flag_size("--granularity", flags.granularity, options, granularity_of)) return error;
   if (auto error = flag_count("--cus", flags.cus, options, cus_of)) return error;
-  return flag_count("--devices", flags.devices, options, devices_of);
+  if (auto error = flag_count("--devices", flags.devices, options, devices_of)) return error;
+  if (auto error = flag_count("--reserved-cus", flags.reserved_cus, options.flag_device, reserved_of)) return error;
+  if (auto error = flag_word("--hardware", flags.hardware, options.flag_device, hardware_of)) return error;
+  if (auto error = flag_word("--policy", flags.policy, options.flag_device, policy_of)) return error;
+  return check_devices(options);
 }
 
 std::string machine_line(const MachineOptions& options) {

@@ -7,16 +7,30 @@
 //   devices = 1                   contention_window_ms = 20
 //   granularity = "64K"           contention_hold_ms = 300
 //   waves_per_cu = 16             copy_retries = 3
+//   hardware, policy, reserved_cus, slice_ms, min_run_ms: of every device; in the n-th [[device]] of that one
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/config.h"
 
 namespace ferry::manager {
+
+/// What was said of a device's hardware and policy; what is empty was not said.
+struct DeviceOptions {
+  std::optional<bool> preempts_while_faulting;
+  std::optional<bool> retry_faults;
+  std::optional<core::Policy> policy;
+  std::optional<unsigned> reserved_cus;
+  std::optional<std::uint64_t> slice_ns;
+  std::optional<std::uint64_t> min_run_ns;
+
+  void apply_to(core::DeviceModel& model) const;
+};
 
 struct MachineOptions {
   std::uint64_t vram_bytes = std::uint64_t{256} << 20;  ///< of each device; whole blocks
@@ -29,11 +43,15 @@ struct MachineOptions {
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;
   unsigned copy_retries = 3;
+  DeviceOptions every_device;              ///< of the file's [machine]
+  std::vector<DeviceOptions> each_device;  ///< of the file's [[device]] in order; goes before every_device
+  DeviceOptions flag_device;               ///< of the command line; goes before both
 
   /// CUs with 0 resolved.
   [[nodiscard]] unsigned cu_count() const;
   /// Bytes that move together, with 0 resolved.
   [[nodiscard]] std::uint64_t granule_bytes() const;
+  [[nodiscard]] core::DeviceModel model(unsigned device) const;
   [[nodiscard]] core::Config core_config() const;
 };
 
@@ -43,7 +61,10 @@ struct MachineFlags {
   std::optional<std::string> cus;
   std::optional<std::string> devices;
   std::optional<std::string> granularity;
-  std::optional<std::string> config;  ///< a TOML file
+  std::optional<std::string> config;         ///< a TOML file
+  std::optional<std::string> hardware = {};  ///< words with commas: preempt or no-preempt, retry or no-retry
+  std::optional<std::string> policy = {};
+  std::optional<std::string> reserved_cus = {};
 };
 
 /// Reads the file, then the flags over it. On error `options` is unspecified and the text says which flag or key (with

@@ -96,6 +96,102 @@ TEST(Options, TomlSetsEveryKey) {
   EXPECT_EQ(config.copy_retries, 1U);
 }
 
+TEST(Options, FlagsSetHardwareAndPolicyOfEveryDevice) {
+  MachineOptions options;
+  MachineFlags flags;
+  flags.cus = "4";
+  flags.devices = "2";
+  flags.hardware = "no-preempt,no-retry";
+  flags.policy = "reserve-in-flight";
+  flags.reserved_cus = "3";
+  const auto error = read_options(flags, options);
+  ASSERT_FALSE(error) << *error;
+  const core::Config config = options.core_config();
+  ASSERT_EQ(config.models.size(), 2U);
+  for (const core::DeviceModel& model : config.models) {
+    EXPECT_EQ(model.cu_count, 4U);
+    EXPECT_FALSE(model.preempts_while_faulting);
+    EXPECT_FALSE(model.retry_faults);
+    EXPECT_EQ(model.policy, core::Policy::reserve_in_flight);
+    EXPECT_EQ(model.reserved_cus, 3U);
+  }
+}
+
+TEST(Options, EveryPolicyHasAName) {
+  for (unsigned p = 0; p < core::policy_count; ++p) {
+    MachineOptions options;
+    MachineFlags flags;
+    flags.cus = "2";
+    flags.policy = core::to_string(static_cast<core::Policy>(p));
+    ASSERT_FALSE(read_options(flags, options));
+    EXPECT_EQ(options.core_config().models.at(0).policy, static_cast<core::Policy>(p));
+  }
+}
+
+TEST(Options, ADeviceOfItsOwnGoesBeforeTheMachineAndTheFlagsBeforeBoth) {
+  constexpr const char* text = R"(
+    [machine]
+    cus = 4
+    devices = 3
+    policy = "query"
+    hardware = "no-preempt"
+    slice_ms = 7
+    [[device]]
+    policy = "track"
+    min_run_ms = 2
+    [[device]]
+    hardware = "preempt"
+    reserved_cus = 2
+  )";
+  MachineOptions options;
+  auto error = read_toml(text, "f.toml", options);
+  ASSERT_FALSE(error) << *error;
+  const core::Config config = options.core_config();
+  ASSERT_EQ(config.models.size(), 3U);
+  EXPECT_EQ(config.models[0].policy, core::Policy::track);
+  EXPECT_EQ(config.models[0].min_run_ns, 2'000'000U);
+  EXPECT_EQ(config.models[1].policy, core::Policy::query);
+  EXPECT_EQ(config.models[1].reserved_cus, 2U);
+  EXPECT_EQ(config.models[2].policy, core::Policy::query);
+  EXPECT_FALSE(config.models[0].preempts_while_faulting);
+  EXPECT_TRUE(config.models[1].preempts_while_faulting);
+  EXPECT_FALSE(config.models[2].preempts_while_faulting);
+  EXPECT_EQ(config.models[2].slice_ns, 7'000'000U);
+  MachineFlags flags;
+  flags.policy = "pinned";
+  error = read_options(flags, options);
+  ASSERT_FALSE(error) << *error;
+  for (unsigned d = 0; d < 3; ++d) EXPECT_EQ(options.model(d).policy, core::Policy::pinned);
+}
+
+TEST(Options, HardwareAndPoliciesThatCannotBeAreRefused) {
+  struct Case {
+    const char* cus;
+    std::optional<std::string> hardware, policy, reserved;
+    const char* part;
+  };
+  const Case cases[] = {
+      {"4", "fast", {}, {}, "--hardware 'fast' has to be preempt or no-preempt"},
+      {"4", "retry,", {}, {}, "has to be preempt"},
+      {"4", "", {}, {}, "has to be preempt"},
+      {"4", {}, "best", {}, "--policy 'best' has to be none, preempt, reserve, reserve-in-flight"},
+      {"4", {}, {}, "0", "--reserved-cus '0' has to be 1 to 64"},
+      {"1", {}, "reserve", {}, "leaves none for compute"},
+      {"4", {}, "reserve", "4", "leaves none for compute"},
+  };
+  for (const Case& c : cases) {
+    MachineOptions options;
+    MachineFlags flags;
+    flags.cus = c.cus;
+    flags.hardware = c.hardware;
+    flags.policy = c.policy;
+    flags.reserved_cus = c.reserved;
+    const auto error = read_options(flags, options);
+    ASSERT_TRUE(error) << c.part;
+    EXPECT_NE(error->find(c.part), std::string::npos) << *error;
+  }
+}
+
 TEST(Options, TomlErrorsSayWhere) {
   const std::pair<const char*, const char*> cases[] = {
       {"[machine\n", "f.toml:1"},
@@ -108,6 +204,11 @@ TEST(Options, TomlErrorsSayWhere) {
       {"[machine]\nwaves_per_cu = 65\n", "has to be 1 to 64"},
       {"[policy]\ncontention_hold_ms = -3\n", "milliseconds"},
       {"[engine]\n", "'engine' is not a table known here: there are machine, policy"},
+      {"[[device]]\npolicy = 'best'\n", "f.toml:2: 'device.policy' has to be none, preempt"},
+      {"[[device]]\nhardware = 3\n", "'device.hardware' has to be text"},
+      {"[[device]]\ncus = 3\n", "f.toml:2: no key 'cus' in [[device]]: there are hardware, min_run_ms"},
+      {"[[device]]\nslice_ms = -1\n", "'device.slice_ms' has to be 0 to 3600000"},
+      {"device = 3\n", "'device' is not a table known here"},
       {"machine = 3\n", "'machine' is not a table known here"},
   };
   for (const auto& [text, part] : cases) {
