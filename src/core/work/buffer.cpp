@@ -13,7 +13,7 @@ bool Work::holds(ClientId, BufferId) const { return {}; }
 bool Work::busy(const Buffer&) const { return {}; }
 bool Work::is_buffer_page(ClientId, Page) const { return {}; }
 bool Work::overlaps_buffer(ClientId, PageSpan) const { return {}; }
-void Work::device_fault(ClientId, DeviceId, Page, Access, FaultToken) {}
+void Work::device_fault(ClientId, DeviceId, Page, Access, FaultToken, unsigned) {}
 void Work::cpu_fault(ClientId, Page, Access) {}
 bool Work::claim_buffers(Job&) { return {}; }
 void Work::unclaim_buffers(Job&) {}
@@ -22,5 +22,12 @@ void Work::install_fence(const Job&) {}
 void Work::buffer_fence_done(BufferId) {}
 Work::Reclaimable Work::reclaim_buffer(BufferId) { return {}; }
 void Work::buffer_memory_granted(BufferId, Status) {}
+void Work::buffer_action_done(const WorkRef&, Status) {}
+void Work::buffers_device_gone(ClientId, DeviceId) {}
+void Work::buffers_client_gone(ClientId) {}
+bool Work::buffers_client_idle(ClientId) const { return true; }
+bool Work::buffers_quiescent() const { return true; }
+void Work::verify_buffers() const {}
+std::uint64_t Work::digest_buffers() const { return 0; }
 
 }  // namespace ferry::core

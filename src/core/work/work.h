@@ -152,8 +152,12 @@ struct Job {
   /// How it stands with the policy. `passed` from then until its fence has signalled (or it was dropped).
   enum class Gate : std::uint8_t { before, waiting, passed } gate = Gate::before;
   std::uint32_t points_left = 0;  ///< stage held: of spec.wait_points, those that are held back
-  std::uint32_t fences_left = 0;  ///< stage depends
-  std::vector<FenceId> ordered_by;  ///< stage depends: not signalled when it became visible
+  struct Dependency {
+    FenceId fence = 0;
+    bool told = false;  ///< set: asked for by the client, so its failure fails the job; cleared: it only orders
+  };
+  std::vector<Dependency> ordered_by;  ///< stage depends: those that have not signalled
+  bool gathered = false;               ///< stage memory: all of it is there
   std::uint64_t arrival = 0;        ///< of the engine's queue
   std::uint64_t queued_ns = 0;
   std::uint64_t dispatched_ns = 0;
@@ -215,6 +219,7 @@ struct WorkDevice {
   bool pumping = false;                     ///< unit_pump() runs and will look again
   bool again = false;
   std::uint64_t due_ns = ~std::uint64_t{0};  ///< when time alone changes something
+  std::map<ClientId, std::uint32_t> revokes;  ///< revoke_cus not answered
 };
 
 class Work {
@@ -257,6 +262,13 @@ class Work {
   /// The job will never be visible: it is held no more, its points fail, and what is held on them with them.
   void timeline_break(Job& job, Status status);
   void timeline_fence_done(TimelineId timeline, FenceId fence, Status status);
+  void timeline_unheld(TimelineId timeline);
+  void timeline_advance(TimelineId timeline);
+  void timeline_drop_if_over(TimelineId timeline);
+  [[nodiscard]] bool point_taken(const Timeline& timeline, std::uint64_t point) const;
+  void point_known(FenceId job, Status status);
+  void let_on();
+  bool find_loop(const Job& job);
   void timelines_client_gone(ClientId client);  ///< its holds end. Its jobs are dropped by job.cpp
   void verify_timelines() const;
   [[nodiscard]] std::uint64_t digest_timelines() const;
@@ -321,14 +333,14 @@ class Work {
   void advance_line();
   /// fence.cpp: somebody needs the job's fence by Fence::deadline_ns, which has just become earlier.
   void job_deadline(FenceId job);
-  [[nodiscard]] Status job_check(const JobSpec& spec, ClientId client) const;
-  [[nodiscard]] FenceId point_fence(const TimelinePoint& point, Status& error) const;
-  void job_begin_memory(Job& job);
-  void job_publish(Job& job);
-  void job_ready(Job& job);                 ///< nothing orders it any more: to its engine, or to its failure
-  void job_drop(FenceId job, Status status);  ///< never visible
+  [[nodiscard]] Status job_check(ClientId client, JobSpec& spec) const;  ///< merges buffers that are listed twice
+  void job_publish(FenceId id);
+  void job_ready(Job& job);                     ///< nothing orders it any more: to its engine, or to its failure
+  void job_drop(FenceId job, Status status);    ///< never visible
   void job_finish(FenceId job, Status status);  ///< its fence signals
-  void wait_behind(Job& job, FenceId other);    ///< 0: behind nobody
+  void jobs_client_gone(ClientId client);
+  bool advance_first();                      ///< true: the line has changed
+  void wait_behind(Job& job, FenceId other);  ///< 0: behind nobody
 
   // engine.cpp
   void engine_enqueue(Job& job);
@@ -336,7 +348,8 @@ class Work {
   void engine_timeouts();
   [[nodiscard]] std::uint64_t engine_due_ns() const;
   [[nodiscard]] FenceId engine_first(DeviceId device, Engine engine) const;  ///< whose turn it is; 0: nobody's
-  [[nodiscard]] std::uint64_t urgency(const Job& job) const;                 ///< larger goes first
+  [[nodiscard]] bool goes_before(const Job& a, const Job& b) const;
+  void engine_remove(Job& job);  ///< from its queue
   void dispatch(Job& job, std::uint64_t cu_mask);
   void cancel_running(Job& job);
 
@@ -428,7 +441,9 @@ class Work {
   bool letting_on_now = false;
   std::string last_loop;
   std::string last_refusal;  ///< of may_wait under policy track, as sentences
-  graph::NodeId line_node = graph::no_node;
+  FenceId gathering = 0;     ///< the job of the line that gathers memory; 0: none
+  bool advancing = false;    ///< advance_line() runs and will look again
+  bool advance_again = false;
   std::uint64_t arrivals = 0;
   std::uint64_t circle_ns = 0;  ///< since when a circle stands; 0: none does
 };
