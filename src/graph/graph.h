@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,9 @@ namespace ferry::graph {
 /// A kind of thing that waits or is waited for: "fault", "fence", "compute unit". Made once, never removed.
 using ClassId = std::uint8_t;
 inline constexpr unsigned max_classes = 64;
+
+/// A node's number where there is only one of its class, or where numbers tell nobody anything: not shown.
+inline constexpr std::uint64_t unnumbered = ~std::uint64_t{0};
 
 /// One of them. 0 is no node. Carries a generation: an id of a removed node is known as such.
 using NodeId = std::uint64_t;
@@ -68,38 +72,63 @@ class Graph {
 
   /// `name` is copied; shown before a node's number. REQUIRES: fewer than max_classes so far.
   ClassId define(std::string_view name, InSection in_section = InSection::allowed);
+  /// Nodes of this class are held by those they wait for: compute units, engine slots, locks. Whoever waits for one
+  /// while it holds another makes the classes' circle; one that waits, gets it, and then waits for nothing does not.
+  /// To be said before the class has nodes.
+  void resource(ClassId cls);
+  /// Waits of `from` for `to` follow an order that everyone keeps, such as fences that only wait for fences published
+  /// before: no circle of classes goes through them. Circles of nodes are found all the same.
+  void ordered(ClassId from, ClassId to);
 
-  /// A node; `number` is what people call it ("fence 42"). `of`: a second number if not 0 ("fault 17 of wave 3").
+  /// A node; `number` is what people call it ("fence 42").
   NodeId add(ClassId cls, std::uint64_t number, Needs needs = Needs::all);
   /// The node and all its edges go. Ids of removed nodes are ignored by every call.
   void remove(NodeId node);
   [[nodiscard]] bool exists(NodeId node) const;
   /// More words for one node, such as "of wave 3 on compute unit 1". Copied; empty removes them.
   void describe(NodeId node, std::string_view words);
+  /// The same without a copy, for paths that must be quick: `pattern` is static text, its first % becomes `first`, its
+  /// second `second`, when somebody reads it.
+  void describe(NodeId node, const char* pattern, std::uint64_t first, std::uint64_t second = 0);
 
   /// From now on `from` cannot proceed before `to`. Counted: as many done() as wait() end it.
-  /// Returns the circle that this edge closed (the edge stays), or an empty one. O(what `to` waits for).
+  /// Returns the circle that this edge is part of (the edge stays), or an empty one; a new edge's circle is reported
+  /// too. O(what `to` waits for); at once if that is nothing.
+  /// An any-node's alternatives are named one by one: those that cannot be stuck first, or all with wait_any, else
+  /// the first one is taken for the only one.
   [[nodiscard]] Circle wait(NodeId from, NodeId to, const char* how = "waits for");
+  /// All of `to` at once, for an any-node.
+  [[nodiscard]] Circle wait_any(NodeId from, std::span<const NodeId> to, const char* how = "waits for");
+  /// Fewer alternatives can leave an any-node stuck; nobody is told, since the one that let go may just have freed it.
+  /// stuck() tells.
   void done(NodeId from, NodeId to);
   /// All that `from` waits for is over.
   void done_all(NodeId from);
-  /// What wait() would return, without adding the edge: for policies that refuse.
+  /// All who wait for `to` need it no longer: a fence signalled, a lock is free.
+  void let_go(NodeId to);
+  /// What wait() would return, without adding the edge: for policies that refuse. Nothing is reported or remembered.
   [[nodiscard]] Circle would_close(NodeId from, NodeId to) const;
-  /// A circle that `node` is stuck behind, if there is one now.
+  /// The circle that `node` is part of, or else stuck behind, if there is one now.
   [[nodiscard]] Circle stuck(NodeId node) const;
   /// Only the classes' memory, for waits that end by themselves (the machine's answers): a bit is set, nothing else.
-  void note(ClassId from, ClassId to);
+  /// `where` is copied the first time, and told if this wait becomes part of a circle of classes.
+  void note(ClassId from, ClassId to, std::string_view where = {});
 
   /// Begin: a fence becomes visible; it is now owed a signal. `node` is the fence, which others wait for.
+  /// While it is, it may not wait for a node of a class that is InSection::forbidden, itself or through others (through
+  /// an any-node: only if each alternative leads to one). Each kind of such wait is reported once.
   void begin_section(NodeId fence);
-  /// The fence signalled. Reports signalled_twice or signal_outside where that is so.
+  /// The fence signalled. Reports signalled_twice or signal_outside where that is so. Its waiters are told by let_go().
   void end_section(NodeId fence);
+  /// Reports every section that is open as never_signalled: for the end of a run. remove() does it for one fence.
+  void expect_no_sections();
 
   /// "fault 17 of wave 3 waits for memory; memory waits for fence 42; ..."
   [[nodiscard]] std::string sentences(const Circle& circle) const;
   [[nodiscard]] std::string name(NodeId node) const;
 
-  /// Reports so far, oldest first, each class circle once. They stay until taken.
+  /// Reports so far, oldest first, each class circle once. They stay until taken; at most reports_max are kept.
+  static constexpr unsigned reports_max = 1000;
   [[nodiscard]] std::vector<Report> take_reports();
   [[nodiscard]] bool has_reports() const;
 
@@ -107,11 +136,13 @@ class Graph {
   [[nodiscard]] std::string dump() const;
   [[nodiscard]] std::uint64_t node_count() const;
   [[nodiscard]] std::uint64_t edge_count() const;
-  /// Equal for equal graphs however their ids were given out (class, number and edges count): for state hashing.
+  /// Equal for equal graphs however their ids were given out (class, number, section and edges count; what the classes
+  /// remember does not): for state hashing.
   [[nodiscard]] std::uint64_t digest() const;
 
- private:
   struct Impl;
+
+ private:
   Impl* impl_;
 };
 
