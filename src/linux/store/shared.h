@@ -1,0 +1,122 @@
+// Inside of the store: what its workers share, and what each has for itself. Not for others.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "base/types.h"
+#include "linux/store/block_io.h"
+#include "linux/store/codec.h"
+#include "linux/store/slabs.h"
+#include "linux/store/slot_file.h"
+#include "linux/store/store.h"
+
+namespace ferry::linux {
+
+/// Pages that a worker takes at once.
+inline constexpr std::uint32_t slice_pages = 64;
+/// Slabs that go to the file in one batch.
+inline constexpr unsigned slabs_a_batch = 8;
+/// Frames that stay warm for the slabs to come.
+inline constexpr std::uint64_t warm_frames_max = 32;
+
+// A handle is an object's number + 1, or, with the highest bit set, a page that repeats 32 bits: such a page (zeros
+// above all) takes nothing anywhere.
+inline constexpr StoreHandle small_fill_bit = StoreHandle{1} << 63;
+
+struct Store::Running {
+  StoreJob job;
+  bool ended = false;
+  Status status;
+  std::uint32_t next = 0;  // first page that no worker has claimed
+  unsigned claims = 0;     // slices under way
+  std::uint64_t work_ns = 0;
+};
+
+/// One page to load.
+struct Store::Plan {
+  Slabs::Found found;
+  std::byte* target = nullptr;
+  std::size_t at = 0;  // where its bytes are in the worker's buffer, if they came from the file
+};
+
+struct Store::Shared {
+  std::mutex mutex;  // never held across compression or a system call
+  std::deque<Running> loads;
+  std::deque<Running> stores;
+  std::vector<StoreCompletion> completions;
+  Slabs slabs;
+  SlotFile file;
+  std::uint64_t small_fills = 0;
+  std::uint64_t written_bytes = 0;
+  std::uint64_t read_bytes = 0;
+  std::uint64_t failed = 0;
+  unsigned background_busy = 0;
+  unsigned room_waiters = 0;
+  bool background_failed = false;  ///< do not try again before something has changed
+  bool cutting = false;            ///< the file is being cut to nothing: no slot may be taken
+  std::condition_variable changed;
+
+  /// Slots of the file, at least `least` of the `count`.
+  SlotFile::Slot take_slots(std::unique_lock<std::mutex>& lock, std::uint32_t count, bool all, std::uint32_t& got) {
+    while (cutting) changed.wait(lock);
+    if (!file) return SlotFile::none;
+    if (!all) return file.take_some(count, got);
+    got = count;
+    return file.take(count);
+  }
+  void unpin(Slabs::Slab slab) {
+    slabs.unpin(slab, file);
+    if (room_waiters != 0) changed.notify_all();
+  }
+  void drop(StoreHandle handle) {
+    if (handle == 0) return;
+    if ((handle & small_fill_bit) != 0) {
+      --small_fills;
+      return;
+    }
+    slabs.drop(static_cast<Slabs::Object>(handle - 1), file);
+    background_failed = false;
+    if (room_waiters != 0) changed.notify_all();
+  }
+  [[nodiscard]] bool over_high_water() const {
+    return slabs.frames() != 0 && slabs.used_frames() > slabs.frames() - slabs.frames() / 8;
+  }
+  [[nodiscard]] bool can_cut() const { return file.used_slots() == 0 && file.reached_slots() != 0 && !cutting; }
+  [[nodiscard]] bool wants_background() const {
+    return slabs.warm_frames() > warm_frames_max || can_cut() ||
+           (file && !background_failed && background_busy == 0 && (over_high_water() || slabs.has_sparse()));
+  }
+};
+
+struct Store::Worker {
+  /// A slice of pages, each with the page after it (an object may lie across two), or a batch of slabs' worth of them.
+  static constexpr std::size_t buffer_bytes = slice_pages * 2 * page_bytes;
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{page_bytes}); }
+  };
+  using Buffer = std::unique_ptr<std::byte[], Free>;
+  static Buffer allocate(std::size_t bytes) {
+    return Buffer(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{page_bytes})));
+  }
+
+  Worker(const StoreConfig& config, int fd)
+      : codec(config.codec, config.level),
+        buffer(allocate(buffer_bytes)),
+        packed(allocate(slice_pages * Slabs::object_bytes_max)),
+        page(allocate(page_bytes)),
+        io(fd, config.io, &config.fault) {
+    io.register_buffer(buffer.get(), buffer_bytes);
+  }
+  PageCodec codec;
+  Buffer buffer;
+  Buffer packed;
+  Buffer page;
+  std::vector<Plan> plans;
+  std::vector<std::uint32_t> raw;
+  BlockIo io;
+};
+
+}  // namespace ferry::linux
