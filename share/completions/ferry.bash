@@ -4,7 +4,7 @@ _ferry() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} word
   COMPREPLY=()
   if ((COMP_CWORD == 1)); then
-    mapfile -t COMPREPLY < <(compgen -W 'run doctor explain sim bench completion version --help --version' -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W 'run doctor explain sim bench demo completion version --help --version' -- "$cur")
     return
   fi
   if [[ $command == run ]]; then
@@ -49,6 +49,7 @@ _ferry() {
     doctor) word='--json --help' ;;
     explain) word='--pid --bytes --socket --json --help' ;;
     sim) word='--seed --steps --runs --bug --trace --jobs --help' ;;
+    demo) word='deadlock policies soak --policy --times --seconds --html --applications --seed --json --help' ;;
     bench) word='core fault-1cu fault-all fault-cpu migrate kernels bfs pagerank stencil --json --repeat --limit --verbose --help' ;;
     completion) word='bash zsh fish --help' ;;
     version) word='--help' ;;

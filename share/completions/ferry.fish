@@ -12,6 +12,9 @@ complete -c ferry -n __fish_use_subcommand -a doctor -d 'Say what this machine o
 complete -c ferry -n __fish_use_subcommand -a explain -d 'Say where the pages behind a pointer lie'
 complete -c ferry -n __fish_use_subcommand -a sim -d 'Run the core against simulated failures'
 complete -c ferry -n __fish_use_subcommand -a bench -d 'Measure Ferry beside the floor of this machine'
+complete -c ferry -n __fish_use_subcommand -a demo -d 'Show forward progress: a deadlock, policies, a soak'
+complete -c ferry -n '__fish_seen_subcommand_from demo' -f -a 'deadlock policies soak'
+complete -c ferry -n '__fish_seen_subcommand_from demo' -l policy -x -d 'A policy or all'
 complete -c ferry -n __fish_use_subcommand -a completion -d 'Print the completion script of a shell'
 complete -c ferry -n __fish_use_subcommand -a version -d 'Print the version'
 

@@ -58,6 +58,11 @@ constexpr const char* bench_footer = R"(Example:
 
 Exit codes: those of ferry-bench; 125 ferry-bench is not beside ferry.)";
 
+constexpr const char* demo_footer = R"(Example:
+  ferry demo deadlock --policy none
+
+Exit codes: those of ferry-demo; 125 ferry-demo is not beside ferry.)";
+
 constexpr const char* completion_footer = R"(Example:
   ferry completion bash > ~/.local/share/bash-completion/completions/ferry
 
@@ -68,17 +73,18 @@ constexpr const char* main_footer = R"(Example:
 
 ferry COMMAND --help tells more, with exit codes.)";
 
-int bench(const std::vector<std::string>& arguments) {
-  const std::string program = sibling_program("ferry-bench");
+/// Becomes a program that stands beside this one and knows its own options.
+int become(const char* command, const char* name, const std::vector<std::string>& arguments) {
+  const std::string program = sibling_program(name);
   if (program.empty()) {
-    std::fprintf(stderr, "ferry bench: no ferry-bench beside ferry: build it with -DFERRY_BUILD_BENCH=ON\n");
+    std::fprintf(stderr, "ferry %s: no %s beside ferry: it was left out when Ferry was built\n", command, name);
     return exit_ferry;
   }
   std::vector<char*> words{const_cast<char*>(program.c_str())};
   for (const std::string& word : arguments) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
   execv(program.c_str(), words.data());
-  std::fprintf(stderr, "ferry bench: %s: %s\n", program.c_str(), std::strerror(errno));
+  std::fprintf(stderr, "ferry %s: %s: %s\n", command, program.c_str(), std::strerror(errno));
   return exit_ferry;
 }
 
@@ -135,7 +141,7 @@ class Ferry {
   void declare_doctor();
   void declare_explain();
   void declare_sim();
-  void declare_bench();
+  void declare_siblings();
   void declare_rest();
   int dispatch();
 
@@ -147,6 +153,7 @@ class Ferry {
   CLI::App* explain_ = nullptr;
   CLI::App* sim_ = nullptr;
   CLI::App* bench_ = nullptr;
+  CLI::App* demo_ = nullptr;
   CLI::App* completion_ = nullptr;
   CLI::App* version_ = nullptr;
   RunOptions run_options_;
@@ -156,7 +163,7 @@ class Ferry {
   ExplainOptions explain_options_;
   std::string explain_bytes_ = "1";
   sim::SimMainOptions sim_options_;
-  std::vector<std::string> bench_arguments_;
+  std::vector<std::string> sibling_arguments_;  ///< of bench and demo
   std::string shell_;
 };
 
@@ -230,10 +237,13 @@ void Ferry::declare_sim() {
   sim_->add_option("--jobs", sim_options_.jobs, "Threads (default: one for each CPU)")->type_name("N");
 }
 
-void Ferry::declare_bench() {
+void Ferry::declare_siblings() {
   bench_ = app_.add_subcommand("bench", "Measure Ferry beside the floor of what this machine allows");
   help_->usage(bench_, "ferry bench [NAME] [--json]");
   bench_->footer(bench_footer);
+  demo_ = app_.add_subcommand("demo", "Show forward progress: a deadlock, what each policy costs, a soak");
+  help_->usage(demo_, "ferry demo deadlock|policies|soak [options]");
+  demo_->footer(demo_footer);
 }
 
 void Ferry::declare_rest() {
@@ -266,7 +276,8 @@ int Ferry::dispatch() {
     return explain(explain_options_);
   }
   if (sim_->parsed()) return sim::sim_main(sim_options_);
-  if (bench_->parsed()) return bench(bench_arguments_);
+  if (bench_->parsed()) return become("bench", "ferry-bench", sibling_arguments_);
+  if (demo_->parsed()) return become("demo", "ferry-demo", sibling_arguments_);
   if (completion_->parsed()) {
     const char* script = completion_script(shell_);
     if (script == nullptr)
@@ -288,7 +299,7 @@ int Ferry::main(int argc, char** argv) {
   declare_doctor();
   declare_explain();
   declare_sim();
-  declare_bench();
+  declare_siblings();
   declare_rest();
 
   std::vector<std::string> words(argv + 1, argv + argc);
@@ -299,12 +310,12 @@ int Ferry::main(int argc, char** argv) {
     has_program_ = mark != words.end();
     if (has_program_) run_options_.program.assign(mark + 1, words.end());
     words.erase(mark, words.end());
-  } else if (command == "bench") {
-    // ferry-bench knows its own options, and its own help.
-    bench_arguments_.assign(words.begin() + 1, words.end());
+  } else if (command == "bench" || command == "demo") {
+    // These know their own options, and their own help.
+    sibling_arguments_.assign(words.begin() + 1, words.end());
     const bool help = std::any_of(words.begin(), words.end(), [](auto& w) { return w == "--help" || w == "-h"; });
     words.resize(1);
-    if (help && sibling_program("ferry-bench").empty()) words.emplace_back("--help");
+    if (help && sibling_program("ferry-" + command).empty()) words.emplace_back("--help");
   }
   std::reverse(words.begin(), words.end());
   try {

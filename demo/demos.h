@@ -1,0 +1,37 @@
+// What `ferry demo` shows. Each returns its exit code: 0 it went as docs/PROGRESS.md says, 1 it did not (what went wrong
+// is on standard error).
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace ferry::demo {
+
+struct DeadlockOptions {
+  std::string policy = "all";
+  unsigned times = 1;
+  bool json = false;
+};
+int deadlock(const DeadlockOptions& options);
+
+struct PoliciesOptions {
+  std::string policy = "all";
+  double seconds = 8;
+  std::string html;  ///< write a page with the plot here
+  bool json = false;
+};
+int policies(const PoliciesOptions& options);
+
+struct SoakOptions {
+  double seconds = 60;
+  unsigned applications = 4;
+  unsigned long seed = 1;
+};
+int soak(const SoakOptions& options);
+
+/// Names of all policies, in the order of docs/PROGRESS.md.
+[[nodiscard]] const std::vector<std::string>& policy_names();
+/// `chosen`, or all for "all". Empty: no such policy.
+[[nodiscard]] std::vector<std::string> chosen_policies(const std::string& chosen);
+
+}  // namespace ferry::demo

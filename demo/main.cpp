@@ -1,0 +1,80 @@
+// ferry-demo: what `ferry demo` runs. Exit code: 0 as expected, 1 not, 2 wrong usage.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "demos.h"
+#include "roles.h"
+
+int main(int argc, char** argv) {
+  using namespace ferry::demo;
+  CLI::App app{"Demonstrations of forward progress, with real processes, faults and memory pressure.", "ferry demo"};
+  app.require_subcommand(1);
+  app.footer("Example: ferry demo deadlock --policy none\nExit code: 0 as expected, 1 not, 2 wrong usage.");
+
+  DeadlockOptions deadlock_options;
+  CLI::App* deadlock_command = app.add_subcommand(
+      "deadlock", "A fault that waits for memory that waits for a fence that waits for the fault's compute unit");
+  deadlock_command->add_option("--policy", deadlock_options.policy, "one of the eight policies, or all")
+      ->capture_default_str();
+  deadlock_command->add_option("--times", deadlock_options.times, "runs of each")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  deadlock_command->add_flag("--json", deadlock_options.json, "print JSON");
+
+  PoliciesOptions policies_options;
+  CLI::App* policies_command = app.add_subcommand(
+      "policies", "Frames with a deadline beside an oversubscribed kernel, under every policy: what each costs");
+  policies_command->add_option("--policy", policies_options.policy, "one of the eight policies, or all")
+      ->capture_default_str();
+  policies_command->add_option("--seconds", policies_options.seconds, "length of the load under each policy")
+      ->check(CLI::Range(1.0, 3600.0))
+      ->capture_default_str();
+  policies_command->add_option("--html", policies_options.html, "write a page with a plot to this file");
+  policies_command->add_flag("--json", policies_options.json, "print JSON");
+
+  SoakOptions soak_options;
+  CLI::App* soak_command = app.add_subcommand(
+      "soak", "Applications with all engines and too little memory, killed at random: nothing hangs, leaks or is lost");
+  soak_command->add_option("--seconds", soak_options.seconds, "how long")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str();
+  soak_command->add_option("--applications", soak_options.applications, "at a time")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  soak_command->add_option("--seed", soak_options.seed, "of what they do and who is killed")->capture_default_str();
+
+  RoleOptions role;
+  CLI::App* role_command = app.add_subcommand("role", "An application that a demonstration starts")->group("");
+  role_command->add_option("NAME", role.name)->required();
+  role_command->add_option("--bytes", role.bytes)->transform(CLI::AsSizeValue(false));
+  role_command->add_option("--buffer", role.buffer_bytes)->transform(CLI::AsSizeValue(false));
+  role_command->add_option("--seconds", role.seconds);
+  role_command->add_option("--rounds", role.rounds);
+  role_command->add_option("--fps", role.fps);
+  role_command->add_option("--seed", role.seed);
+  role_command->add_option("--devices", role.devices);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  try {
+    if (deadlock_command->parsed()) return deadlock(deadlock_options);
+    if (policies_command->parsed()) return policies(policies_options);
+    if (soak_command->parsed()) return soak(soak_options);
+    if (role.name == "compute") return compute_role(role);
+    if (role.name == "chain") return chain_role(role);
+    if (role.name == "frames") return frames_role(role);
+    if (role.name == "usable") return usable_role(role);
+    if (role.name == "mixed") return mixed_role(role);
+    if (role.name == "settle") return settle_role(role);
+    std::fprintf(stderr, "ferry-demo: no role '%s'\n", role.name.c_str());
+    return 2;
+  } catch (const std::exception& e) {
+    std::printf("error %s\n", e.what());
+    std::fprintf(stderr, "ferry-demo: %s\n", e.what());
+    return 1;
+  }
+}
