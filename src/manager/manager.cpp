@@ -186,7 +186,8 @@ bool Manager::turn() {
   if (core_->has_actions()) progress = true;
   executor_->run_actions();
   end_dropped();
-  if (now_ns_ - last_tick_ns_ > tick_ns) tick();
+  if (now_ns_ - last_tick_ns_ > tick_ns || now_ns_ >= core_->next_tick_ns()) tick();
+  if (core_->stats().circles != circles_told_) tell_circles();
   return progress;
 }
 
@@ -207,6 +208,17 @@ void Manager::tick() {
   core_->tick(now_ns_);
   executor_->run_actions();
   end_dropped();
+}
+
+/// A deadlock, or a broken rule of fences, is told at once, in sentences, while it stands. Who waits is a few facts of the
+/// core; nobody has to answer for it to be told.
+void Manager::tell_circles() {
+  circles_told_ = core_->stats().circles;
+  const std::string circle = core_->deadlock();
+  if (!circle.empty()) log("deadlock: %s", circle.c_str());
+  for (const std::string& report : core_->take_reports()) {
+    if (report != circle) log("%s", report.c_str());
+  }
 }
 
 bool Manager::poll_peers() {
@@ -348,6 +360,12 @@ void Manager::sleep() {
   int timeout_ms = -1;
   // Deadlines of what peers owe.
   if (executor_->expecting()) timeout_ms = static_cast<int>(tick_ns / 1'000'000);
+  // Slices and time-outs of jobs; a millisecond late at most.
+  if (const std::uint64_t next = core_->next_tick_ns(); next != ~std::uint64_t{0}) {
+    const std::uint64_t now = linux::monotonic_ns();
+    const std::uint64_t left_ms = next <= now ? 0 : (next - now) / 1'000'000 + 1;
+    if (timeout_ms < 0 || left_ms < static_cast<std::uint64_t>(timeout_ms)) timeout_ms = static_cast<int>(left_ms);
+  }
   if (executor_->engine().has_completions()) timeout_ms = 0;
   poll_events(timeout_ms);
   executor_->engine().set_owner_sleeping(false);

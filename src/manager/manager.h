@@ -92,6 +92,8 @@ class Manager final : private Household {
   [[nodiscard]] core::Cookie make_cookie(Request::Kind kind, ClientId client, std::uint64_t number);
   [[nodiscard]] StatsDocument document() const;
 
+  void tell_circles();
+
   // lifecycle.cpp
   Client* add_connection(linux::Fd socket);
   void hello(Client& client);
@@ -143,6 +145,7 @@ class Manager final : private Household {
   std::uint64_t last_tick_ns_ = 0;
   std::uint64_t last_progress_ns_ = 0;
   std::uint64_t last_yield_ns_ = 0;
+  std::uint64_t circles_told_ = 0;  ///< Stats::circles when the last ones were told
   bool stopping_ = false;
   bool listener_waits_ = false;        ///< for descriptors
   std::uint64_t shutdown_serial_ = 0;  ///< the connection that asked, 0: none

@@ -48,6 +48,17 @@ std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
   json["contention_pins"] = s.contention_pins;
   json["speculated_bytes"] = bytes(s.speculated_pages);
   json["copy_errors"] = s.copy_errors;
+  json["progress"] = {
+      {"jobs_done", s.jobs_done},
+      {"jobs_failed", s.jobs_failed},
+      {"preemptions", s.preemptions},
+      {"mode_switches", s.mode_switches},
+      {"buffer_moves", s.buffer_moves},
+      {"fence_waits_in_reclaim", s.fence_waits_in_reclaim},
+      {"fence_waits_refused", s.fence_waits_refused},
+      {"reserve_repairs", s.reserve_repairs},
+      {"circles", s.circles},
+  };
   json["dma_mapped_pages"] = s.dma_mapped_pages;
   json["dma_unmapped_pages"] = s.dma_unmapped_pages;
   json["time"] = {
