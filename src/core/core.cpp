@@ -169,6 +169,8 @@ std::vector<std::string> Core::take_reports() {
   return out;
 }
 
+std::vector<graph::Report> Core::take_graph_reports() { return impl_->graph.take_reports(); }
+
 std::string Core::waits() const { return impl_->graph.dump(); }
 std::uint64_t Core::digest() const { return impl_->digest(); }
 

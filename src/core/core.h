@@ -17,6 +17,7 @@
 #include "core/config.h"
 #include "core/observer.h"
 #include "core/work/types.h"
+#include "graph/graph.h"
 
 namespace ferry::core {
 
@@ -200,6 +201,8 @@ class Core {
   [[nodiscard]] BufferInfo buffer_info(BufferId buffer) const;
   /// Circles, class circles and broken fence rules found so far, as sentences; each is given once.
   [[nodiscard]] std::vector<std::string> take_reports();
+  /// The same with what each is, for checkers; either call takes them.
+  [[nodiscard]] std::vector<graph::Report> take_graph_reports();
   /// A circle that exists now (policy none), as sentences; empty: none.
   [[nodiscard]] std::string deadlock() const;
   /// Who waits for whom now, a sentence a wait.
