@@ -6,11 +6,12 @@ import re
 import source_tree
 
 # From the bottom up. A layer sees itself and those before it, unless SEES says less.
-ORDER = ("ferry", "base", "graph", "core", "wire", "linux", "sim", "check", "device", "client", "manager", "cli")
+ORDER = ("ferry", "base", "graph", "progress", "core", "wire", "linux", "sim", "check", "device", "client", "manager", "cli")
 SEES = {
     "ferry": {"ferry"},
     "base": {"base"},
     "graph": {"graph", "base"},
+    "progress": {"progress", "graph", "base", "ferry"},
     "core": {"core", "graph", "base"},
     "wire": {"wire", "base"},
     "sim": {"sim", "wire", "core", "graph", "base", "ferry"},

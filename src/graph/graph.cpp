@@ -83,6 +83,18 @@ void Graph::remove(NodeId id) {
 
 bool Graph::exists(NodeId node) const { return impl_->find(node) != nil; }
 
+ClassId Graph::class_of(NodeId node) const {
+  const Index index = impl_->find(node);
+  FERRY_CHECK_NE(index, nil);
+  return impl_->nodes[index].cls;
+}
+
+bool Graph::waits(NodeId from, NodeId to) const {
+  const Index source = impl_->find(from);
+  const Index target = impl_->find(to);
+  return source != nil && target != nil && impl_->find_edge(source, target) != nil;
+}
+
 void Graph::describe(NodeId node, std::string_view words) {
   const Index index = impl_->find(node);
   if (index == nil) return;

@@ -85,6 +85,9 @@ class Graph {
   /// The node and all its edges go. Ids of removed nodes are ignored by every call.
   void remove(NodeId node);
   [[nodiscard]] bool exists(NodeId node) const;
+  /// REQUIRES: it exists.
+  [[nodiscard]] ClassId class_of(NodeId node) const;
+  [[nodiscard]] bool waits(NodeId from, NodeId to) const;
   /// More words for one node, such as "of wave 3 on compute unit 1". Copied; empty removes them.
   void describe(NodeId node, std::string_view words);
   /// The same without a copy, for paths that must be quick: `pattern` is static text, its first % becomes `first`, its

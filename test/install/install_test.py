@@ -35,6 +35,13 @@ def check_program(program, environment):
            f"{program} did not say what it should")
 
 
+def check_progress(program, environment):
+    expect("deadlock: fence 2 waits for fence 1; fence 1 waits for fence 2" in run(program, env=environment),
+           f"{program} did not say what it should")
+    needed = run("readelf", "-d", program)
+    expect("libferry_progress.so" in needed and "libferry.so" not in needed, f"{program} needs another library")
+
+
 def main():
     build = Path(sys.argv[1]).resolve()
     # Nothing of the build tree or of this process may help the installed tree along.
@@ -62,6 +69,7 @@ def main():
         run("cmake", "--build", tree, env=environment)
         check_program(tree / "consumer", environment)
         check_program(tree / "consumer_c", environment)
+        check_progress(tree / "progress", environment)
 
         asks = dict(environment, PKG_CONFIG_PATH=str(next(prefix.glob("lib*/**/pkgconfig"))))
         flags = run("pkg-config", "--cflags", "--libs", "ferry", env=asks).split()
@@ -69,6 +77,10 @@ def main():
         run("g++", "-std=c++20", CONSUMER / "main.cpp", "-o", scratch / "consumer", *flags, f"-Wl,-rpath,{library}",
             env=environment)
         check_program(scratch / "consumer", environment)
+        flags = run("pkg-config", "--cflags", "--libs", "ferry_progress", env=asks).split()
+        run("g++", "-std=c++20", CONSUMER / "progress.cpp", "-o", scratch / "progress", *flags,
+            f"-Wl,-rpath,{library}", env=environment)
+        check_progress(scratch / "progress", environment)
 
 
 if __name__ == "__main__":
