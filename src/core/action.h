@@ -52,7 +52,7 @@ enum class Place : std::uint8_t {
 /// |----------------|------------------------------------------------------------------|----------------------------------|
 /// | revoke_cpu     | no CPU thread can reach `pages` any more; a later touch faults   | client_gone                      |
 /// | map_cpu        | CPU threads reach system pages read-write; wakes their CPU faults| client_gone, no_memory           |
-/// | wake_cpu       | CPU faults on `pages` retry (id 0)                               | -                                |
+/// | wake_cpu       | CPU faults on `pages` retry, or (status not ok) end in SIGBUS: their contents cannot be had (id 0) | - |
 /// | revoke_device  | the device cannot reach `pages` any more; a later touch faults   | device_lost                      |
 /// | map_device     | the device reaches `pages` in `place` with `prot`                | device_lost, no_mappings, no_memory |
 /// | copy           | bytes from `source` to the other place; source stays as it was   | io_error, no_memory              |
@@ -125,7 +125,7 @@ struct Action {
   FaultToken token;
   bool has_token = false;
   Cookie cookie;                    ///< reply
-  Status status;                    ///< wake_wave, reply, signal_fence
+  Status status;                    ///< wake_wave, wake_cpu, reply, signal_fence
   Place to = Place::system;         ///< move_buffer: where the bytes go
   DeviceId to_device = no_device;   ///< move_buffer with to == vram
   Engine engine = Engine::compute;  ///< run_job, cancel_job

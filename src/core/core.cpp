@@ -1,6 +1,8 @@
 // The public face of the core, and what all its parts share: asking, answering, telling.
 #include "core/core.h"
 
+#include <algorithm>
+
 #include "core/impl.h"
 
 namespace ferry::core {
@@ -60,7 +62,7 @@ void Core::tick(std::uint64_t now_ns) {
   impl_->reclaim.tick();
 }
 
-std::uint64_t Core::next_tick_ns() const { return impl_->work.next_tick_ns(); }
+std::uint64_t Core::next_tick_ns() const { return std::min(impl_->work.next_tick_ns(), impl_->reclaim.next_tick_ns()); }
 
 Status Core::buffer_create(std::uint64_t now_ns, ClientId client, BufferId buffer, const BufferSpec& spec) {
   impl_->now_ns = now_ns;
@@ -287,7 +289,7 @@ void Core::Impl::action_done(ActionId id, Status status) {
   } else if (pending.verb == Verb::release_chunk) {
     --pending.client->upkeep;
     release_done(pending);
-  } else if (pending.verb == Verb::discard_system) {
+  } else if (pending.verb == Verb::discard_system && pending.op == none_index) {
     --pending.client->upkeep;
     free_forgotten(pending.request);
   } else {

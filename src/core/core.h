@@ -75,6 +75,8 @@ struct Residency {
   bool contended = false;             ///< held in system memory because both sides want it
   Cause last_move_cause = Cause::none;
   std::uint64_t last_move_ns = 0;  ///< 0: never moved
+  bool held = false;               ///< under a budget of system memory: the page is counted against it
+  bool stored = false;             ///< the store has the newest bytes
 };
 
 /// Where an allocation wants to live. `automatic`: a device fault migrates. `system`: devices reach it in place.
@@ -102,6 +104,8 @@ class Core {
   void device_gone(std::uint64_t now_ns, ClientId client, DeviceId device);
 
   // --- ranges --------------------------------------------------------------------------------------------------------
+  /// With a budget of system memory no CPU thread may reach the span when this returns: each page gets its memory by a
+  /// fault. Without one the span is the application's until the core revokes something.
   /// ERRORS: bad_range (empty or past 2^52 pages), overlap.
   [[nodiscard]] Status alloc(std::uint64_t now_ns, ClientId client, PageSpan span, Placement placement);
   /// Frees pages, whole allocations or parts. Replies to `cookie` when no processor maps them and no copy uses them;

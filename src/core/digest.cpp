@@ -25,6 +25,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   d.add(op.reclaim ? 1 : 0).add(op.reclaim_device).add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
   d.add(op.copy_failures).add(op.pages).add(op.retry).add(op.vram_first).add(op.discard_next);
+  d.add(op.load_failed).add(op.need).add(op.memory != 0 ? 1 : 0).add(op.write_pages).add(op.leave_pages);
   d.add(op.waiters.size());
   for (const Waiter& waiter : op.waiters) {
     add_waiter(d, waiter);
@@ -72,7 +73,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Block& block, std::uint32_
 std::uint64_t digest_of(const Core::Impl& core, const Block& block) {
   Digest d;
   d.add(block.index).add(block.allocated).add(block.freeing).add(block.placed_system).add(block.system_current);
-  d.add(block.vram_current).add(block.cpu_mapped).add(block.cpu_waiting);
+  d.add(block.vram_current).add(block.cpu_mapped).add(block.cpu_waiting).add(block.held).add(block.stored);
   for (const DeviceView& view : block.devices) {
     d.add(view.mapped).add(view.writable).add(view.in_place);
   }
@@ -113,6 +114,7 @@ std::uint64_t digest_of(const Core::Impl& core, const ClientDevice& own) {
 std::uint64_t digest_of(const Core::Impl& core, const Client& client) {
   Digest d;
   d.add(client.id).add(client.dying ? 1 + client.gone_cookie.value : 0).add(client.ops).add(client.upkeep);
+  d.add(client.charged_pages);
   for (const auto& [first, range] : client.ranges) {
     d.add(first).add(range.count_pages).add(static_cast<std::uint64_t>(range.placement)).add(range.freeing ? 1 : 0);
   }
@@ -187,8 +189,14 @@ std::uint64_t Core::Impl::digest() const {
   SetDigest requests;
   for (const FreeRequest& free : frees) {
     if (free.in_use) {
-      requests.add(
-          Digest().add(1).add(free.client->id).add(free.span).add(free.cookie.value).add(free.remaining).value());
+      requests.add(Digest()
+                       .add(1)
+                       .add(free.client->id)
+                       .add(free.span)
+                       .add(free.cookie.value)
+                       .add(free.remaining)
+                       .add(free.charged_pages)
+                       .value());
     }
   }
   for (const PrefetchRequest& prefetch : prefetches) {

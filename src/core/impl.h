@@ -2,6 +2,7 @@
 //   client/client.cpp   clients and devices come and go      block/fault.cpp    faults in, waiters out
 //   client/range.cpp    alloc, free, prefetch                block/migrate.cpp  an operation's stages
 //   vram/vram.cpp       slots, chunks, eviction              block/map.cpp      revoke and map
+//   block/memory.cpp    charging, load, store                block/waits.cpp    operations in the wait graph
 //   policy/*            victims, contention, speculation     verify.cpp         invariants
 //   work/*              fences, buffers, jobs, units         reclaim/*          system memory, the store beneath
 #pragma once
@@ -60,8 +61,9 @@ struct Client {
   ClientId id = 0;
   bool dying = false;
   Cookie gone_cookie;
-  std::uint32_t ops = 0;     ///< operations under way
-  std::uint32_t upkeep = 0;  ///< release_chunk and discard_system actions under way
+  std::uint32_t ops = 0;            ///< operations under way
+  std::uint32_t upkeep = 0;         ///< release_chunk and discard_system actions under way
+  std::uint64_t charged_pages = 0;  ///< against the budget: held, or freed and not given back yet
   std::map<Page, Range> ranges;
   std::unordered_map<BlockIndex, std::uint32_t> block_at;  ///< looked up only, never iterated
   std::vector<std::unique_ptr<Block>> blocks;              ///< holes are null; index kept in block_at
@@ -90,10 +92,11 @@ struct Device {
   std::deque<OpIndex> waiting;  ///< operations that wait for a slot, first come first served
   std::uint32_t reclaims = 0;   ///< evictions and drains under way that will let one waiter on
   std::uint64_t evictions = 0;
-  std::uint64_t used_pages = 0;     ///< of slots in use
-  bool pumping = false;             ///< pump() runs and will look again
-  std::uint64_t line_moved_ns = 0;  ///< when `waiting` was last empty, or room was last found
-  bool line_stands = false;         ///< for longer than Config::line_patience_ns; until a granule comes to rest
+  std::uint64_t used_pages = 0;         ///< of slots in use
+  bool pumping = false;                 ///< pump() runs and will look again
+  std::uint64_t line_moved_ns = 0;      ///< when `waiting` was last empty, or room was last found
+  bool line_stands = false;             ///< for longer than Config::line_patience_ns; until a granule comes to rest
+  graph::NodeId node = graph::no_node;  ///< of the line, while evictions that it waits for wait for system memory
 };
 
 struct Waiter {
@@ -107,6 +110,7 @@ struct Waiter {
 /// A granule on its way. Stages run in the order given; each waits for the answers to what it asked for.
 enum class Stage : std::uint8_t {
   begin,
+  wait_memory,    ///< in Reclaim's line: nothing has been done, but for what came before a change of goal
   wait_slot,      ///< in Device::waiting
   revoke_source,  ///< nobody may write what is copied
   copy_home,      ///< dirty VRAM pages to system memory
@@ -115,7 +119,9 @@ enum class Stage : std::uint8_t {
   map_vram,
   map_in_place,
   map_cpu,
-  discard,   ///< freed pages: forget them
+  discard,  ///< freed pages: forget them
+  store,    ///< pages that only system memory holds are written to the store
+  drop_system,
   finished,  ///< the last actions are under way
 };
 
@@ -126,6 +132,7 @@ enum class Goal : std::uint8_t {
   in_place,
   discard,  ///< nowhere: the pages were freed
   probe,    ///< where they are, but unmapped on the owner, to see whether it asks for them
+  store,    ///< out of system memory: to the store, or dropped where another copy is as new
 };
 
 struct Op {
@@ -146,9 +153,15 @@ struct Op {
   std::uint32_t outstanding = 0;  ///< actions unanswered
   std::uint32_t copy_failures = 0;
   std::uint64_t serial = 0;
-  PageMask pages;           ///< what the operation is about; pages freed meanwhile stay in until it ends
-  PageMask retry;           ///< pages whose copy failed
-  VramPage vram_first = 0;  ///< of the granule's slot when the stage began
+  PageMask pages;                 ///< what the operation is about; pages freed meanwhile stay in until it ends
+  PageMask retry;                 ///< pages whose copy failed
+  PageMask load_failed;           ///< pages whose load failed
+  PageMask need;                  ///< stage wait_memory: pages to be charged
+  std::uint64_t memory = 0;       ///< stage wait_memory: Reclaim's request
+  std::uint64_t write_pages = 0;  ///< goal store: of Reclaim::store_begins
+  std::uint64_t leave_pages = 0;
+  graph::NodeId node = graph::no_node;  ///< while it waits for memory, or for VRAM that waits for memory
+  VramPage vram_first = 0;              ///< of the granule's slot when the stage began
   std::vector<Waiter> waiters;
   std::vector<std::uint32_t> prefetches;  ///< requests to tell at the end
   PageMask discard_next;                  ///< pages whose free waits for this operation
@@ -178,7 +191,8 @@ struct FreeRequest {
   Client* client = nullptr;
   PageSpan span;
   Cookie cookie;
-  std::uint64_t remaining = 0;  ///< granules still to discard
+  std::uint64_t remaining = 0;      ///< granules still to discard
+  std::uint64_t charged_pages = 0;  ///< to be given back when the machine has taken the memory
   bool in_use = false;
   bool started = false;  ///< all granules were asked
 };
@@ -240,6 +254,7 @@ class Core::Impl {
   void run_op(OpIndex index);
   bool step(Op& op);
   void begin(Op& op);
+  void route(Op& op);
   void end_op(OpIndex index);
   void redirect(Op& op, Goal goal);
   void op_action_done(const Pending& pending, Status status);
@@ -262,6 +277,35 @@ class Core::Impl {
   void give_token(const Op& op, Action& action);
   void discard(Op& op);
   void mark_revoked(Block& block, DeviceId device, const PageMask& pages);
+
+  // block/memory.cpp: nothing of it runs without a budget of system memory
+  bool acquire_memory(Op& op);
+  [[nodiscard]] PageMask memory_needed(const Op& op) const;
+  [[nodiscard]] bool wants_system(const Op& op) const;
+  [[nodiscard]] AllocContext memory_context(const Op& op) const;
+  void memory_waiter_joined(Op& op, const Waiter* waiter);
+  void charge(Op& op);
+  void uncharge(Client& client, std::uint64_t pages);
+  void drop_lru_if_empty(Block& block, std::uint32_t granule);
+  void forget_client_memory(Client& client);
+  bool load(Op& op, const PageMask& pages);
+  bool load_failed(Op& op);
+  void forget_stored(Op& op, const PageMask& pages);
+  void revoke_for_store(Op& op);
+  void store(Op& op);
+  void drop_system(Op& op);
+  void stored(Op& op, const PageMask& pages, Status status);
+  void dropped(Op& op, const PageMask& pages);
+  void memory_op_ends(Op& op);
+  void return_memory(Op& op);
+  void withdraw_memory(Client& client);
+  bool serve_slot_line_in_place();
+  [[nodiscard]] bool needless_eviction(OpIndex index) const;
+  // block/waits.cpp
+  void show_memory_wait(Op& op, graph::NodeId memory);
+  void show_fault(Op& op, const Waiter& waiter);
+  void show_slot_line(DeviceId device);
+  void hide_waits(Op& op);
 
   // vram/vram.cpp
   bool acquire_slot(Op& op);
@@ -301,8 +345,9 @@ class Core::Impl {
   void reply_to(Cookie cookie, ClientId client, Status status);
   /// A memory request of an operation was granted (or, ok() cleared, refused): it goes on.
   void op_memory_granted(OpIndex op, std::uint64_t serial, Status status);
-  /// Starts to move an idle granule's system pages to the store. False: it is in use, or has none that can go.
-  bool start_store(Block& block, std::uint32_t granule);
+  /// Starts to move a granule's pages out of system memory. busy: not now. nothing: not as it is.
+  enum class StoreStart : std::uint8_t { started, busy, nothing };
+  StoreStart start_store(Block& block, std::uint32_t granule);
   [[nodiscard]] std::uint64_t digest() const;
 
   // verify.cpp
@@ -351,6 +396,8 @@ class Core::Impl {
   std::vector<Pending> pendings;
   std::vector<std::uint32_t> pending_holes;
   std::uint32_t pending_in_use = 0;
+  std::uint32_t memory_line_ops = 0;  ///< operations in Reclaim's line
+  std::uint64_t returning_pages = 0;  ///< charged to frees that the machine has not answered yet
   std::uint32_t ops_in_use = 0;
   std::uint64_t op_serial = 0;
   std::vector<FreeRequest> frees;

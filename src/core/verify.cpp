@@ -13,7 +13,7 @@ Residency Core::Impl::query(ClientId id, Page page) const {
   const Block* block = find_block(*client, block_of(page));
   if (block == nullptr) {
     r.system_current = true;
-    r.cpu_may_map = true;
+    r.cpu_may_map = !reclaim.counts();
     return r;
   }
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
@@ -33,6 +33,8 @@ Residency Core::Impl::query(ClientId id, Page page) const {
       r.device_writable = static_cast<std::uint16_t>(r.device_writable | device_bit);
     }
   }
+  r.held = block->held.test(bit);
+  r.stored = block->stored.test(bit);
   r.moving = granule.op != none_index;
   r.contended = is_contended(granule);
   r.last_move_cause = granule.last_move_cause;
@@ -49,7 +51,7 @@ bool Core::Impl::quiescent() const {
       return false;
     }
   }
-  return true;
+  return reclaim.quiescent();
 }
 
 void Core::Impl::verify() const {
@@ -73,6 +75,7 @@ void Core::Impl::verify() const {
     operations += own_operations;
   }
   FERRY_CHECK_EQ(operations, ops_in_use);
+  reclaim.verify();
   FERRY_CHECK_EQ(stats.dma_mapped_pages - stats.dma_unmapped_pages, mapped_in_place);  // I-07
   for (DeviceId d = 0; d < devices.size(); ++d) {
     verify_vram(d);
@@ -82,7 +85,7 @@ void Core::Impl::verify() const {
 void Core::Impl::verify_block(const Block& block) const {
   const PageMask& allocated = block.allocated;
   FERRY_CHECK(allocated.contains(block.freeing));
-  FERRY_CHECK((block.system_current | block.vram_current).contains(allocated));  // I-01
+  FERRY_CHECK((block.system_current | block.vram_current | block.stored).contains(allocated));  // I-01
   FERRY_CHECK(allocated.contains(block.vram_current));
   FERRY_CHECK(block.system_current.contains(block.cpu_mapped & allocated));  // I-03
   for (std::uint32_t g = 0; g < block.granules.size(); ++g) {

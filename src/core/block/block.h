@@ -10,6 +10,18 @@
 // | cleared        | set          | dirty in VRAM: the only copy                             |
 // | cleared        | cleared      | impossible (I-01)                                        |
 //
+// With a budget of system memory (core/reclaim/) two more bits say where the bytes are; without one both stay cleared:
+//
+// | held    | stored  | system_current | means                                                                     |
+// |---------|---------|----------------|---------------------------------------------------------------------------|
+// | cleared | cleared | set            | never written: zeros, no memory                                           |
+// | set     | cleared | set            | in system memory                                                          |
+// | set     | set     | set            | ... and the store has an equal copy: it can leave without being written   |
+// | cleared | set     | cleared        | only the store has it, and VRAM if vram_current: both equal then          |
+// | set     | -       | cleared        | stale: can be given back without any work                                 |
+//
+// `stored` is set only while no mapping may write the page. No page is mapped in system memory that is not held.
+//
 // | mapping                           | allowed while                                                  |
 // |-----------------------------------|----------------------------------------------------------------|
 // | CPU (cpu_mapped)                  | system_current and not vram_current                            |
@@ -53,6 +65,7 @@ struct Granule {
   /// Device's eviction count when this granule was last evicted from it, plus one; 0: never evicted. The difference to
   /// the count now is the refault distance.
   std::uint64_t evict_mark = 0;
+  std::uint64_t lru = 0;  ///< Reclaim's entry while some page is held; 0: none
 };
 
 struct Block {
@@ -64,6 +77,8 @@ struct Block {
   PageMask placed_system;  ///< Placement::system
   PageMask system_current;
   PageMask vram_current;
+  PageMask held;         ///< charged against the budget of system memory. Cleared: has none there
+  PageMask stored;       ///< the store has the newest bytes
   PageMask cpu_mapped;   ///< set: a CPU entry may exist. Cleared: none does, every touch faults
   PageMask cpu_waiting;  ///< CPU threads wait in a fault on them
   std::vector<DeviceView> devices;

@@ -43,6 +43,9 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
   if (state.op != none_index) {
     Op& op = ops[state.op];
     op.waiters.push_back(waiter);
+    if (op.node != graph::no_node || op.memory != 0) {
+      memory_waiter_joined(op, &waiter);
+    }
     // An operation that has not mapped yet serves the stronger wish too; a later one is looked at when it ends.
     if (access == Access::write && op.device == device) {
       op.access = Access::write;
@@ -100,6 +103,9 @@ void Core::Impl::cpu_fault(ClientId id, Page page, Access access) {
   const std::uint32_t granule = granule_of(page);
   if (block->granules[granule].op != none_index) {
     block->cpu_waiting.set(bit);
+    if (Op& op = ops[block->granules[granule].op]; op.memory != 0) {
+      memory_waiter_joined(op, nullptr);
+    }
     count(*client, [](Stats& s) { ++s.cpu_faults_merged; });
     tell(EventKind::cpu_fault_merged, *client, no_device, {page, 1}, Cause::cpu_fault, access);
     return;
@@ -135,6 +141,9 @@ void Core::Impl::after_op(Block& block, std::uint32_t granule, std::vector<Waite
     if (block.granules[granule].op != none_index) {
       Op& op = ops[block.granules[granule].op];
       op.waiters.push_back(waiter);
+      if (op.node != graph::no_node || op.memory != 0) {
+        memory_waiter_joined(op, &waiter);
+      }
       if (waiter.access == Access::write && op.device == waiter.device) {
         op.access = Access::write;
       }

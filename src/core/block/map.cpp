@@ -79,6 +79,9 @@ void Core::Impl::copy_home(Op& op) {
   const Granule& state = granule_state(op);
   PageMask dirty = op.pages & block.vram_current;
   dirty.remove(block.system_current);
+  if (!wants_system(op)) {
+    dirty.remove(block.stored);  // the store has them: nothing is lost
+  }
   if (dirty.none()) {
     return;
   }
@@ -150,6 +153,7 @@ void Core::Impl::map_vram(Op& op) {
   const bool writable = op.access == Access::write;
   if (writable && !planted(PlantedBug::lose_dirty)) {
     block.system_current.remove(pages);  // from the moment that a write can happen, VRAM is the newest
+    forget_stored(op, pages);
   }
   view.mapped |= pages;
   view.in_place.remove(pages);
@@ -177,6 +181,7 @@ void Core::Impl::map_in_place(Op& op) {
   }
   PageMask pages = op.pages & block.system_current;
   pages.remove(block.vram_current);
+  forget_stored(op, pages);
   DeviceView& view = block.devices[op.device];
   PageMask opened = pages;
   opened.remove(view.in_place);
@@ -216,6 +221,9 @@ void Core::Impl::map_cpu(Op& op) {
   Block& block = *op.block;
   PageMask pages = op.pages & block.system_current;
   pages.remove(block.vram_current);
+  if (reclaim.counts()) {
+    pages &= block.held;  // who waits for another page is looked at when the operation ends
+  }
   const bool wanted = block.cpu_waiting.intersects(pages) || op.cause == Cause::prefetch;
   if (!wanted) {
     return;
@@ -223,6 +231,7 @@ void Core::Impl::map_cpu(Op& op) {
   if (op.cause == Cause::prefetch && block.cpu_mapped.contains(pages) && !block.cpu_waiting.intersects(pages)) {
     return;
   }
+  forget_stored(op, pages);
   block.cpu_mapped |= pages;
   block.cpu_waiting.remove(pages);
   for_spans(block, pages, [&](PageSpan span) { ask(Verb::map_cpu, op, span); });
@@ -233,7 +242,7 @@ void Core::Impl::drop_vram(Op& op) {
   Granule& state = granule_state(op);
   const PageMask leaving = op.pages & block.vram_current;
   if (leaving.any()) {
-    FERRY_CHECK(block.system_current.contains(leaving));
+    FERRY_CHECK((block.system_current | block.stored).contains(leaving));
     if (!op.moved) {
       const std::uint64_t dropped = leaving.count();
       count(*block.client, [dropped](Stats& s) { s.pages_dropped_clean += dropped; });
@@ -256,7 +265,12 @@ void Core::Impl::discard(Op& op) {
   block.placed_system.remove(op.pages);
   block.vram_current.remove(op.pages);
   block.system_current |= op.pages;
-  block.cpu_mapped |= op.pages;
+  if (reclaim.counts()) {
+    block.cpu_mapped.remove(op.pages);  // what is allocated here next is steered from the beginning
+    return_memory(op);
+  } else {
+    block.cpu_mapped |= op.pages;
+  }
   if (block.cpu_waiting.intersects(op.pages)) {
     for_spans(block, block.cpu_waiting & op.pages,
               [&](PageSpan span) { emit(Verb::wake_cpu, *block.client).pages = span; });

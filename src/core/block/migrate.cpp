@@ -34,6 +34,8 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.pages = block.allocated & granule_mask(granule);
   op.pages.remove(block.freeing);
   op.retry = {};
+  op.load_failed = {};
+  op.need = {};
   op.vram_first = 0;
   op.discard_next = {};
   block.granules[granule].op = index;
@@ -52,6 +54,13 @@ bool Core::Impl::step(Op& op) {
     end_op(op.self);
     return false;
   }
+  if (op.load_failed.any()) {
+    if (!load_failed(op)) {
+      end_op(op.self);
+      return false;
+    }
+    return true;
+  }
   if (op.retry.any() || !op.failure.ok()) {
     if (!stage_failed(op)) {
       end_op(op.self);
@@ -61,6 +70,12 @@ bool Core::Impl::step(Op& op) {
   }
   switch (op.stage) {
     case Stage::begin: begin(op); return true;
+    case Stage::wait_memory:
+      if (!acquire_memory(op)) {
+        return false;
+      }
+      route(op);
+      return true;
     case Stage::wait_slot:
       if (!acquire_slot(op)) {
         return false;
@@ -74,6 +89,9 @@ bool Core::Impl::step(Op& op) {
       } else if (op.goal == Goal::probe) {
         revoke_vram(op);
         op.stage = Stage::finished;
+      } else if (op.goal == Goal::store) {
+        revoke_for_store(op);
+        op.stage = Stage::store;
       } else if (op.goal == Goal::vram && granule_state(op).owner == op.device) {
         revoke_for_vram(op);
         op.stage = Stage::copy_up;
@@ -83,6 +101,13 @@ bool Core::Impl::step(Op& op) {
       }
       return true;
     case Stage::copy_up:
+      if (reclaim.counts()) {
+        PageMask going = op.pages;
+        going.remove(op.block->vram_current);
+        if (load(op, going)) {
+          return true;
+        }
+      }
       op.stage = Stage::map_vram;
       copy_up(op);
       return true;
@@ -101,16 +126,34 @@ bool Core::Impl::step(Op& op) {
                                              : Stage::map_cpu;
       return true;
     case Stage::map_in_place:
+      if (reclaim.counts() && load(op, op.pages)) {
+        return true;
+      }
       op.stage = Stage::finished;
       map_in_place(op);
       return true;
     case Stage::map_cpu:
+      if (reclaim.counts() && load(op, op.pages & op.block->held)) {
+        return true;
+      }
       op.stage = Stage::finished;
       map_cpu(op);
       return true;
     case Stage::discard:
+      if (op.block->stored.intersects(op.pages)) {
+        forget_stored(op, op.pages);  // this stage again when they are forgotten
+        return true;
+      }
       discard(op);
       op.stage = Stage::finished;
+      return true;
+    case Stage::store:
+      op.stage = Stage::drop_system;
+      store(op);
+      return true;
+    case Stage::drop_system:
+      op.stage = Stage::finished;
+      drop_system(op);
       return true;
     case Stage::finished: end_op(op.self); return false;
   }
@@ -118,9 +161,19 @@ bool Core::Impl::step(Op& op) {
 }
 
 void Core::Impl::begin(Op& op) {
+  if (reclaim.counts()) {
+    op.stage = Stage::wait_memory;
+  } else {
+    route(op);
+  }
+}
+
+/// Which stage comes first. REQUIRES: what the operation needs of system memory is charged.
+void Core::Impl::route(Op& op) {
   const Granule& state = granule_state(op);
   switch (op.goal) {
     case Goal::discard:
+    case Goal::store:
     case Goal::probe: op.stage = Stage::revoke_source; return;
     case Goal::vram:
       if (!op.block->client->devices[op.device].attached) {
@@ -168,6 +221,18 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
         count(*block.client, [&](Stats& s) { s.pages_to_system += pending.pages.count_pages; });
       }
       break;
+    case Verb::load:
+      if (status.ok()) {
+        block.system_current |= mask;
+        count(*block.client, [&](Stats& s) { s.pages_from_store += pending.pages.count_pages; });
+      } else {
+        count(*block.client, [](Stats& s) { ++s.store_errors; });
+        op.load_failed |= mask;
+      }
+      break;
+    case Verb::store: stored(op, mask, status); break;
+    case Verb::discard_store: reclaim.store_has_room(); break;
+    case Verb::discard_system: dropped(op, mask); break;
     case Verb::map_device:
       if (status.code == Code::device_lost) {
         // Waves of the process that was lost wait no more. Those of a new one in its place do.
@@ -289,6 +354,9 @@ void Core::Impl::end_op(OpIndex index) {
   if (op.moved) {
     tell(EventKind::migrate_end, client, op.device, granule_span(block, granule), op.cause, op.access, op.moved_to);
   }
+  if (reclaim.counts()) {
+    memory_op_ends(op);
+  }
   std::vector<Waiter> waiters = take_spare();
   waiters.swap(op.waiters);
   std::vector<std::uint32_t> prefetches_told;
@@ -309,6 +377,7 @@ void Core::Impl::end_op(OpIndex index) {
     spare_waiters.push_back(std::move(waiters));
     finish_client_if_idle(client);
     pump_all();
+    reclaim.pump();
     return;
   }
   ++block.holds;
@@ -333,6 +402,7 @@ void Core::Impl::end_op(OpIndex index) {
   --block.holds;
   drop_block_if_empty(client, block);
   pump_all();
+  reclaim.pump();
 }
 
 std::vector<Waiter> Core::Impl::take_spare() {

@@ -79,12 +79,17 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
     }
   }
   for (const OpIndex op : waiting) {
+    hide_waits(ops[op]);
     end_op(op);
+  }
+  if (reclaim.counts() && (client = find_client(id)) != nullptr) {
+    withdraw_memory(*client);
   }
   if ((client = find_client(id)) != nullptr) {
     finish_client_if_idle(*client);
   }
   pump_all();
+  reclaim.pump();
 }
 
 void Core::Impl::finish_client_if_idle(Client& client) {
@@ -125,6 +130,9 @@ void Core::Impl::finish_client_if_idle(Client& client) {
       released_all = released_all && !chunk.owned;
     }
   }
+  if (reclaim.counts()) {
+    forget_client_memory(client);
+  }
   client.blocks.clear();
   client.block_at.clear();
   client.last_index = ~BlockIndex{0};
@@ -134,12 +142,16 @@ void Core::Impl::finish_client_if_idle(Client& client) {
   }
   for (auto& request : frees) {
     if (request.in_use && request.client == &client) {
+      returning_pages -= request.charged_pages;
       request.in_use = false;
     }
   }
+  const std::uint64_t charged = client.charged_pages;
+  client.charged_pages = client.stats.system_pages = 0;
   gone_stats[client.id] = client.stats;
   reply(client.gone_cookie, client, {});
   clients.erase(client.id);
+  reclaim.give(charged);
 }
 
 }  // namespace ferry::core

@@ -84,7 +84,7 @@ Block& Core::Impl::make_block(Client& client, BlockIndex index) {
   block->client = &client;
   block->index = index;
   block->system_current = PageMask::all();
-  block->cpu_mapped = PageMask::all();
+  block->cpu_mapped = reclaim.counts() ? PageMask() : PageMask::all();
   block->devices.resize(devices.size());
   block->granules.resize(slots_per_chunk());
   const Page first = first_page_of(index);
@@ -282,6 +282,8 @@ void Core::Impl::free_granule_done(std::uint32_t request) {
 void Core::Impl::free_forgotten(std::uint32_t request) {
   FreeRequest& free = frees[request];
   Client& client = *free.client;
+  const std::uint64_t charged = free.charged_pages;
+  returning_pages -= charged;
   if (!client.dying) {
     auto it = client.ranges.find(free.span.first);
     while (it != client.ranges.end() && it->first < free.span.end()) {
@@ -290,6 +292,10 @@ void Core::Impl::free_forgotten(std::uint32_t request) {
     reply(free.cookie, client, {});
   }
   free.in_use = false;
+  if (charged != 0) {
+    free.charged_pages = 0;
+    uncharge(client, charged);
+  }
   finish_client_if_idle(client);
 }
 

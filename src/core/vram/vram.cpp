@@ -70,6 +70,9 @@ bool Core::Impl::acquire_slot(Op& op) {
     dev.line_moved_ns = now_ns;
   }
   dev.waiting.push_back(op.self);
+  if (memory_line_ops != 0) {
+    show_slot_line(op.device);
+  }
   if (!dev.pumping) {
     pump(op.device);  // may run the operation on, even to its end: the caller must not touch it again
   }
@@ -166,6 +169,7 @@ void Core::Impl::pump(DeviceId device) {
     VramPage first = 0;
     if (take_slot(*ops[front].block->client, device, first)) {
       dev.waiting.pop_front();
+      hide_waits(ops[front]);
       assign_slot(ops[front], first);
       ops[front].stage = Stage::revoke_source;
       run_op(front);
@@ -180,6 +184,7 @@ void Core::Impl::pump(DeviceId device) {
     // Nothing can be evicted and nothing is about to end, or whoever has to end it does not answer: the first in line is
     // served in place, so that the line moves whatever the size of VRAM and whatever another client does.
     dev.waiting.pop_front();
+    hide_waits(ops[front]);
     redirect(ops[front], Goal::in_place);
     run_op(front);
   }
