@@ -112,25 +112,42 @@ struct BufferMapping {
 };
 
 struct Buffer {
+  using Where = BufferInfo::Where;
   BufferId id = 0;
   BufferSpec spec;
   ClientId maker = 0;
   std::map<ClientId, std::uint32_t> holds;
-  BufferInfo::Where where = BufferInfo::Where::nowhere;
+  Where where = Where::nowhere;
   DeviceId device = no_device;  ///< of where == vram
+  /// | step        | waits for                                                    | reached by processors |
+  /// |-------------|--------------------------------------------------------------|-----------------------|
+  /// | rest        | nothing                                                      | where it is           |
+  /// | need_memory | system memory, of which it holds none: charged by the grant  | where it is (VRAM)    |
+  /// | revoke      | nobody to reach it                                           | less and less         |
+  /// | move        | the bytes to be at `to`                                      | no                    |
+  /// | release     | its memory at `leaving` to be given back                     | no                    |
   enum class Step : std::uint8_t { rest, need_memory, revoke, move, release } step = Step::rest;
-  BufferInfo::Where to = BufferInfo::Where::nowhere;  ///< of a move
+  Where to = Where::nowhere;
   DeviceId to_device = no_device;
-  FenceId claimed_by = 0;  ///< a job that gathers its memory: the buffer does not move until it is visible
-  bool placed = false;     ///< claimed: it was tried to bring it where the job wants it, once
-  std::uint32_t outstanding = 0;  ///< actions on its memory under way, and userptr: operations of its granules
-  std::uint64_t vram_chunks = 0;  ///< against the budget of `device`, or of `to_device` while it moves there
-  bool stale = false;             ///< userptr: its pages were never looked up, or changed since
-  std::uint32_t lookups = 0;      ///< userptr: for the job that claims it
-  bool closing = false;              ///< nobody holds it: it goes when idle
+  Where leaving = Where::nowhere;
+  DeviceId leaving_device = no_device;
+  FenceId claimed_by = 0;         ///< a job that gathers its memory: the buffer does not move until it is visible
+  bool placed = false;            ///< for that job: it was tried to bring it nearer, once
+  bool foreign = false;           ///< a device that is not its home used it: it is not brought to VRAM again
+  std::uint32_t outstanding = 0;  ///< actions under way
+  Status failure;                 ///< of the last move, or of a map for the job: who waits is told
+  std::uint64_t vram_chunks = 0;  ///< of the budget of the device where it is, comes from or goes to; never of two
   std::uint64_t charged_pages = 0;   ///< against the budget of system memory
+  std::uint64_t stored_pages = 0;    ///< counted in Stats::stored_pages
   std::uint64_t memory_request = 0;  ///< in Reclaim's line; 0: none
   std::uint64_t lru = 0;             ///< Reclaim's entry
+  bool closing = false;              ///< nobody holds it: it goes when idle
+  bool looked_for = false;           ///< it is in Work::looking
+  // userptr
+  bool stale = false;           ///< its pages changed since they were looked up
+  std::uint16_t looked_up = 0;  ///< bit d: device d knows them
+  std::uint32_t lookups = 0;    ///< for the job that claims it
+  std::uint32_t walk = 0;       ///< request that brings its pages in place, plus one; 0: none
   Reservation reservation;
   std::vector<BufferMapping> mappings;
 };
@@ -169,6 +186,8 @@ struct Job {
   std::uint64_t unit_waits = 0;   ///< units that it waits for now (gate, queued), of which ...
   unsigned units_short = 0;       ///< ... so many are needed; 0: it waits for none
   FenceId behind = 0;             ///< the job that it waits behind (line, queued); 0: none
+  graph::NodeId behind_node = graph::no_node;
+  /// Of class `line` until the job is visible, of class `job` then: what may wait for what changes with that.
   graph::NodeId node = graph::no_node;
   graph::NodeId units_node = graph::no_node;  ///< between the job and units of which some are enough
 };
@@ -213,7 +232,7 @@ struct WorkDevice {
   std::vector<unsigned> running;            ///< by engine
   std::vector<FenceId> at_gate;             ///< in order of arrival
   unsigned fences_in_flight = 0;            ///< graphics jobs from gate to signal
-  unsigned kept_cus = 0;                    ///< policy reserve_in_flight: no compute on so many units
+  unsigned kept_cus = 0;                    ///< policy reserve_in_flight: promised to those in flight
   bool fenced_mode = false;                 ///< policy exclusive: compute is out
   std::uint64_t mode_ns = 0;                ///< since when
   bool pumping = false;                     ///< unit_pump() runs and will look again
@@ -282,20 +301,25 @@ class Work {
   [[nodiscard]] BufferInfo buffer_info(BufferId buffer) const;
   [[nodiscard]] bool holds(ClientId client, BufferId buffer) const;
   [[nodiscard]] bool busy(const Buffer& buffer) const;  ///< a visible fence that has not signalled uses it
-  /// Is the page inside a mapped buffer of the client? Then these serve its faults.
-  [[nodiscard]] bool is_buffer_page(ClientId client, Page page) const;
-  [[nodiscard]] bool overlaps_buffer(ClientId client, PageSpan span) const;
-  void device_fault(ClientId client, DeviceId device, Page page, Access access, FaultToken token,
-                    unsigned cu = AllocContext::no_cu);
-  void cpu_fault(ClientId client, Page page, Access access);
-  /// Claims all buffers of the job, brings them where it needs them and maps them on its device. True: done. False:
-  /// under way, job_memory_ready() or job_memory_failed() follows. Called once a job, when it is first in line.
-  bool claim_buffers(Job& job);
-  void unclaim_buffers(Job& job);  ///< at publication, or when it is dropped
   /// Fences that order the job behind earlier users of its buffers; then the job's fence takes its place in them.
   std::vector<FenceId> implicit_fences(const Job& job) const;
   void install_fence(const Job& job);
   void buffer_fence_done(BufferId buffer);
+  void buffers_client_gone(ClientId client);  ///< its holds and waiters end
+  /// Nothing of its mappings is left. When that becomes so, core.finish_client_if_idle() is called.
+  [[nodiscard]] bool buffers_client_idle(ClientId client) const;
+  [[nodiscard]] bool buffers_quiescent() const;  ///< no buffer is on its way, nobody waits for one
+  void verify_buffers() const;
+  [[nodiscard]] std::uint64_t digest_buffers() const;
+  void buffer_hold_ends(Buffer& buffer, ClientId client);
+  void buffer_forget(Buffer& buffer);
+  [[nodiscard]] bool pinned() const;  ///< some device has policy pinned: no buffer ever moves
+
+  // place.cpp: where a buffer's memory is
+  /// Claims all buffers of the job, brings them where it needs them and maps them on its device. True: done. False:
+  /// job_memory_ready() or job_memory_failed() follows (the latter from inside this call too). One job at a time.
+  bool claim_buffers(Job& job);
+  void unclaim_buffers(Job& job);  ///< at publication, or when it is dropped
   /// Reclaim's question. started: its memory comes back. wait: it does when `fence` has signalled.
   struct Reclaimable {
     enum class Answer : std::uint8_t { started, wait, never } answer = Answer::never;
@@ -303,14 +327,41 @@ class Work {
   };
   Reclaimable reclaim_buffer(BufferId buffer);
   void buffer_memory_granted(BufferId buffer, Status status);  ///< Reclaim's answer to a request in its line
-  void buffer_action_done(const WorkRef& ref, Status status);   ///< of the four kinds buffer_*
+  void buffer_action_done(const WorkRef& ref, Status status);  ///< of the four kinds buffer_*
+  /// The buffer is looked at again, soon: nothing here runs inside itself.
+  void look_at(Buffer& buffer);
+  void look();
+  void buffer_go_on(Buffer& buffer);
+  void claim_go_on();
+  enum class Claim : std::uint8_t { ready, waits, failed };
+  Claim claim_look(Job& job, Status& failure);
+  Claim claim_place(Buffer& buffer, const Job& job);
+  void bring(Buffer& buffer, Buffer::Where to, DeviceId device, const AllocContext& context);
+  void move_answered(Buffer& buffer, Status status);
+  void release_answered(Buffer& buffer);
+  void release(Buffer& buffer, Buffer::Where place, DeviceId device);
+  void arrived(Buffer& buffer);
+  Action& ask_buffer(Verb verb, WorkRef::What what, Buffer& buffer);
+
+  // reach.cpp: who reaches a buffer at which address
+  /// Is the page inside a mapped buffer of the client? Then these serve its faults.
+  [[nodiscard]] bool is_buffer_page(ClientId client, Page page) const;
+  [[nodiscard]] bool overlaps_buffer(ClientId client, PageSpan span) const;
+  void device_fault(ClientId client, DeviceId device, Page page, Access access, FaultToken token,
+                    unsigned cu = AllocContext::no_cu);
+  void cpu_fault(ClientId client, Page page, Access access);
   void buffers_device_gone(ClientId client, DeviceId device);
-  void buffers_client_gone(ClientId client);  ///< its holds and waiters end
-  /// Nothing of its mappings is left. When that becomes so, core.finish_client_if_idle() is called.
-  [[nodiscard]] bool buffers_client_idle(ClientId client) const;
-  [[nodiscard]] bool buffers_quiescent() const;  ///< no buffer is on its way, nobody waits for one
-  void verify_buffers() const;
-  [[nodiscard]] std::uint64_t digest_buffers() const;
+  void mapping_end(Buffer& buffer, BufferMapping& mapping);
+  BufferMapping* find_mapping(ClientId client, Page page);
+  void serve_mapping(Buffer& buffer, BufferMapping& mapping);
+  bool drop_mappings(Buffer& buffer);
+  void ask_map(Buffer& buffer, BufferMapping& mapping, DeviceId target);
+  void ask_revoke(Buffer& buffer, BufferMapping& mapping, DeviceId target);
+  bool revoke_all(Buffer& buffer);
+  void mapping_answered(Buffer& buffer, const WorkRef& ref, Status status);
+  void fail_waves(BufferMapping& mapping, DeviceId device, Status status);
+  void wake_buffer_cpu(Buffer& buffer, BufferMapping& mapping);
+  [[nodiscard]] bool used_here(const Buffer& buffer, ClientId client) const;
 
   // userptr.cpp
   void userptr_invalidate(ClientId client, PageSpan span);
@@ -319,6 +370,9 @@ class Work {
   /// A job has claimed pages of the span through a userptr buffer, or its fence uses them: they stay in system memory
   /// at their place. Devices reach them there.
   [[nodiscard]] bool userptr_in_use(ClientId client, PageSpan span) const;
+  Claim userptr_claim(Buffer& buffer, const Job& job);
+  void userptr_walked(BufferId buffer);  ///< client/range.cpp: the walk over its pages has ended
+  void userptr_let_go(Buffer& buffer);   ///< it may be that no job uses it any more: its pages may move and go
 
   // job.cpp
   Status job_submit(ClientId client, const JobSpec& spec, Cookie cookie);
@@ -356,10 +410,18 @@ class Work {
   // unit.cpp
   void unit_pump(DeviceId device);  ///< looks at all units of a device again
   [[nodiscard]] std::uint64_t compute_units(ClientId client, DeviceId device) const;
+  void graphics_pump(DeviceId device);
   [[nodiscard]] std::uint64_t units_of(DeviceId device, Unit::Holder holder) const;
-  [[nodiscard]] std::uint64_t free_units(DeviceId device) const;
+  [[nodiscard]] std::uint64_t all_units(DeviceId device) const;
   [[nodiscard]] std::uint64_t compute_allowed(DeviceId device) const;  ///< units that may ever run compute
-  void revoke_units(DeviceId device, ClientId client, std::uint64_t cu_mask);
+  [[nodiscard]] std::uint64_t stuck_units(DeviceId device) const;      ///< not left before a fault is repaired
+  /// Of units that are held, some that a job waits for: it is stuck if, and only if, all of these are.
+  [[nodiscard]] std::uint64_t decisive_units(DeviceId device, std::uint64_t held, unsigned needed) const;
+  [[nodiscard]] bool compute_turn(DeviceId device) const;  ///< set: compute goes before jobs that are not urgent
+  [[nodiscard]] std::uint64_t urgent_ns(DeviceId device) const;  ///< since or from when it is; ~0: no deadline
+  /// Set: a deadline asks for units before compute has had its minimum run.
+  [[nodiscard]] bool urgent(DeviceId device) const { return urgent_ns(device) <= now(); }
+  [[nodiscard]] std::uint64_t now() const;
   void units_left(const WorkRef& ref, Status status);
   void unit_free(DeviceId device, unsigned cu);
   void unit_take(DeviceId device, unsigned cu, Unit::Holder holder, ClientId client, FenceId job);
@@ -367,12 +429,25 @@ class Work {
   // slice.cpp
   void compute_demand(ClientId client, DeviceId device, unsigned cus);
   void share_units(DeviceId device);
+  [[nodiscard]] unsigned compute_limit(DeviceId device) const;    ///< units that compute may keep now
+  [[nodiscard]] unsigned compute_grantable(DeviceId device) const;  ///< free ones that it may have now
+  /// How many units each client's compute should have. Moves the turn on when its slice is over.
+  [[nodiscard]] std::map<ClientId, unsigned> shares(DeviceId device);
+  void take_back(DeviceId device, ClientId client, unsigned keep);
+  void grant(DeviceId device, ClientId client, std::uint64_t cu_mask);
 
   // gate.cpp
   bool gate(Job& job);        ///< true: open at once
   void gate_leave(Job& job);  ///< its fence signalled, or it was dropped before
   void gate_pump(DeviceId device);
-  void let_in(Job& job);
+  void gate_exclusive(DeviceId device);
+  void gate_reserve(DeviceId device);
+  void let_in(FenceId job);
+  [[nodiscard]] unsigned kept_for(const Job& job) const;     ///< units that its gate keeps free of compute
+  [[nodiscard]] unsigned kept_units(DeviceId device) const;  ///< policy reserve_in_flight: no compute on so many
+  [[nodiscard]] bool compute_waited(DeviceId device) const;  ///< a slice, and it has no unit
+  void switch_mode(DeviceId device, bool fenced);
+  [[nodiscard]] std::uint64_t compute_waiting_since(DeviceId device) const;  ///< ~0: none waits
 
   // circle.cpp
   /// A wave of the client waits in a fault; on unit `cu`, or no_cu: on all that the client has, for all the core knows.
@@ -387,6 +462,8 @@ class Work {
   void circle_found(const graph::Circle& circle);
   [[nodiscard]] graph::Circle find_circle() const;  ///< that stands now
   void end_circles();
+  void fail_fault(ClientId client, DeviceId device, std::uint64_t token, Status status);
+  void units_changed(DeviceId device);
   /// Set: a unit is taken from waves although their faults are pending.
   [[nodiscard]] bool leaves_while_faulting(DeviceId device) const;
 
@@ -399,6 +476,8 @@ class Work {
   /// May reclaim, on behalf of `context`, wait for this fence? Counts and explains a refusal. `from`: the node that
   /// would wait; without it the faults of the context's unit are taken for it.
   [[nodiscard]] bool may_wait(const AllocContext& context, FenceId fence, graph::NodeId from = graph::no_node);
+  [[nodiscard]] bool closes_circle(const AllocContext& context, FenceId fence, graph::NodeId from);
+  [[nodiscard]] bool units_may_deadlock(const Job& job) const;
   /// Query's question, forwarded through everything the fence waits for. True: waiting may deadlock.
   [[nodiscard]] bool may_deadlock(FenceId fence) const;
   /// Granules that only track's repairs may take; 0 under other policies.
@@ -417,6 +496,8 @@ class Work {
   [[nodiscard]] std::uint64_t next_tick_ns() const;
   [[nodiscard]] bool quiescent() const;
   void verify() const;
+  void verify_jobs() const;
+  void verify_units(DeviceId device) const;
   [[nodiscard]] std::uint64_t digest() const;
 
   Core::Impl& core;
@@ -427,6 +508,12 @@ class Work {
   std::map<FenceId, Job> jobs;                              ///< until signalled
   std::deque<FenceId> line;                                 ///< jobs that gather memory; only the first does
   std::map<std::pair<ClientId, Page>, BufferId> mapped_at;  ///< first page of each mapping
+  std::set<std::pair<ClientId, BufferId>> userptrs;
+  std::set<BufferId> userptrs_in_use;  ///< claimed, or busy
+  FenceId claiming = 0;                ///< the job whose buffers are gathered; 0: none
+  std::deque<BufferId> looking;
+  bool looking_now = false;
+  bool claim_again = false;
   // Who is still to be told, so that chains of fences and points of any length need no stack (fence.cpp, timeline.cpp).
   struct Told {
     FenceWaiter waiter;
@@ -445,6 +532,7 @@ class Work {
   bool advancing = false;    ///< advance_line() runs and will look again
   bool advance_again = false;
   std::uint64_t arrivals = 0;
+  bool asks_fences = false;     ///< a device's policy is query or track: answers change with faults
   std::uint64_t circle_ns = 0;  ///< since when a circle stands; 0: none does
 };
 
