@@ -32,6 +32,8 @@ constexpr unsigned batch_max = 64;
 
 // Constant-initialized; written before the thread that reads it starts.
 constinit AgentStart agent;
+/// Descriptors plus one, so that zero is none.
+constinit std::array<std::atomic<int>, wire::buffer_slots> buffer_files{};
 constinit int reader_socket = -1;
 constinit ReaderCalls reader_calls;
 constinit Immortal<linux::Incoming> reader_buffer;
@@ -67,7 +69,9 @@ class Agent {
         zap_of_[zaps] = i;
         extents_[zaps++] = {reinterpret_cast<void*>(c.address), c.length_bytes};
       } else if (c.kind == static_cast<std::uint32_t>(wire::DownKind::map_home)) {
-        errors_[i] = map_home(c);
+        errors_[i] = map(c, agent.system_fd);
+      } else if (c.kind == static_cast<std::uint32_t>(wire::DownKind::map_buffer)) {
+        errors_[i] = map(c, file_of(c));
       } else {
         errors_[i] = ENOSYS;
       }
@@ -107,10 +111,17 @@ class Agent {
     }
   }
 
-  [[nodiscard]] static int map_home(const wire::DownRecord& c) {
+  [[nodiscard]] static int file_of(const wire::DownRecord& c) {
+    if (c.file == static_cast<std::uint8_t>(wire::File::system)) return agent.system_fd;
+    return c.buffer < buffer_files.size() ? buffer_files[c.buffer].load(std::memory_order_acquire) - 1 : -1;
+  }
+
+  [[nodiscard]] static int map(const wire::DownRecord& c, int file) {
+    // Whole blocks of the heap are about to be touched; a buffer may have holes, which must not be filled for nothing.
+    const int populate = c.kind == static_cast<std::uint32_t>(wire::DownKind::map_home) ? MAP_POPULATE : 0;
     void* at = reinterpret_cast<void*>(c.address);
-    void* got = ::mmap(at, c.length_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
-                       agent.system_fd, static_cast<off_t>(c.file_offset));
+    void* got = ::mmap(at, c.length_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | populate, file,
+                       static_cast<off_t>(c.file_offset));
     if (got == MAP_FAILED) return errno;
     ::madvise(at, c.length_bytes, MADV_DONTFORK);
     return 0;
@@ -152,7 +163,9 @@ void* reader_main(void*) {
   return nullptr;
 }
 
-Status start_thread(void* (*body)(void*)) {
+}  // namespace
+
+Status start_session_thread(void* (*body)(void*)) {
   // Its own stack and, by the native scope, its own thread-local memory: none of it managed.
   const NativeMallocScope native;
   void* stack = ::mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
@@ -176,17 +189,21 @@ Status start_thread(void* (*body)(void*)) {
   return {};
 }
 
-}  // namespace
-
 Status start_agent(const AgentStart& start) {
   agent = start;
-  return start_thread(agent_main);
+  return start_session_thread(agent_main);
+}
+
+void agent_buffer_file(unsigned slot, int expected, int fd) {
+  int word = expected + 1;
+  // Not there: the number has passed to another handle, whose file stays.
+  buffer_files[slot].compare_exchange_strong(word, fd + 1, std::memory_order_acq_rel);
 }
 
 Status start_reader(int socket, const ReaderCalls& calls) {
   reader_socket = socket;
   reader_calls = calls;
-  return start_thread(reader_main);
+  return start_session_thread(reader_main);
 }
 
 }  // namespace ferry::client

@@ -24,6 +24,13 @@ struct AgentStart {
 /// Starts the agent. It lives as long as the process. ERRORS: no_memory.
 Status start_agent(const AgentStart& start);
 
+/// Which file the agent maps when a command names the buffer number `slot`: replaces `expected` by `fd` (-1: none) if
+/// that is what is there. The descriptor stays the caller's. Any thread.
+void agent_buffer_file(unsigned slot, int expected, int fd);
+
+/// Starts a thread with a small stack of its own, all signals blocked, none of its memory managed. ERRORS: no_memory.
+Status start_session_thread(void* (*body)(void*));
+
 /// Called by the reader for every message, with it, and once with `closed` when the manager has gone.
 struct ReaderCalls {
   void (*message)(linux::Incoming& in) = nullptr;

@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 
 #include "client/agent.h"
 #include "client/connection.h"
@@ -21,6 +20,7 @@
 #include "client/process_state.h"
 #include "client/spans.h"
 #include "client/zygote.h"
+#include "linux/lock.h"
 #include "wire/ring.h"
 
 namespace ferry::client {
@@ -34,7 +34,8 @@ std::atomic<Session*> opened{nullptr};
 /// `opened`, from when the program's heap is managed memory. A thread that used a device before would have it fault on
 /// pages that are just being converted, and the agent drop the only copy of them.
 std::atomic<Session*> complete{nullptr};
-std::mutex open_mutex;
+constinit linux::LockClass open_lock("session", linux::LockRank::session);
+constinit linux::Mutex open_mutex(open_lock);
 std::array<char, 128> opened_socket{};               // guarded by open_mutex; empty: the default
 constinit Immortal<linux::Incoming> welcome_buffer;  // guarded by open_mutex
 
@@ -154,6 +155,7 @@ bool take_files(Session& s, ferry_error* error) {
     linux::Fd* files = &welcome_buffer->fds[3 + 3 * d];
     set_device_files(d, {std::move(files[0]), std::move(files[1]), std::move(files[2])});
   }
+  s.control = app;
   AgentStart start;
   start.control = app;
   start.kick_fd = s.kick.get();
@@ -238,7 +240,7 @@ Session* open_session(const char* socket, ferry_error* error) {
   if (!may_use_session(error)) return nullptr;
   Session* s = complete.load(std::memory_order_acquire);
   if (s != nullptr && socket == nullptr) return s;
-  const std::lock_guard lock(open_mutex);
+  const linux::LockGuard lock(open_mutex);
   s = complete.load(std::memory_order_acquire);
   if (s != nullptr) {
     if (socket == nullptr || std::strcmp(socket, opened_socket.data()) == 0) return s;

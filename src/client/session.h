@@ -23,6 +23,7 @@ struct Session {
   /// Never closed while the process lives: when the last descriptor goes, registrations vanish and missing pages read
   /// as zeros.
   linux::Userfaultfd userfault;
+  wire::AppControl* control = nullptr;  ///< mapped for the life of the process
   wire::Welcome machine{};
   std::uint64_t window_base = 0;
   std::uint64_t window_bytes = 0;

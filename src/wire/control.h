@@ -1,5 +1,5 @@
 // Layout of the shared control files. All are memfds made and sealed (size) by the manager, zero at birth.
-//   AppControl     manager <-> application: the agent's port
+//   AppControl     manager <-> application: the agent's port; how fences and timelines stand (slots.h)
 //   DeviceControl  manager <-> one device process: a port for each compute unit and one for its agent
 //   QueueControl   application <-> one device process: user-mode queues. The manager maps nothing of it, so launching a
 //                  kernel costs no manager time and a hostile queue can hurt only its own application.
@@ -10,12 +10,13 @@
 #include <cstdint>
 
 #include "wire/port.h"
+#include "wire/slots.h"
 
 namespace ferry::wire {
 
 inline constexpr std::uint32_t control_magic = 0x59525246;  // "FRRY"
 /// Changes with every change of this folder. Both sides must agree exactly.
-inline constexpr std::uint32_t wire_version = 1;
+inline constexpr std::uint32_t wire_version = 2;
 
 inline constexpr unsigned max_cus = 64;
 inline constexpr unsigned max_queues = 16;
@@ -31,6 +32,7 @@ struct ControlHead {
 struct AppControl {
   alignas(64) ControlHead head;
   alignas(64) Port agent;
+  alignas(64) WorkPage work;
 };
 
 struct DeviceControl {

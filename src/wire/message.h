@@ -13,10 +13,35 @@
 // | query          | Span          | -                                      | residency                                    |
 // | stats          | -             | -                                      | reply_text (JSON)                            |
 // | device_control | AttachDevice  | -                                      | device_files (fresh control files after loss)|
+// Buffers, fences, timelines, jobs (work.h), each answered by work_answer unless said otherwise:
+// | type            | body         | ObjectRef::value | descriptors       | the answer has                            |
+// |-----------------|--------------|------------------|-------------------|-------------------------------------------|
+// | buffer_create   | BufferCreate |                  | -                 | id, slot, count_pages; the buffer's file  |
+// | buffer_close    | ObjectRef    | -                | -                 | -                                         |
+// | buffer_map      | ObjectRef    | first page       | -                 | -                                         |
+// | buffer_unmap    | ObjectRef    | first page       | -                 | done, when nobody reaches it              |
+// | buffer_query    | ObjectRef    | -                | -                 | buffer_state                              |
+// | buffer_export   | ObjectRef    | -                | -                 | a token                                   |
+// | buffer_import   | -            |                  | a token           | as buffer_create                          |
+// | fence_merge     | FenceMerge   |                  | -                 | id, slot                                  |
+// | fence_close     | ObjectRef    | -                | -                 | -                                         |
+// | fence_hold      | ObjectRef    | -                | -                 | id, slot: held once more                  |
+// | fence_deadline  | ObjectRef    | nanoseconds left | -                 | -                                         |
+// | fence_export    | ObjectRef    | -                | -                 | a token that becomes readable             |
+// | fence_import    | -            |                  | a token           | id, slot                                  |
+// | timeline_create | -            |                  | -                 | id, slot                                  |
+// | timeline_close  | ObjectRef    | -                | -                 | -                                         |
+// | timeline_signal | ObjectRef    | the point        | -                 | -                                         |
+// | timeline_export | ObjectRef    | -                | -                 | a token                                   |
+// | timeline_import | -            |                  | a token           | id, slot                                  |
+// | job_submit      | JobSubmit    |                  | -                 | id, slot of its fence; or why not, as text|
+// | job_cancel      | ObjectRef    | -                | -                 | -                                         |
+// Tokens are sockets: docs/design/0014-buffers.md. fence_record (FenceRecord) is the one message on a fence's token.
 // Administration (any connection of the same user, without hello): explain, stats, shutdown.
 // Manager -> application: also device_lost (unasked), when a device process ended.
-// Device -> manager (its own socketpair): device_hello{pid} with its userfaultfd. Manager -> device: nothing; end of
-// file means that the manager or the application is gone, and the device ends.
+// Device -> manager (its own socketpair): device_hello{pid} with its userfaultfd. Manager -> device: buffer_file
+// (BufferFile, with the file), before the first command that names it; end of file means that the manager or the
+// application is gone, and the device ends.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +49,7 @@
 
 #include "base/types.h"
 #include "wire/control.h"
+#include "wire/work.h"
 
 namespace ferry::wire {
 
@@ -47,6 +73,30 @@ enum class MessageType : std::uint32_t {
   shutdown = 17,
   device_control = 18,
   device_files = 19,
+  buffer_create = 32,
+  buffer_close = 33,
+  buffer_map = 34,
+  buffer_unmap = 35,
+  buffer_query = 36,
+  buffer_state = 37,
+  buffer_export = 38,
+  buffer_import = 39,
+  buffer_file = 40,
+  fence_merge = 41,
+  fence_close = 42,
+  fence_deadline = 43,
+  fence_export = 44,
+  fence_import = 45,
+  fence_record = 46,
+  timeline_create = 47,
+  timeline_close = 48,
+  timeline_signal = 49,
+  timeline_export = 50,
+  timeline_import = 51,
+  job_submit = 52,
+  job_cancel = 53,
+  work_answer = 54,
+  fence_hold = 55,
 };
 
 struct MessageHead {

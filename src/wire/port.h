@@ -57,23 +57,29 @@ enum class DownKind : std::uint32_t {
   quit = 7,        ///< device agent: end the process at once
   rearm = 8,       ///< device agent: map the extent from the system file and register it with the device's userfaultfd
                    ///< (so that single pages of it can be given by UFFDIO_CONTINUE), then post done
+  map_buffer = 9,  ///< application agent: map the extent from `file` (drops its registration), post done
+  forget_buffer = 10,  ///< device agent: the file of buffer number `buffer` will not be named again; post done
 };
 
 /// Which file an extent is mapped from.
-enum class File : std::uint8_t { system = 0, vram = 1 };
+enum class File : std::uint8_t {
+  system = 0,
+  vram = 1,
+  buffer = 2,  ///< the file of buffer number `buffer`; a device is sent it over its socket before the command
+};
 
 struct DownRecord {
   std::uint32_t kind;
   std::uint16_t slot;     ///< resume*: wave slot
-  std::uint8_t file;      ///< map, resume_map: File
+  std::uint8_t file;      ///< map, resume_map, map_buffer: File
   std::uint8_t writable;  ///< map, resume_map: 1 allows writes, 0 read only (a write then faults)
   std::uint64_t address;  ///< start of the extent, page aligned
   std::uint64_t length_bytes;
-  std::uint64_t file_offset;  ///< map, resume_map, map_home
+  std::uint64_t file_offset;  ///< map, resume_map, map_home, map_buffer
   std::uint64_t action;       ///< ActionId to report; 0: report nothing
   std::uint64_t generation;   ///< resume*: must equal the slot's, else the record is dropped
   std::uint32_t status;       ///< resume: Code, 0 retry
-  std::uint32_t reserved0;
+  std::uint32_t buffer;       ///< File::buffer, forget_buffer: number of the buffer in this application
   std::uint64_t reserved1;
 };
 static_assert(sizeof(DownRecord) == 64);

@@ -123,6 +123,9 @@ class Heap {
   /// cache lets it do. For fork (before: lock_all; parent: unlock_all; child: unlock_all_in_child) and for conversion.
   void lock_all() noexcept;
   void unlock_all() noexcept;
+  /// Only the lock under which the source is called, for others who take addresses from it.
+  void lock_spans() noexcept { span_lock_.lock(); }
+  void unlock_spans() noexcept { span_lock_.unlock(); }
   /// Also takes note that the other threads, and so the owners of their caches, do not exist here.
   void unlock_all_in_child() noexcept;
 

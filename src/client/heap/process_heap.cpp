@@ -75,6 +75,13 @@ class ProcessSpans final : public SpanSource {
     errno = saved_errno;
   }
 
+  void* take_range(std::size_t bytes) noexcept {
+    return reinterpret_cast<void*>(ranges_.take(bytes, block_bytes));
+  }
+  void give_range(void* range, std::size_t bytes) noexcept {
+    ranges_.give(reinterpret_cast<std::uintptr_t>(range), bytes);
+  }
+
   void serve_managed(const ManagedSpanHooks& hooks) noexcept {
     hooks_ = hooks;
     managed_ = true;
@@ -330,6 +337,23 @@ const ProcessWindow& process_window() noexcept {
 }
 
 Heap& process_heap() noexcept { return set_up().heap; }
+
+void* take_window_range(std::size_t bytes) noexcept {
+  Process& self = set_up();
+  self.heap.lock_spans();
+  void* range = self.spans.take_range(bytes);
+  self.heap.unlock_spans();
+  return range;
+}
+
+void give_window_range(void* range, std::size_t bytes) noexcept {
+  // Before the addresses can be taken again.
+  reserve(range, bytes, MAP_FIXED);
+  Process& self = set_up();
+  self.heap.lock_spans();
+  self.spans.give_range(range, bytes);
+  self.heap.unlock_spans();
+}
 
 bool begin_managed(const ManagedSpanHooks& hooks) noexcept {
   Process& self = set_up();

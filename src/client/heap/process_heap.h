@@ -27,6 +27,12 @@ struct ProcessWindow {
 /// The heap. Constructed at the first call, never destroyed.
 [[nodiscard]] Heap& process_heap() noexcept;
 
+/// Addresses of the window that no allocation will have, PROT_NONE, aligned to 2 MiB: for what is mapped there beside the
+/// heap. `bytes` a multiple of 2 MiB. nullptr when the window is full, or there is none.
+[[nodiscard]] void* take_window_range(std::size_t bytes) noexcept;
+/// Gives back exactly what take_window_range gave; whatever is mapped there goes.
+void give_window_range(void* range, std::size_t bytes) noexcept;
+
 /// How the session turns the heap's memory into managed memory. All are called with all or some of the heap's locks held and, on
 /// the calling thread, with malloc served by libc and free() of heap pointers put off: a hook may use malloc, but may
 /// not wait for another thread that allocates from the heap (its own threads: see NativeMallocScope).
