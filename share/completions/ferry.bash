@@ -31,6 +31,16 @@ _ferry() {
         return
       fi
       ;;
+    --store-dir)
+      compopt -o filenames 2>/dev/null
+      mapfile -t COMPREPLY < <(compgen -d -- "$cur")
+      return
+      ;;
+    --store-codec) mapfile -t COMPREPLY < <(compgen -W 'zstd lz4 none' -- "$cur"); return ;;
+    --store-io) mapfile -t COMPREPLY < <(compgen -W 'uring threads' -- "$cur"); return ;;
+    --system) mapfile -t COMPREPLY < <(compgen -W '64M 256M 1G' -- "$cur"); return ;;
+    --store) mapfile -t COMPREPLY < <(compgen -W '0 512M 2G 8G' -- "$cur"); return ;;
+    --store-memory) mapfile -t COMPREPLY < <(compgen -W '0 16M 64M 256M' -- "$cur"); return ;;
     --vram) mapfile -t COMPREPLY < <(compgen -W '64M 256M 1G' -- "$cur"); return ;;
     --granularity) mapfile -t COMPREPLY < <(compgen -W '4K 16K 64K 256K 2M' -- "$cur"); return ;;
     --policy) mapfile -t COMPREPLY < <(compgen -W 'none preempt reserve reserve-in-flight exclusive query track pinned' -- "$cur"); return ;;
@@ -45,7 +55,7 @@ _ferry() {
     --cus | --devices | --reserved-cus | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
   esac
   case $command in
-    run) word='--vram --cus --devices --granularity --policy --hardware --reserved-cus --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
+    run) word='--vram --cus --devices --granularity --policy --hardware --reserved-cus --system --store --store-memory --store-dir --store-codec --store-io --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
     doctor) word='--json --help' ;;
     explain) word='--pid --bytes --socket --json --help' ;;
     sim) word='--seed --steps --runs --bug --trace --jobs --help' ;;

@@ -192,6 +192,20 @@ void Ferry::declare_run() {
   run_->add_option("--reserved-cus", machine.reserved_cus,
                    "Compute units that policies reserve and reserve-in-flight keep from compute (default 1)")
       ->type_name("N");
+  run_->add_option("--system", machine.system,
+                   "System memory for all managed pages; what does not fit goes to the store (default: no budget)")
+      ->type_name("SIZE");
+  run_->add_option("--store", machine.store, "Room for pages beneath the budget (default: 8 times --system)")
+      ->type_name("SIZE");
+  run_->add_option("--store-memory", machine.store_memory,
+                   "Of it, memory for compressed pages (default: a fifth of --system)")
+      ->type_name("SIZE");
+  run_->add_option("--store-dir", machine.store_directory,
+                   "Where the store's file lies, '' for no file (default /var/tmp)")
+      ->type_name("DIR");
+  run_->add_option("--store-codec", machine.store_codec, "zstd, lz4 or none (default zstd)")->type_name("CODEC");
+  run_->add_option("--store-io", machine.store_io, "uring or threads (default uring, where it is allowed)")
+      ->type_name("HOW");
   run_->add_option("--config", machine.config, "Machine and policy from a file; options go before it")
       ->type_name("FILE.toml");
   run_->add_flag("--malloc", run_options_.malloc,

@@ -73,6 +73,12 @@ void RunManager::start_now() {
   add("--policy", options_.machine.policy);
   add("--hardware", options_.machine.hardware);
   add("--reserved-cus", options_.machine.reserved_cus);
+  add("--system", options_.machine.system);
+  add("--store", options_.machine.store);
+  add("--store-memory", options_.machine.store_memory);
+  add("--store-dir", options_.machine.store_directory);
+  add("--store-codec", options_.machine.store_codec);
+  add("--store-io", options_.machine.store_io);
   add("--trace", options_.trace);
   add("--report", options_.report);
   const int listener = socket_.listener();

@@ -10,6 +10,7 @@
 
 #include "base/bitmap.h"
 #include "base/types.h"
+#include "linux/store/store.h"
 
 namespace ferry::manager {
 
@@ -20,16 +21,20 @@ struct DeviceBlock {
   std::uint16_t pieces = 0;  ///< at most so many mappings more than one lie here
 };
 
+/// Handle of each page of a block in the store; 0: not there.
+using StoredPages = std::array<linux::StoreHandle, block_pages>;
+
 struct BlockState {
-  PageMask managed;                  ///< allocated by the client
-  PageMask armed;                    ///< registered with the application's userfaultfd
-  PageMask revoked;                  ///< the core took them from the CPU and has not given them back
-  PageMask backed;                   ///< known to have memory in the system file
-  std::uint16_t steered = 0;         ///< times that it was taken from the CPU whole
-  bool huge = false;                 ///< known to be one huge page in the system file
-  bool huge_refused = false;         ///< was tried
-  bool mirrored = false;             ///< entries in the manager's own mapping are there
-  std::vector<DeviceBlock> devices;  ///< by device, or empty while all are as at the start
+  PageMask managed;                     ///< allocated by the client
+  PageMask armed;                       ///< registered with the application's userfaultfd
+  PageMask revoked;                     ///< the core took them from the CPU and has not given them back
+  PageMask backed;                      ///< known to have memory in the system file
+  std::uint16_t steered = 0;            ///< times that it was taken from the CPU whole
+  bool huge = false;                    ///< known to be one huge page in the system file
+  bool huge_refused = false;            ///< was tried
+  bool mirrored = false;                ///< entries in the manager's own mapping are there
+  std::vector<DeviceBlock> devices;     ///< by device, or empty while all are as at the start
+  std::unique_ptr<StoredPages> stored;  ///< null: no page of the block is stored
 };
 
 class BlockTable {

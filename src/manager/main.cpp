@@ -48,6 +48,7 @@ void set_signals(bool is_private) {
 
 int explain_failure(const ferry::manager::ManagerConfig& config, ferry::Status status) {
   using ferry::manager::log;
+  if (status.code == ferry::Code::io_error && config.machine.store_room_bytes() != 0) return 1;  // it has said so
   if (config.is_private()) {
     log("descriptor %d is no connection to an application", config.private_fd);
   } else if (config.listen_fd >= 0) {
@@ -95,6 +96,15 @@ int main(int argc, char** argv) {
   app.add_option("--reserved-cus", flags.reserved_cus,
                  "compute units that policies reserve and reserve-in-flight keep from compute; default 1, or "
                  "FERRY_RESERVED_CUS");
+  app.add_option("--system", flags.system,
+                 "system memory for all managed pages, such as 64M; default 0, no budget, or FERRY_SYSTEM");
+  app.add_option("--store", flags.store, "room for pages beneath the budget; default 8 times --system, or FERRY_STORE");
+  app.add_option("--store-memory", flags.store_memory,
+                 "memory for compressed pages; default a fifth of --system, or FERRY_STORE_MEMORY");
+  app.add_option("--store-dir", flags.store_directory,
+                 "directory of the store's file, '' for none; default /var/tmp, or FERRY_STORE_DIR");
+  app.add_option("--store-codec", flags.store_codec, "zstd, lz4 or none; default zstd, or FERRY_STORE_CODEC");
+  app.add_option("--store-io", flags.store_io, "uring or threads; default uring where allowed, or FERRY_STORE_IO");
   app.add_option("--config", flags.config, "TOML file with the machine and its policy; default none, or FERRY_CONFIG");
   app.add_option("--copy-threads", config.copy_threads, "threads that copy; default by the CPUs")
       ->check(CLI::Range(1U, 64U));
@@ -125,6 +135,12 @@ int main(int argc, char** argv) {
   from_environment(flags.hardware, "FERRY_HARDWARE");
   from_environment(flags.reserved_cus, "FERRY_RESERVED_CUS");
   from_environment(flags.config, "FERRY_CONFIG");
+  from_environment(flags.system, "FERRY_SYSTEM");
+  from_environment(flags.store, "FERRY_STORE");
+  from_environment(flags.store_memory, "FERRY_STORE_MEMORY");
+  from_environment(flags.store_directory, "FERRY_STORE_DIR");
+  from_environment(flags.store_codec, "FERRY_STORE_CODEC");
+  from_environment(flags.store_io, "FERRY_STORE_IO");
   if (const auto error = read_options(flags, config.machine)) {
     std::fprintf(stderr, "ferryd: %s\n", error->c_str());
     return 2;

@@ -89,7 +89,18 @@ Status Manager::start() {
   const unsigned cpus = cpu_count();
   const unsigned threads = config_.copy_threads != 0 ? config_.copy_threads : std::clamp(cpus - 1, 1U, 4U);
   Household& household = *this;
-  executor_ = std::make_unique<Executor>(*core_, household, config_, copies_bell_, threads);
+  std::unique_ptr<linux::Store> store;
+  if (linux::StoreConfig how = config_.machine.store_config(); config_.machine.store_room_bytes() != 0) {
+    how.threads = threads;
+    auto made = linux::Store::make(how, copies_bell_);
+    if (!made) {
+      log("cannot make the store in '%s': %s; choose another --store-dir, or '' for no file", how.directory.c_str(),
+          std::strerror(made.status().sys_errno));
+      return made.status();
+    }
+    store = std::move(made).value();
+  }
+  executor_ = std::make_unique<Executor>(*core_, household, config_, copies_bell_, threads, std::move(store));
 
   if (config_.is_private()) {
     Client* client = add_connection(linux::Fd(config_.private_fd));
@@ -131,7 +142,7 @@ Status Manager::run() {
     }
     doze_idle(now);
     const bool anyone = std::any_of(clients_.begin(), clients_.end(), [](const Client* c) { return c->awake; });
-    const bool copying = executor_->engine().in_flight() != 0 && now - last_progress_ns_ < config_.spin_expecting_ns;
+    const bool copying = executor_->copying() && now - last_progress_ns_ < config_.spin_expecting_ns;
     if (anyone || copying) {
       // Who polls must not keep from running what it waits for; but while events flow, a yield would lose their pace.
       if (now - last_progress_ns_ > yield_after_ns && now - last_yield_ns_ > yield_ns) {
@@ -157,7 +168,7 @@ Status Manager::run() {
 
 /// A look at the rings alone: loads and no system call.
 bool Manager::something_ready() const {
-  if (executor_->engine().has_completions()) return true;
+  if (executor_->has_completions()) return true;
   for (const Client* client : clients_) {
     if (!client->awake) continue;
     if (!client->closing && client->agent.port.ready()) return true;
@@ -356,7 +367,7 @@ bool Manager::doze(Client& client, std::uint64_t now) {
 }
 
 void Manager::sleep() {
-  executor_->engine().set_owner_sleeping(true);
+  executor_->set_owner_sleeping(true);
   int timeout_ms = -1;
   // Deadlines of what peers owe.
   if (executor_->expecting()) timeout_ms = static_cast<int>(tick_ns / 1'000'000);
@@ -366,9 +377,9 @@ void Manager::sleep() {
     const std::uint64_t left_ms = next <= now ? 0 : (next - now) / 1'000'000 + 1;
     if (timeout_ms < 0 || left_ms < static_cast<std::uint64_t>(timeout_ms)) timeout_ms = static_cast<int>(left_ms);
   }
-  if (executor_->engine().has_completions()) timeout_ms = 0;
+  if (executor_->has_completions()) timeout_ms = 0;
   poll_events(timeout_ms);
-  executor_->engine().set_owner_sleeping(false);
+  executor_->set_owner_sleeping(false);
 }
 
 void Manager::poll_events(int timeout_ms) {

@@ -22,6 +22,7 @@ namespace {
 using Error = std::optional<std::string>;
 
 constexpr unsigned waves_limit = wire::max_waves_per_cu;
+constexpr std::uint64_t store_memory_least = std::uint64_t{1} << 20;
 constexpr std::uint64_t vram_limit = std::uint64_t{1} << 44;  // VramPage counts 2^32 pages
 
 Error vram_of(std::uint64_t bytes, MachineOptions& options) {
@@ -50,6 +51,52 @@ Error count_of(std::int64_t value, unsigned least, unsigned most, unsigned& out)
 Error milliseconds_of(std::int64_t value, std::uint64_t& out_ns) {
   if (value < 0 || value > 3'600'000) return "has to be 0 to 3600000 (milliseconds)";
   out_ns = static_cast<std::uint64_t>(value) * 1'000'000;
+  return {};
+}
+
+Error system_of(std::uint64_t bytes, MachineOptions& options) {
+  // Less could not hold what one fault of each compute unit needs at a time.
+  if (bytes != 0 && bytes < 4 * block_bytes) return "is too small: 8M at least, or 0 for no budget";
+  options.system_bytes = bytes / page_bytes * page_bytes;
+  return {};
+}
+
+Error store_of(std::uint64_t bytes, MachineOptions& options) {
+  if (bytes >= vram_limit) return "is too large: a store has less than 16T";
+  options.store_bytes = bytes / page_bytes * page_bytes;
+  return {};
+}
+
+Error store_memory_of(std::uint64_t bytes, MachineOptions& options) {
+  if (bytes != 0 && bytes < store_memory_least) return "is too small: 1M at least, or 0 for the file alone";
+  options.store_memory_bytes = bytes;
+  return {};
+}
+
+Error directory_of(std::string_view path, MachineOptions& options) {
+  options.store_directory = std::string(path);
+  return {};
+}
+
+Error codec_of(std::string_view name, MachineOptions& options) {
+  for (const linux::Codec codec : {linux::Codec::zstd, linux::Codec::lz4, linux::Codec::none}) {
+    if (name == linux::to_string(codec)) {
+      options.store_codec = codec;
+      return {};
+    }
+  }
+  return "has to be zstd, lz4 or none";
+}
+
+Error io_of(std::string_view name, MachineOptions& options) {
+  if (name != "uring" && name != "threads") return "has to be uring or threads";
+  options.store_io = name == "uring" ? linux::IoKind::automatic : linux::IoKind::threads;
+  return {};
+}
+
+Error level_of(std::int64_t value, MachineOptions& options) {
+  if (value < 1 || value > 19) return "has to be 1 to 19";
+  options.store_level = static_cast<int>(value);
   return {};
 }
 
@@ -111,10 +158,10 @@ Error flag_size(const char* name, const std::optional<std::string>& text, Machin
   return {};
 }
 
-template <typename Fn>
-Error flag_word(const char* name, const std::optional<std::string>& text, DeviceOptions& device, Fn&& take) {
+template <typename Options, typename Fn>
+Error flag_word(const char* name, const std::optional<std::string>& text, Options& options, Fn&& take) {
   if (!text) return {};
-  if (const Error error = take(std::string_view(*text), device))
+  if (const Error error = take(std::string_view(*text), options))
     return std::string(name) + " '" + *text + "' " + *error;
   return {};
 }
@@ -159,6 +206,15 @@ Setter count_key(Fn take) {
     const auto number = node.value_exact<std::int64_t>();
     if (!number) return "has to be a whole number";
     return take(*number, options);
+  };
+}
+
+template <typename Fn>
+Setter text_key(Fn take) {
+  return [take](const toml::node& node, MachineOptions& options) -> Error {
+    const auto text = node.value_exact<std::string>();
+    if (!text) return "has to be text in quotation marks";
+    return take(std::string_view(*text), options);
   };
 }
 
@@ -225,6 +281,13 @@ const std::map<std::string, Table, std::less<>>& tables() {
          count_key([](std::int64_t v, MachineOptions& o) { return milliseconds_of(v, o.contention_hold_ns); })},
         {"copy_retries",
          count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 100, o.copy_retries); })}}},
+      {"store",
+       {{"room", size_key(store_of)},
+        {"memory", size_key(store_memory_of)},
+        {"directory", text_key(directory_of)},
+        {"codec", text_key(codec_of)},
+        {"level", count_key(level_of)},
+        {"io", text_key(io_of)}}},
   };
   return all;
 }
@@ -322,6 +385,25 @@ core::DeviceModel MachineOptions::model(unsigned device) const {
   return model;
 }
 
+std::uint64_t MachineOptions::store_room_bytes() const {
+  return system_bytes == 0 ? 0 : store_bytes.value_or(8 * system_bytes);
+}
+
+linux::StoreConfig MachineOptions::store_config() const {
+  linux::StoreConfig config;
+  config.codec = store_codec;
+  config.level = store_level;
+  config.io = store_io;
+  const std::uint64_t room = store_room_bytes();
+  if (room == 0) return config;
+  config.memory_bytes =
+      std::min(store_memory_bytes.value_or(std::max(system_bytes / 5, store_memory_least)), std::max(room, page_bytes));
+  config.directory = store_directory.value_or("/var/tmp");
+  // No page takes more of the file than itself.
+  config.file_bytes = config.directory.empty() ? 0 : room;
+  return config;
+}
+
 core::Config MachineOptions::core_config() const {
   core::Config config;
   for (unsigned d = 0; d < devices; ++d) config.models.push_back(model(d));
@@ -334,6 +416,8 @@ core::Config MachineOptions::core_config() const {
   config.copy_retries = copy_retries;
   config.speculation_granules = speculation_granules;
   config.waves_per_cu = waves_per_cu;
+  config.system_pages = system_bytes / page_bytes;
+  config.store_pages = store_room_bytes() / page_bytes;
   return config;
 }
 
@@ -379,6 +463,12 @@ std::optional<std::string> read_options(const MachineFlags& flags, MachineOption
   if (auto error = flag_size("--vram", flags.vram, options, vram_of)) return error;
   if (auto error = flag_size("--granularity", flags.granularity, options, granularity_of)) return error;
   if (auto error = flag_count("--cus", flags.cus, options, cus_of)) return error;
+  if (auto error = flag_size("--system", flags.system, options, system_of)) return error;
+  if (auto error = flag_size("--store", flags.store, options, store_of)) return error;
+  if (auto error = flag_size("--store-memory", flags.store_memory, options, store_memory_of)) return error;
+  if (auto error = flag_word("--store-dir", flags.store_directory, options, directory_of)) return error;
+  if (auto error = flag_word("--store-codec", flags.store_codec, options, codec_of)) return error;
+  if (auto error = flag_word("--store-io", flags.store_io, options, io_of)) return error;
   if (auto error = flag_count("--devices", flags.devices, options, devices_of)) return error;
   if (auto error = flag_count("--reserved-cus", flags.reserved_cus, options.flag_device, reserved_of)) return error;
   if (auto error = flag_word("--hardware", flags.hardware, options.flag_device, hardware_of)) return error;
@@ -390,7 +480,10 @@ std::string machine_line(const MachineOptions& options) {
   const unsigned cus = options.cu_count();
   return std::to_string(options.devices) + (options.devices == 1 ? " device, " : " devices, each ") +
          format_size(options.vram_bytes) + " VRAM, " + std::to_string(cus) + (cus == 1 ? " CU, " : " CUs, ") +
-         "granules of " + format_size(options.granule_bytes());
+         "granules of " + format_size(options.granule_bytes()) +
+         (options.system_bytes == 0 ? ""
+                                    : "; " + format_size(options.system_bytes) + " of system memory, " +
+                                          format_size(options.store_room_bytes()) + " beneath it");
 }
 
 }  // namespace ferry::manager

@@ -1,12 +1,13 @@
 // The machine that a manager models and its policy, as `ferry run`, `ferryd` and the TOML file name them. Owns parsing
 // and bounds, not the meaning: core/config.h has that. Pure but for reading the file; any thread.
 //
-//   [machine]                     [policy]
-//   vram = "64M"                  speculation = 4             # granules
-//   cus = 4                       contention_threshold = 4
-//   devices = 1                   contention_window_ms = 20
-//   granularity = "64K"           contention_hold_ms = 300
-//   waves_per_cu = 16             copy_retries = 3
+//   [machine]                     [policy]                        [store]
+//   vram = "64M"                  speculation = 4  # granules     room = "1G"
+//   system = "64M"                contention_threshold = 4        memory = "16M"
+//   cus = 4                       contention_window_ms = 20       directory = "/var/tmp"
+//   devices = 1                   contention_hold_ms = 300        codec = "zstd"
+//   granularity = "64K"           copy_retries = 3                level = 1
+//   waves_per_cu = 16                                             io = "uring"
 //   hardware, policy, reserved_cus, slice_ms, min_run_ms: of every device; in the n-th [[device]] of that one
 #pragma once
 
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "core/config.h"
+#include "linux/store/store.h"
 
 namespace ferry::manager {
 
@@ -43,6 +45,13 @@ struct MachineOptions {
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;
   unsigned copy_retries = 3;
+  std::uint64_t system_bytes = 0;                   ///< budget of system memory; 0: none, and no store
+  std::optional<std::uint64_t> store_bytes;         ///< room for pages beneath; unset: 8 times the budget
+  std::optional<std::uint64_t> store_memory_bytes;  ///< for compressed pages; unset: a fifth of the budget
+  std::optional<std::string> store_directory;       ///< of the file; unset: /var/tmp. Empty: no file
+  linux::Codec store_codec = linux::Codec::zstd;
+  int store_level = 1;  ///< zstd's
+  linux::IoKind store_io = linux::IoKind::automatic;
   DeviceOptions every_device;              ///< of the file's [machine]
   std::vector<DeviceOptions> each_device;  ///< of the file's [[device]] in order; goes before every_device
   DeviceOptions flag_device;               ///< of the command line; goes before both
@@ -51,6 +60,10 @@ struct MachineOptions {
   [[nodiscard]] unsigned cu_count() const;
   /// Bytes that move together, with 0 resolved.
   [[nodiscard]] std::uint64_t granule_bytes() const;
+  /// Room beneath system memory: 0 without a budget.
+  [[nodiscard]] std::uint64_t store_room_bytes() const;
+  /// How the store is to be made (without threads and tests' faults).
+  [[nodiscard]] linux::StoreConfig store_config() const;
   [[nodiscard]] core::DeviceModel model(unsigned device) const;
   [[nodiscard]] core::Config core_config() const;
 };
@@ -65,6 +78,12 @@ struct MachineFlags {
   std::optional<std::string> hardware = {};  ///< words with commas: preempt or no-preempt, retry or no-retry
   std::optional<std::string> policy = {};
   std::optional<std::string> reserved_cus = {};
+  std::optional<std::string> system = {};
+  std::optional<std::string> store = {};
+  std::optional<std::string> store_memory = {};
+  std::optional<std::string> store_directory = {};
+  std::optional<std::string> store_codec = {};
+  std::optional<std::string> store_io = {};
 };
 
 /// Reads the file, then the flags over it. On error `options` is unspecified and the text says which flag or key (with
@@ -75,7 +94,7 @@ struct MachineFlags {
 [[nodiscard]] std::optional<std::string> read_toml(std::string_view text, const std::string& name,
                                                    MachineOptions& options);
 
-/// "1 device, 64 MiB VRAM, 4 CUs, granules of 2 MiB".
+/// "1 device, 64 MiB VRAM, 4 CUs, granules of 2 MiB", and the budget where there is one.
 [[nodiscard]] std::string machine_line(const MachineOptions& options);
 
 }  // namespace ferry::manager

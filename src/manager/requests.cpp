@@ -107,6 +107,7 @@ void Manager::on_request(Client& client) {
         client.spans.emplace(pages.first, pages.count_pages);
         client.blocks.for_each(
             pages, [&](BlockIndex index, BlockState& b) { b.managed |= BlockTable::mask_in(index, pages); });
+        if (config_.machine.system_bytes != 0) executor_->steer(client, pages);
       }
       answer(client, request, s);
       return;

@@ -96,6 +96,99 @@ TEST(Options, TomlSetsEveryKey) {
   EXPECT_EQ(config.copy_retries, 1U);
 }
 
+TEST(Options, WithoutABudgetThereIsNoStore) {
+  MachineOptions options;
+  MachineFlags flags;
+  flags.store = "1G";
+  ASSERT_FALSE(read_options(flags, options));
+  EXPECT_EQ(options.core_config().system_pages, 0U);
+  EXPECT_EQ(options.core_config().store_pages, 0U);
+}
+
+TEST(Options, ABudgetBringsAStoreThatFollowsIt) {
+  MachineOptions options;
+  MachineFlags flags;
+  flags.system = "64M";
+  ASSERT_FALSE(read_options(flags, options));
+  const core::Config config = options.core_config();
+  EXPECT_EQ(config.system_pages * page_bytes, std::uint64_t{64} << 20);
+  EXPECT_EQ(config.store_pages, 8 * config.system_pages);
+  const linux::StoreConfig store = options.store_config();
+  EXPECT_EQ(store.codec, linux::Codec::zstd);
+  EXPECT_EQ(store.memory_bytes, (std::uint64_t{64} << 20) / 5);
+  EXPECT_EQ(store.file_bytes, std::uint64_t{512} << 20);
+  EXPECT_EQ(store.directory, "/var/tmp");
+}
+
+TEST(Options, FlagsSetTheStore) {
+  MachineOptions options;
+  MachineFlags flags;
+  flags.system = "64M";
+  flags.store = "128M";
+  flags.store_memory = "4M";
+  flags.store_directory = "";
+  flags.store_codec = "lz4";
+  flags.store_io = "threads";
+  ASSERT_FALSE(read_options(flags, options));
+  const linux::StoreConfig store = options.store_config();
+  EXPECT_EQ(options.core_config().store_pages * page_bytes, std::uint64_t{128} << 20);
+  EXPECT_EQ(store.codec, linux::Codec::lz4);
+  EXPECT_EQ(store.io, linux::IoKind::threads);
+  EXPECT_EQ(store.memory_bytes, std::uint64_t{4} << 20);
+  EXPECT_EQ(store.file_bytes, 0U) << "an empty directory is no file";
+  EXPECT_EQ(machine_line(options).substr(machine_line(options).find(';')),
+            "; 64 MiB of system memory, 128 MiB beneath it");
+}
+
+TEST(Options, StoreFlagsThatAreWrongAreNamed) {
+  struct Case {
+    std::optional<std::string> MachineFlags::*flag;
+    const char* value;
+    const char* part;
+  };
+  const Case cases[] = {
+      {&MachineFlags::system, "1M", "--system '1M' is too small: 8M at least"},
+      {&MachineFlags::system, "much", "--system 'much' is not a size"},
+      {&MachineFlags::store, "16T", "less than 16T"},
+      {&MachineFlags::store_memory, "64K", "1M at least"},
+      {&MachineFlags::store_codec, "gzip", "--store-codec 'gzip' has to be zstd, lz4 or none"},
+      {&MachineFlags::store_io, "aio", "--store-io 'aio' has to be uring or threads"},
+  };
+  for (const Case& c : cases) {
+    MachineOptions options;
+    MachineFlags flags;
+    flags.*c.flag = c.value;
+    const auto error = read_options(flags, options);
+    ASSERT_TRUE(error) << c.part;
+    EXPECT_NE(error->find(c.part), std::string::npos) << *error;
+  }
+}
+
+TEST(Options, TomlSetsTheStore) {
+  MachineOptions options;
+  const auto error = read_toml(R"(
+    [machine]
+    system = "32M"
+    [store]
+    room = "100M"
+    memory = "8M"
+    directory = "/tmp"
+    codec = "none"
+    level = 3
+    io = "threads"
+  )",
+                               "f.toml", options);
+  ASSERT_FALSE(error) << *error;
+  const linux::StoreConfig store = options.store_config();
+  EXPECT_EQ(options.system_bytes, std::uint64_t{32} << 20);
+  EXPECT_EQ(store.file_bytes, std::uint64_t{100} << 20);
+  EXPECT_EQ(store.memory_bytes, std::uint64_t{8} << 20);
+  EXPECT_EQ(store.directory, "/tmp");
+  EXPECT_EQ(store.codec, linux::Codec::none);
+  EXPECT_EQ(store.level, 3);
+  EXPECT_EQ(store.io, linux::IoKind::threads);
+}
+
 TEST(Options, FlagsSetHardwareAndPolicyOfEveryDevice) {
   MachineOptions options;
   MachineFlags flags;

@@ -123,13 +123,16 @@ void Executor::release_chunk(Client& client, const core::Action& action) {
 void Executor::discard_system(Client& client, const core::Action& action) {
   client.blocks.for_each(action.pages, [&](BlockIndex index, BlockState& b) {
     const PageMask mask = BlockTable::mask_in(index, action.pages);
-    if (!client.closing) disarm(client, index, b, mask);
-    b.revoked.remove(mask);
+    // What is still allocated is elsewhere from now on, and stays out of everybody's reach.
+    PageMask freed = mask;
+    freed.remove(b.managed);
+    if (!client.closing) disarm(client, index, b, freed);
+    b.revoked.remove(freed);
     b.backed.remove(mask);
     b.huge = false;
     b.huge_refused = false;
     b.mirrored = false;
-    b.steered = 0;
+    if (freed.any()) b.steered = 0;
   });
   linux::CopyJob job;
   job.punch_fd = client.system_file.get();

@@ -68,6 +68,24 @@ void Executor::arm_allocations(Client& client, BlockIndex index) {
   }
 }
 
+/// A budget counts what is given, so everything has to be given: the span is armed before its first touch, in one call,
+/// which cuts no mapping.
+void Executor::steer(Client& client, PageSpan pages) {
+  const linux::Fault fault =
+      client.userfault.register_span(client.address_of(pages.first), pages.count_pages * page_bytes, steer_modes);
+  for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
+    BlockState& b = client.block(index);
+    const PageMask mask = BlockTable::mask_in(index, pages);
+    b.revoked |= mask;
+    if (fault != linux::Fault::ok) {
+      arm(client, index, b);
+      continue;
+    }
+    if (b.armed.none()) ++client.armed_blocks;
+    b.armed |= mask;
+  }
+}
+
 /// The pages are the kernel's again: touches are served natively, whoever waits retries.
 void Executor::disarm(Client& client, BlockIndex index, BlockState& block, const PageMask& pages) {
   const PageMask gone = block.armed & pages;

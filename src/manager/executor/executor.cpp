@@ -26,8 +26,8 @@ std::uint64_t max_map_count() {
 }  // namespace
 
 Executor::Executor(core::Core& core, Household& household, const ManagerConfig& config, const linux::Bell& bell,
-                   unsigned copy_threads)
-    : core_(core), household_(household), config_(config), engine_(copy_threads, bell) {
+                   unsigned copy_threads, std::unique_ptr<linux::Store> store)
+    : core_(core), household_(household), config_(config), engine_(copy_threads, bell), store_(std::move(store)) {
   const std::uint64_t limit = max_map_count();
   pieces_max_ = limit > 2 * mappings_kept_free ? limit - mappings_kept_free : limit / 2;
 }
@@ -87,7 +87,8 @@ void Executor::perform(const core::Action& action) {
 }
 
 bool Executor::poll_copies() {
-  if (!engine_.has_completions()) return false;
+  const bool some = store_.poll();
+  if (!engine_.has_completions()) return some;
   completions_.clear();
   engine_.take_completions(completions_);
   for (const auto& c : completions_) copy_done(c);

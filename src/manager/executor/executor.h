@@ -10,6 +10,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "core/core.h"
@@ -17,6 +19,7 @@
 #include "manager/client.h"
 #include "manager/command.h"
 #include "manager/config.h"
+#include "manager/store_client.h"
 
 namespace ferry::manager {
 
@@ -38,20 +41,32 @@ struct JobPayload {
   wire::LaunchPacket packet;  ///< graphics: what each wave calls. Copy and video: arguments in `captures`
 };
 
-class Executor {
+class Executor final : private StoreUser {
  public:
+  /// `store` may be null: there is none.
   Executor(core::Core& core, Household& household, const ManagerConfig& config, const linux::Bell& bell,
-           unsigned copy_threads);
+           unsigned copy_threads, std::unique_ptr<linux::Store> store);
 
   void set_time(std::uint64_t now_ns) { now_ns_ = now_ns; }
 
   /// Performs what the core wants, then posts commands and wakes who sleeps. Bounded: the core may want more afterwards.
   void run_actions();
-  /// Takes in finished copies. True if there were some.
+  /// Takes in finished copies, stores and loads. True if there were some.
   bool poll_copies();
+  [[nodiscard]] bool has_completions() const { return engine_.has_completions() || store_.has_completions(); }
+  [[nodiscard]] bool copying() const { return engine_.in_flight() != 0 || store_.in_flight() != 0; }
+  /// Before sleeping: set, then look at has_completions() once more.
+  void set_owner_sleeping(bool sleeping) {
+    engine_.set_owner_sleeping(sleeping);
+    store_.set_owner_sleeping(sleeping);
+  }
   /// Commands or copies under way.
-  [[nodiscard]] bool expecting() const { return commands_.live() != 0 || engine_.in_flight() != 0; }
-  [[nodiscard]] linux::CopyEngine& engine() { return engine_; }
+  [[nodiscard]] bool expecting() const { return commands_.live() != 0 || copying(); }
+  [[nodiscard]] const StoreClient& store_client() const { return store_; }
+
+  /// With a budget, before anything of the span was touched: no page of it gets memory but through the core.
+  /// The span is the client's already, as the core knows it.
+  void steer(Client& client, PageSpan pages);
 
   // --- what peers say; every field is unchecked ---
   void on_wave_fault(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record);
@@ -63,6 +78,8 @@ class Executor {
   void device_ended(Client& client, DeviceId device);
   /// The application is gone or has let go: answers everything that was asked of its agent.
   void client_ended(Client& client);
+  /// The core has let go of the client: what the store holds of it goes.
+  void forget_client(Client& client);
   /// Looks for devices that owe an answer for too long. To be called about once a second while expecting().
   void check_deadlines();
 
@@ -134,6 +151,8 @@ class Executor {
   void store(Client& client, const core::Action& action);
   void load(Client& client, const core::Action& action);
   void discard_store(Client& client, const core::Action& action);
+  void stored(std::uint64_t tag, Status status, std::span<const linux::StoreHandle> handles) override;
+  void loaded(std::uint64_t tag, Status status) override;
 
   // buffer.cpp; the client may be gone: null
   void move_buffer(const core::Action& action);
@@ -158,6 +177,7 @@ class Executor {
   Household& household_;
   const ManagerConfig& config_;
   linux::CopyEngine engine_;
+  StoreClient store_;
   std::uint64_t now_ns_ = 0;
   std::uint64_t last_deadline_check_ns_ = 0;
   std::uint64_t pieces_max_ = 0;
