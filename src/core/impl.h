@@ -85,6 +85,7 @@ struct Slot {
 struct Device {
   std::uint64_t chunk_total = 0;
   std::uint64_t chunk_owned = 0;
+  std::uint64_t buffer_chunks = 0;  ///< of chunk_owned, those of buffers, which are no client's
   std::vector<Slot> slots;
   std::vector<SlotIndex> slot_holes;
   VictimPolicy victims;
@@ -207,6 +208,15 @@ struct PrefetchRequest {
   std::uint64_t started_granules = 0;
   bool in_use = false;
   bool advancing = false;  ///< advance_prefetch() runs and will look again
+  /// Not 0: for that userptr buffer. To system memory; with a device, mapped there in place. Work is told at the end.
+  BufferId userptr = 0;
+};
+
+/// Pages being freed of a granule that a userptr buffer in use lies over: given up when it is in use no more.
+struct KeptFree {
+  std::uint32_t request = none_index;
+  BlockIndex block = 0;
+  std::uint32_t granule = 0;
 };
 
 class Core::Impl {
@@ -230,6 +240,10 @@ class Core::Impl {
   [[nodiscard]] static bool all_allocated(const Client& client, PageSpan span);
   void free_granule_done(std::uint32_t request);
   void free_forgotten(std::uint32_t request);
+  void free_granule(std::uint32_t request, Block& block, std::uint32_t granule);
+  void resume_frees();
+  void walk_in_place(Client& client, PageSpan span, DeviceId device, BufferId userptr);
+  bool walk_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   void advance_prefetch(std::uint32_t request);
   bool prefetch_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   void prefetch_op_done(std::uint32_t request);
@@ -244,6 +258,7 @@ class Core::Impl {
   // block/fault.cpp
   void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu);
   void cpu_fault(ClientId id, Page page, Access access);
+  void not_allocated(Client& client, const Waiter& waiter);
   void serve_device_waiter(Block& block, const Waiter& waiter);
   void serve_cpu(Block& block, std::uint32_t granule);
   void after_op(Block& block, std::uint32_t granule, std::vector<Waiter>& waiters);
@@ -324,9 +339,13 @@ class Core::Impl {
   void release_done(const Pending& pending);
   void start_evict(DeviceId device, SlotIndex slot, bool counts);
   void start_probe(DeviceId device);
+  bool take_buffer_chunks(DeviceId device, std::uint64_t chunks);
+  void give_buffer_chunks(DeviceId device, std::uint64_t chunks);
   [[nodiscard]] bool slot_in_motion(DeviceId device) const;
   [[nodiscard]] bool has_free_slot(const Client& client, DeviceId device) const;
   void account(DeviceId device, const Client& client);
+  void count_vram(DeviceId device);
+  bool drain_idle_chunk(DeviceId device, const Client* requester);
   [[nodiscard]] std::uint32_t slots_per_chunk() const { return block_pages / config.granularity_pages; }
 
   // policy/contention.cpp
@@ -402,6 +421,7 @@ class Core::Impl {
   std::uint64_t op_serial = 0;
   std::vector<FreeRequest> frees;
   std::vector<PrefetchRequest> prefetches;
+  std::vector<KeptFree> kept_frees;
   std::vector<Action> actions;
   std::vector<std::vector<Waiter>> spare_waiters;  ///< kept for their capacity
   graph::Graph graph;

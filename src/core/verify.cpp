@@ -51,7 +51,7 @@ bool Core::Impl::quiescent() const {
       return false;
     }
   }
-  return reclaim.quiescent();
+  return reclaim.quiescent() && work.quiescent();
 }
 
 void Core::Impl::verify() const {
@@ -76,6 +76,7 @@ void Core::Impl::verify() const {
   }
   FERRY_CHECK_EQ(operations, ops_in_use);
   reclaim.verify();
+  work.verify();
   FERRY_CHECK_EQ(stats.dma_mapped_pages - stats.dma_unmapped_pages, mapped_in_place);  // I-07
   for (DeviceId d = 0; d < devices.size(); ++d) {
     verify_vram(d);
@@ -144,11 +145,14 @@ void Core::Impl::verify_vram(DeviceId d) const {
       FERRY_CHECK_EQ(own.slot_at[first / config.granularity_pages], none_index);  // I-05
     }
   }
-  FERRY_CHECK_EQ(owned, device.chunk_owned);  // I-08
+  FERRY_CHECK_EQ(owned + device.buffer_chunks, device.chunk_owned);  // I-08
   FERRY_CHECK_EQ(used, device.victims.size());
   FERRY_CHECK_EQ(device.used_pages, device.victims.size() * config.granularity_pages);
 }
 
-std::string Core::deadlock() const { return {}; }
+std::string Core::deadlock() const {
+  const graph::Circle circle = impl_->work.find_circle();
+  return circle.empty() ? std::string() : impl_->graph.sentences(circle);
+}
 
 }  // namespace ferry::core

@@ -11,6 +11,7 @@ void Core::Impl::wake(Client& client, const Waiter& waiter, Status status) {
   action.has_token = true;
   action.pages = {waiter.page, 1};
   action.status = status;
+  work.fault_ends(client.id, waiter.device, waiter.token.value);
   if (!status.ok()) {
     count(client, [](Stats& s) { ++s.faults_failed; });
     tell(EventKind::fault_failed, client, waiter.device, {waiter.page, 1}, Cause::device_fault, waiter.access);
@@ -25,17 +26,18 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
   const Waiter waiter{token, page, device, access, cu};
   count(*client, [](Stats& s) { ++s.device_faults; });
   tell(EventKind::device_fault, *client, device, {page, 1}, Cause::device_fault, access);
+  work.fault_begins(id, device, cu, token.value);
   Block* block = find_block(*client, block_of(page));
   if (block == nullptr) {
     if (!all_allocated(*client, {page, 1})) {
-      wake(*client, waiter, Code::not_allocated);
+      not_allocated(*client, waiter);
       return;
     }
     block = &make_block(*client, block_of(page));
   }
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
   if (!block->allocated.test(bit) || block->freeing.test(bit)) {
-    wake(*client, waiter, Code::not_allocated);
+    not_allocated(*client, waiter);
     return;
   }
   const std::uint32_t granule = granule_of(page);
@@ -65,12 +67,22 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
   speculate(*block, granule, device, access);
 }
 
+/// No allocation has the page. A mapped buffer may.
+void Core::Impl::not_allocated(Client& client, const Waiter& waiter) {
+  if (work.is_buffer_page(client.id, waiter.page)) {
+    work.device_fault(client.id, waiter.device, waiter.page, waiter.access, waiter.token, waiter.cu);
+  } else {
+    wake(client, waiter, Code::not_allocated);
+  }
+}
+
 void Core::Impl::serve_device_waiter(Block& block, const Waiter& waiter) {
   const std::uint32_t granule = granule_of(waiter.page);
   Granule& state = block.granules[granule];
   Goal goal = Goal::vram;
   Cause cause = Cause::device_fault;
-  if (block.placed_system.intersects(granule_mask(granule)) || devices[waiter.device].chunk_total == 0) {
+  if (block.placed_system.intersects(granule_mask(granule)) || devices[waiter.device].chunk_total == 0 ||
+      work.userptr_in_use(block.client->id, granule_span(block, granule))) {
     goal = Goal::in_place;
   } else if (is_contended(state) || ((state.last_move_cause == Cause::cpu_fault ||
                                       (state.slot != none_index && state.owner != waiter.device)) &&
@@ -96,6 +108,10 @@ void Core::Impl::cpu_fault(ClientId id, Page page, Access access) {
   }
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
   if (block == nullptr || !block->allocated.test(bit) || block->freeing.test(bit)) {
+    if (work.is_buffer_page(id, page)) {
+      work.cpu_fault(id, page, access);
+      return;
+    }
     // Freed under the thread's feet: it tries again and meets what the application put there.
     emit(Verb::wake_cpu, *client).pages = {page, 1};
     return;

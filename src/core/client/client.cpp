@@ -20,6 +20,7 @@ void Core::Impl::client_open(ClientId id) {
   client->devices.resize(devices.size());
   clients.emplace(id, std::move(client));
   gone_stats.erase(id);
+  work.client_open(id);
 }
 
 void Core::Impl::device_attach(ClientId id, DeviceId device) {
@@ -31,6 +32,7 @@ void Core::Impl::device_attach(ClientId id, DeviceId device) {
   FERRY_CHECK(!client->devices[device].attached);
   client->devices[device].attached = true;
   ++client->devices[device].process;
+  work.device_attach(id, device);
 }
 
 void Core::Impl::device_gone(ClientId id, DeviceId device) {
@@ -52,7 +54,10 @@ void Core::Impl::device_gone(ClientId id, DeviceId device) {
       std::erase_if(op.waiters, [device](const Waiter& w) { return w.device == device; });
     }
   }
-  finish_client_if_idle(*client);
+  work.device_gone(id, device);
+  if ((client = find_client(id)) != nullptr) {
+    finish_client_if_idle(*client);
+  }
 }
 
 void Core::Impl::client_gone(ClientId id, Cookie cookie) {
@@ -66,6 +71,7 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
       request.in_use = false;
     }
   }
+  std::erase_if(kept_frees, [&](const KeptFree& kept) { return frees[kept.request].client == client; });
   // Operations that wait for room have nothing under way: they end here. All others end with their last answer.
   std::vector<OpIndex> waiting;
   for (auto& device : devices) {
@@ -85,6 +91,7 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
   if (reclaim.counts() && (client = find_client(id)) != nullptr) {
     withdraw_memory(*client);
   }
+  work.client_gone(id);
   if ((client = find_client(id)) != nullptr) {
     finish_client_if_idle(*client);
   }
@@ -93,7 +100,7 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
 }
 
 void Core::Impl::finish_client_if_idle(Client& client) {
-  if (!client.dying || client.ops != 0 || client.upkeep != 0) {
+  if (!client.dying || client.ops != 0 || client.upkeep != 0 || !work.client_idle(client.id)) {
     return;
   }
   for (const auto& device : client.devices) {

@@ -6,6 +6,7 @@ namespace {
 constexpr Page page_limit = Page{1} << 52;
 /// Granules of one prefetch that move at a time: enough to keep copy threads busy, few enough to leave room to faults.
 constexpr std::uint32_t prefetch_window = 8;
+constexpr BlockIndex no_block = ~BlockIndex{0};
 
 bool well_formed(PageSpan span) {
   return span.count_pages > 0 && span.first < page_limit && span.count_pages <= page_limit - span.first;
@@ -173,6 +174,9 @@ Status Core::Impl::alloc(ClientId id, PageSpan span, Placement placement) {
       return Code::overlap;
     }
   }
+  if (work.overlaps_buffer(id, span)) {
+    return Code::overlap;
+  }
   const Range range{span.count_pages, placement, false};
   client->ranges.emplace(span.first, range);
   for_blocks(*client, span, [&](Block& block) { take_range(block, span.first, range); });
@@ -230,6 +234,7 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
   frees[index].cookie = cookie;
   frees[index].remaining = 1;  // held until every granule was asked
   tell(EventKind::free, *client, no_device, span, Cause::freed);
+  work.userptr_invalidate(id, span);
 
   const auto free_in = [&](Block& block) {
     const Page block_first = first_page_of(block.index);
@@ -245,25 +250,64 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
         continue;
       }
       ++frees[index].remaining;
-      if (block.granules[g].op != none_index) {
-        Op& op = ops[block.granules[g].op];
-        op.discard_next |= pages;
-        if (!planted(PlantedBug::forget_free_waiter)) {
-          op.next_frees.push_back(index);
-        }
+      if (work.userptr_in_use(id, granule_span(block, g))) {
+        kept_frees.push_back({index, block.index, g});
       } else {
-        Op& op = start_op(block, g, Goal::discard, Cause::freed, no_device, Access::read);
-        op.pages = pages;
-        op.frees.push_back(index);
-        run_op(op.self);
+        free_granule(index, block, g);
       }
     }
     --block.holds;
     drop_block_if_empty(*client, block);
   };
   for_blocks(*client, span, free_in);
+  if (work.userptr_in_use(id, span)) {
+    ++frees[index].remaining;  // for pages that have no block, and are used all the same
+    kept_frees.push_back({index, no_block, 0});
+  }
   free_granule_done(index);
   return {};
+}
+
+/// The pages of the request in the granule are given up, after the operation that is under way there.
+void Core::Impl::free_granule(std::uint32_t request, Block& block, std::uint32_t granule) {
+  const PageSpan span = frees[request].span;
+  const Page block_first = first_page_of(block.index);
+  const Page from = std::max(span.first, block_first);
+  const Page to = std::min(span.end(), block_first + block_pages);
+  const auto pages = PageMask::range(static_cast<unsigned>(from - block_first), static_cast<unsigned>(to - from)) &
+                     granule_mask(granule) & block.allocated;
+  if (block.granules[granule].op != none_index) {
+    Op& op = ops[block.granules[granule].op];
+    op.discard_next |= pages;
+    if (!planted(PlantedBug::forget_free_waiter)) {
+      op.next_frees.push_back(request);
+    }
+    return;
+  }
+  Op& op = start_op(block, granule, Goal::discard, Cause::freed, no_device, Access::read);
+  op.pages = pages;
+  op.frees.push_back(request);
+  run_op(op.self);
+}
+
+/// A userptr buffer is in use no more: frees that were kept from going on for it go on.
+void Core::Impl::resume_frees() {
+  for (std::size_t i = 0; i < kept_frees.size();) {
+    const KeptFree kept = kept_frees[i];
+    Client& client = *frees[kept.request].client;
+    Block* block = kept.block == no_block ? nullptr : find_block(client, kept.block);
+    const PageSpan span = block == nullptr ? frees[kept.request].span : granule_span(*block, kept.granule);
+    if (work.userptr_in_use(client.id, span)) {
+      ++i;
+      continue;
+    }
+    kept_frees.erase(kept_frees.begin() + static_cast<std::ptrdiff_t>(i));
+    if (block == nullptr) {
+      free_granule_done(kept.request);
+    } else {
+      free_granule(kept.request, *block, kept.granule);
+    }
+  }
 }
 
 void Core::Impl::free_granule_done(std::uint32_t request) {
@@ -297,6 +341,47 @@ void Core::Impl::free_forgotten(std::uint32_t request) {
     uncharge(client, charged);
   }
   finish_client_if_idle(client);
+}
+
+// --- walks of userptr buffers ----------------------------------------------------------------------------------------
+
+void Core::Impl::walk_in_place(Client& client, PageSpan span, DeviceId device, BufferId userptr) {
+  const std::uint32_t index = new_request(prefetches);
+  PrefetchRequest& request = prefetches[index];
+  request.in_use = true;
+  request.client = &client;
+  request.span = span;
+  request.cursor = span.first;
+  request.device = device;
+  request.userptr = userptr;
+  advance_prefetch(index);
+}
+
+/// Like prefetch_granule(), to system memory, where the pages stay from now on; mapped there on the device, if any.
+bool Core::Impl::walk_granule(std::uint32_t index, Block& block, std::uint32_t granule) {
+  PrefetchRequest& request = prefetches[index];
+  Granule& g = block.granules[granule];
+  const DeviceId device = request.device;
+  if (g.op != none_index) {
+    ++request.started_granules;
+    ++request.in_flight;
+    ops[g.op].prefetches.push_back(index);
+    return true;
+  }
+  PageMask pages = block.allocated & granule_mask(granule);
+  pages.remove(block.freeing);
+  const bool here = !block.vram_current.intersects(pages) && block.system_current.contains(pages) &&
+                    (!reclaim.counts() || block.held.contains(pages));
+  if (here && (device == no_device || block.devices[device].in_place.contains(pages))) {
+    return true;
+  }
+  ++request.started_granules;
+  ++request.in_flight;
+  Op& op = start_op(block, granule, device == no_device ? Goal::system : Goal::in_place, Cause::prefetch, device,
+                    Access::write);
+  op.prefetches.push_back(index);
+  run_op(op.self);
+  return true;
 }
 
 // --- prefetch --------------------------------------------------------------------------------------------------------
@@ -355,7 +440,9 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
       continue;
     }
     // What cannot go there is passed over at once: a span may be as large as the window.
-    if (request.device != no_device) {
+    if (request.userptr != 0 && (request.device != no_device || reclaim.counts())) {
+      // All of it is to have memory, and mappings.
+    } else if (request.device != no_device) {
       if (!client.devices[request.device].attached) {
         request.cursor = request.span.end();
         break;
@@ -372,7 +459,8 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
     const Page at = request.cursor;
     request.cursor = (at / config.granularity_pages + 1) * config.granularity_pages;
     Block& block = make_block(client, block_of(at));
-    if (!prefetch_granule(index, block, granule_of(at))) {
+    if (request.userptr != 0 ? !walk_granule(index, block, granule_of(at))
+                             : !prefetch_granule(index, block, granule_of(at))) {
       prefetches[index].cursor = prefetches[index].span.end();
     }
   }
@@ -380,7 +468,11 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
   request.advancing = false;
   if (request.in_use && request.in_flight == 0 && request.cursor >= request.span.end()) {
     request.in_use = false;
-    reply(request.cookie, client, {});
+    if (request.userptr != 0) {
+      work.userptr_walked(request.userptr, request.started_granules != 0);
+    } else {
+      reply(request.cookie, client, {});
+    }
   }
 }
 
@@ -405,7 +497,8 @@ bool Core::Impl::prefetch_granule(std::uint32_t index, Block& block, std::uint32
     }
   } else {
     if ((g.owner == device && block.vram_current.contains(pages)) || is_contended(g) ||
-        block.placed_system.intersects(pages) || !block.client->devices[device].attached) {
+        block.placed_system.intersects(pages) || !block.client->devices[device].attached ||
+        work.userptr_in_use(block.client->id, granule_span(block, granule))) {
       return true;
     }
     if (request.started_granules >= devices[device].chunk_total * slots_per_chunk()) {

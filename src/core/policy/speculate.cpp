@@ -47,7 +47,7 @@ void Core::Impl::speculate(Block& block, std::uint32_t granule, DeviceId device,
     PageMask pages = target->allocated & granule_mask(g);
     pages.remove(target->freeing);
     if (pages.none() || state.op != none_index || state.slot != none_index || is_contended(state) ||
-        target->placed_system.intersects(pages)) {
+        target->placed_system.intersects(pages) || work.userptr_in_use(client.id, granule_span(*target, g))) {
       return;
     }
     stream->next_granule = next + 1;

@@ -45,13 +45,17 @@ bool Core::Impl::take_slot(Client& client, DeviceId device, VramPage& first) {
   return true;
 }
 
-void Core::Impl::account(DeviceId device, const Client& client) {
-  const std::uint64_t pages = devices[device].chunk_owned * block_pages;
-  stats.vram_peak_pages = std::max(stats.vram_peak_pages, pages);
+void Core::Impl::count_vram(DeviceId device) {
+  stats.vram_peak_pages = std::max(stats.vram_peak_pages, devices[device].chunk_owned * block_pages);
   stats.vram_pages = 0;
   for (const auto& d : devices) {
     stats.vram_pages += d.chunk_owned * block_pages;
   }
+}
+
+void Core::Impl::account(DeviceId device, const Client& client) {
+  count_vram(device);
+  const std::uint64_t pages = devices[device].chunk_owned * block_pages;
   tell(EventKind::vram_level, client, device, {0, pages}, Cause::none);
 }
 
@@ -150,6 +154,38 @@ void Core::Impl::return_vram(Client& client, DeviceId device, VramPage first) {
   }
 }
 
+/// For a buffer, which waits for no VRAM: what is free, at once, or nothing. Chunks that clients own and do not use go
+/// back, for the next one who asks.
+bool Core::Impl::take_buffer_chunks(DeviceId device, std::uint64_t chunks) {
+  Device& dev = devices[device];
+  if (!dev.waiting.empty() || chunks > dev.chunk_total) {
+    return false;
+  }
+  const std::uint64_t free = dev.chunk_total - std::min(dev.chunk_owned, dev.chunk_total);
+  if (chunks <= free) {
+    dev.chunk_owned += chunks;
+    dev.buffer_chunks += chunks;
+    count_vram(device);
+    return true;
+  }
+  for (std::uint64_t missing = chunks - free - std::min<std::uint64_t>(chunks - free, dev.reclaims); missing > 0;
+       --missing) {
+    if (!drain_idle_chunk(device, nullptr)) {
+      break;
+    }
+  }
+  return false;
+}
+
+void Core::Impl::give_buffer_chunks(DeviceId device, std::uint64_t chunks) {
+  Device& dev = devices[device];
+  FERRY_CHECK(dev.buffer_chunks >= chunks && dev.chunk_owned >= chunks);
+  dev.buffer_chunks -= chunks;
+  dev.chunk_owned -= chunks;
+  count_vram(device);
+  pump_all();
+}
+
 // --- making room -----------------------------------------------------------------------------------------------------
 
 void Core::Impl::pump_all() {
@@ -208,11 +244,10 @@ bool Core::Impl::slot_in_motion(DeviceId device) const {
   });
 }
 
-/// Starts something that will free a slot for `requester`. False: nothing can be.
-bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
-  Device& dev = devices[device];
+/// A chunk that its owner, not `requester`, does not use goes back. False: there is none.
+bool Core::Impl::drain_idle_chunk(DeviceId device, const Client* requester) {
   for (auto& [id, other] : clients) {
-    if (other.get() == &requester || other->dying || other->devices[device].idle_chunks == 0) {
+    if (other.get() == requester || other->dying || other->devices[device].idle_chunks == 0) {
       continue;
     }
     ClientDevice& own = other->devices[device];
@@ -222,6 +257,15 @@ bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
         return true;
       }
     }
+  }
+  return false;
+}
+
+/// Starts something that will free a slot for `requester`. False: nothing can be.
+bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
+  Device& dev = devices[device];
+  if (drain_idle_chunk(device, &requester)) {
+    return true;
   }
   const SlotIndex victim = dev.victims.pick(dev.evictions, [&](SlotIndex index) {
     const Slot& slot = dev.slots[index];

@@ -145,9 +145,10 @@ struct Buffer {
   bool looked_for = false;           ///< it is in Work::looking
   // userptr
   bool stale = false;           ///< its pages changed since they were looked up
-  std::uint16_t looked_up = 0;  ///< bit d: device d knows them
-  std::uint32_t lookups = 0;    ///< for the job that claims it
-  std::uint32_t walk = 0;       ///< request that brings its pages in place, plus one; 0: none
+  bool walking = false;         ///< they are brought in place
+  bool in_place = false;        ///< for the job that claims it: they are
+  std::uint32_t looked_up = 0;  ///< bit d: device d knows them; bit max_devices: the engines that need no mapping do
+  std::uint32_t lookups = 0;    ///< for the job that claims it: walks and lookups so far
   Reservation reservation;
   std::vector<BufferMapping> mappings;
 };
@@ -341,6 +342,7 @@ class Work {
   void release_answered(Buffer& buffer);
   void release(Buffer& buffer, Buffer::Where place, DeviceId device);
   void arrived(Buffer& buffer);
+  void list_for_reclaim(Buffer& buffer);
   Action& ask_buffer(Verb verb, WorkRef::What what, Buffer& buffer);
 
   // reach.cpp: who reaches a buffer at which address
@@ -358,6 +360,8 @@ class Work {
   void ask_map(Buffer& buffer, BufferMapping& mapping, DeviceId target);
   void ask_revoke(Buffer& buffer, BufferMapping& mapping, DeviceId target);
   bool revoke_all(Buffer& buffer);
+  /// For a job on the device. True: it is mapped there.
+  bool claim_mapping(Buffer& buffer, BufferMapping& mapping, DeviceId device);
   void mapping_answered(Buffer& buffer, const WorkRef& ref, Status status);
   void fail_waves(BufferMapping& mapping, DeviceId device, Status status);
   void wake_buffer_cpu(Buffer& buffer, BufferMapping& mapping);
@@ -371,7 +375,9 @@ class Work {
   /// at their place. Devices reach them there.
   [[nodiscard]] bool userptr_in_use(ClientId client, PageSpan span) const;
   Claim userptr_claim(Buffer& buffer, const Job& job);
-  void userptr_walked(BufferId buffer);  ///< client/range.cpp: the walk over its pages has ended
+  /// client/range.cpp: the walk over its pages has ended; `moved`: some were not in place when it came by.
+  void userptr_walked(BufferId buffer, bool moved);
+  void userptr_looked_up(Buffer& buffer, const WorkRef& ref, Status status);
   void userptr_let_go(Buffer& buffer);   ///< it may be that no job uses it any more: its pages may move and go
 
   // job.cpp
