@@ -62,18 +62,15 @@ void Work::fault_ends(ClientId client, DeviceId device, std::uint64_t token) {
   if (it == dev.faults.end()) {
     return;
   }
-  const std::uint64_t mask = it->second.cu_mask;
-  for (std::uint64_t left = mask; left != 0; left &= left - 1) {
+  for (std::uint64_t left = it->second.cu_mask; left != 0; left &= left - 1) {
     dev.units[static_cast<unsigned>(std::countr_zero(left))].faults.erase(token);
   }
   core.graph.remove(it->second.node);
   dev.faults.erase(it);
-  if (mask != 0) {
-    units_changed(device);
-  }
+  // Who waits for the unit goes on when the machine says that it was left.
 }
 
-/// Faults came or went on units: other units may be the ones to ask, and a policy's answer another.
+/// A unit cannot be left any more: others may be the ones to ask, and a policy's answer another.
 void Work::units_changed(DeviceId device) {
   const WorkDevice& dev = devices[device];
   if (dev.queued[static_cast<unsigned>(Engine::graphics)].empty() && dev.at_gate.empty()) {

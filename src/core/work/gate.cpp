@@ -119,7 +119,7 @@ void Work::gate_reserve(DeviceId device) {
 void Work::switch_mode(DeviceId device, bool fenced) {
   WorkDevice& dev = devices[device];
   dev.fenced_mode = fenced;
-  dev.mode_ns = core.now_ns;
+  dev.mode_ns = std::max<std::uint64_t>(core.now_ns, 1);
   ++core.stats.mode_switches;
   dev.again = true;
 }
@@ -150,7 +150,7 @@ void Work::gate_exclusive(DeviceId device) {
     return;
   }
   const std::uint64_t compute = units_of(device, Unit::Holder::compute);
-  const std::uint64_t until_ns = dev.mode_ns + dev.model.min_run_ns;
+  const std::uint64_t until_ns = dev.mode_ns == 0 ? 0 : dev.mode_ns + dev.model.min_run_ns;
   if (compute == 0 && (!compute_waits || urgent(device) || core.now_ns >= until_ns)) {
     switch_mode(device, true);
     while (!dev.at_gate.empty()) {

@@ -60,7 +60,8 @@ unsigned Work::compute_limit(DeviceId device) const {
       if (dev.fenced_mode) {
         return 0;
       }
-      if (!dev.at_gate.empty() && (urgent(device) || core.now_ns >= dev.mode_ns + dev.model.min_run_ns)) {
+      if (!dev.at_gate.empty() &&
+          (dev.mode_ns == 0 || urgent(device) || core.now_ns >= dev.mode_ns + dev.model.min_run_ns)) {
         return 0;
       }
       break;
@@ -188,7 +189,8 @@ void Work::share_units(DeviceId device) {
   }
   // Compute that waits behind jobs has its turn after a slice.
   const std::uint64_t since_ns = compute_waiting_since(device);
-  if (since_ns != ~std::uint64_t{0} && since_ns + dev.model.slice_ns > core.now_ns) {
+  if (dev.fences_in_flight + dev.at_gate.size() != 0 && since_ns != ~std::uint64_t{0} &&
+      since_ns + dev.model.slice_ns > core.now_ns) {
     dev.due_ns = std::min(dev.due_ns, since_ns + dev.model.slice_ns);
   }
 }

@@ -167,7 +167,7 @@ std::uint64_t Work::digest() const {
       d.add(id);
     }
     d.add(dev.kept_cus).add(dev.fenced_mode ? 1 : 0);
-    d.add(time_left(now_ns, dev.mode_ns + std::max(dev.model.slice_ns, dev.model.min_run_ns)));
+    d.add(time_left(now_ns, dev.mode_ns == 0 ? 0 : dev.mode_ns + std::max(dev.model.slice_ns, dev.model.min_run_ns)));
   }
   d.add(circle_ns == 0 ? ~std::uint64_t{0} : time_left(now_ns, circle_ns + core.config.deadlock_ns));
   return d.add(digest_fences()).add(digest_timelines()).add(digest_buffers()).value();

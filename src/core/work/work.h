@@ -235,7 +235,7 @@ struct WorkDevice {
   unsigned fences_in_flight = 0;            ///< graphics jobs from gate to signal
   unsigned kept_cus = 0;                    ///< policy reserve_in_flight: promised to those in flight
   bool fenced_mode = false;                 ///< policy exclusive: compute is out
-  std::uint64_t mode_ns = 0;                ///< since when
+  std::uint64_t mode_ns = 0;                ///< since when; 0: from the start
   bool pumping = false;                     ///< unit_pump() runs and will look again
   bool again = false;
   std::uint64_t due_ns = ~std::uint64_t{0};  ///< when time alone changes something
