@@ -246,6 +246,7 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
         // The wave that mapped goes on by itself.
         std::erase_if(op.waiters,
                       [&](const Waiter& w) { return w.token == pending.token && w.device == pending.device; });
+        work.fault_ends(block.client->id, pending.device, pending.token.value);
       }
       break;
     case Verb::map_cpu:
