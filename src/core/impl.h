@@ -195,7 +195,7 @@ struct FreeRequest {
   std::uint64_t remaining = 0;      ///< granules still to discard
   std::uint64_t charged_pages = 0;  ///< to be given back when the machine has taken the memory
   bool in_use = false;
-  bool started = false;  ///< all granules were asked
+  bool started = false;  ///< the machine was asked to take the memory
 };
 
 struct PrefetchRequest {
@@ -416,7 +416,7 @@ class Core::Impl {
   std::vector<std::uint32_t> pending_holes;
   std::uint32_t pending_in_use = 0;
   std::uint32_t memory_line_ops = 0;  ///< operations in Reclaim's line
-  std::uint64_t returning_pages = 0;  ///< charged to frees that the machine has not answered yet
+  std::uint64_t returning_pages = 0;  ///< of frees whose last action is under way
   std::uint32_t ops_in_use = 0;
   std::uint64_t op_serial = 0;
   std::vector<FreeRequest> frees;

@@ -176,7 +176,6 @@ void Core::Impl::return_memory(Op& op) {
     const Page to = std::min(span.end(), first + block_pages);
     const auto mask = PageMask::range(static_cast<unsigned>(from - first), static_cast<unsigned>(to - from)) & left;
     frees[request].charged_pages += mask.count();
-    returning_pages += mask.count();
     left.remove(mask);
   }
   if (left.any()) {
@@ -285,6 +284,9 @@ void Core::Impl::forget_stored(Op& op, const PageMask& pages) {
     return;
   }
   block.stored.remove(stale);
+  if (op.goal == Goal::discard) {
+    block.system_current |= stale;  // as zeros, once they are allocated again
+  }
   const std::uint64_t forgotten = stale.count();
   count(*block.client, [forgotten](Stats& s) { s.stored_pages -= forgotten; });
   for_spans(block, stale, [&](PageSpan span) { ask(Verb::discard_store, op, span); });

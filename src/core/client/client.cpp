@@ -149,7 +149,6 @@ void Core::Impl::finish_client_if_idle(Client& client) {
   }
   for (auto& request : frees) {
     if (request.in_use && request.client == &client) {
-      returning_pages -= request.charged_pages;
       request.in_use = false;
     }
   }

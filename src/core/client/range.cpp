@@ -321,6 +321,8 @@ void Core::Impl::free_granule_done(std::uint32_t request) {
   action.pages = free.span;
   action.cause = Cause::freed;
   pendings[pending].request = request;
+  free.started = true;
+  returning_pages += free.charged_pages;
 }
 
 void Core::Impl::free_forgotten(std::uint32_t request) {
@@ -328,6 +330,7 @@ void Core::Impl::free_forgotten(std::uint32_t request) {
   Client& client = *free.client;
   const std::uint64_t charged = free.charged_pages;
   returning_pages -= charged;
+  free.started = false;
   if (!client.dying) {
     auto it = client.ranges.find(free.span.first);
     while (it != client.ranges.end() && it->first < free.span.end()) {
