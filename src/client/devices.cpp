@@ -6,21 +6,23 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
-#include <mutex>
 
 #include "client/error.h"
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
 #include "client/zygote.h"
 #include "linux/futex.h"
+#include "linux/lock.h"
 #include "linux/socket.h"
 #include "wire/ring.h"
 
 namespace ferry::client {
 namespace {
 
+constinit linux::LockClass device_lock("files of a device", linux::LockRank::device);
+
 struct Device {
-  std::mutex mutex;
+  linux::Mutex mutex{device_lock};
   DeviceFiles files;  // guarded by mutex; queues is invalid when fresh ones are needed
   std::atomic<wire::QueueControl*> queues{nullptr};
 };
@@ -105,7 +107,7 @@ wire::QueueControl* attached_queues(Session& session, unsigned device, ferry_err
     return queues;
   }
   const NativeMallocScope native;
-  const std::lock_guard lock(d.mutex);
+  const linux::LockGuard lock(d.mutex);
   queues = d.queues.load(std::memory_order_acquire);
   if (queues != nullptr && queues->device_state.load(std::memory_order_acquire) != device_gone) return queues;
   // Files that a process has used (or failed to use) are not given to another one.

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <mutex>
+
+#include "linux/lock.h"
 
 namespace ferry::client {
 namespace {
 
-std::mutex drain_mutex;
+constinit linux::LockClass drain_lock("output of kernels", linux::LockRank::output);
+constinit linux::Mutex drain_mutex(drain_lock);
 
 template <typename T>
 char* put(char* at, char* end, std::string_view spec, const T& value) {
@@ -86,7 +88,7 @@ void drain_output(wire::QueueControl& control) {
       ring.dropped_bytes.load(std::memory_order_relaxed) == 0) {
     return;
   }
-  const std::lock_guard lock(drain_mutex);
+  const linux::LockGuard lock(drain_mutex);
   std::uint64_t read = ring.read.load(std::memory_order_relaxed);
   std::uint64_t left = ring.written.load(std::memory_order_acquire) - read;
   // More than the ring holds cannot be: the device has written nonsense, of which nothing is believed.

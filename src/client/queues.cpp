@@ -6,7 +6,6 @@
 #include <climits>
 #include <cstdio>
 #include <cstring>
-#include <mutex>
 #include <new>
 
 #include "base/types.h"
@@ -17,8 +16,16 @@
 #include "client/session.h"
 #include "client/zygote.h"
 #include "linux/futex.h"
+#include "linux/lock.h"
 
 using ferry::Code;
+
+namespace ferry::client {
+namespace {
+constinit linux::LockClass queue_set_lock("queues of a device", linux::LockRank::queue_set);
+constinit linux::LockClass queue_lock("queue", linux::LockRank::queue);
+}  // namespace
+}  // namespace ferry::client
 
 /// One user-mode queue. Launch numbers go on over device losses: `base` is the number of the current mapping's first.
 struct ferry_queue {
@@ -32,7 +39,7 @@ struct ferry_queue {
   unsigned index = 0;
   bool taken = false;  // guarded by the set's mutex
 
-  std::mutex mutex;  // guards all below
+  ferry::linux::Mutex mutex{ferry::client::queue_lock};  // guards all below
   ferry::wire::QueueControl* control = nullptr;
   std::uint64_t base = 0;
   std::uint64_t submitted = 0;
@@ -53,7 +60,7 @@ constexpr std::uint64_t items_per_wave_max = 65536;
 constexpr std::uint64_t output_interval_ns = 20'000'000;
 
 struct QueueSet {
-  std::mutex mutex;
+  linux::Mutex mutex{queue_set_lock};
   std::array<ferry_queue*, wire::max_queues> queues{};
   // Queues of ferry_run: those that nobody uses now.
   std::array<ferry_queue*, wire::max_queues> idle{};
@@ -140,7 +147,7 @@ void await(ferry_queue& q, std::uint64_t number) {
     wire::QueueControl* control = nullptr;
     std::uint64_t local = 0;
     {
-      const std::lock_guard lock(q.mutex);
+      const linux::LockGuard lock(q.mutex);
       if (settle(q, number)) return;
       control = q.control;
       local = number - q.base;
@@ -157,7 +164,7 @@ void await(ferry_queue& q, std::uint64_t number) {
 }
 
 ferry_code outcome(ferry_queue& q, std::uint64_t number, ferry_error* error) {
-  const std::lock_guard lock(q.mutex);
+  const linux::LockGuard lock(q.mutex);
   const std::uint64_t kept = std::min<std::uint64_t>(q.failed, ferry_queue::failures_kept);
   for (std::uint64_t i = 0; i < kept; ++i) {
     const auto& failure = q.failures[i];
@@ -232,7 +239,7 @@ ferry_queue* new_queue(unsigned device, QueueSet& set, ferry_error* error) {
 class RunQueue {
  public:
   RunQueue(unsigned device, ferry_error* error) : set_(sets[device]) {
-    const std::lock_guard lock(set_.mutex);
+    const linux::LockGuard lock(set_.mutex);
     if (set_.idle_count != 0) {
       queue_ = set_.idle[--set_.idle_count];
     } else if (set_.run_queues < run_queues_max) {
@@ -242,7 +249,7 @@ class RunQueue {
   }
   ~RunQueue() {
     if (queue_ == nullptr) return;
-    const std::lock_guard lock(set_.mutex);
+    const linux::LockGuard lock(set_.mutex);
     set_.idle[set_.idle_count++] = queue_;
   }
   RunQueue(const RunQueue&) = delete;
@@ -266,7 +273,7 @@ ferry_queue* create_queue(unsigned device, ferry_error* error) {
     return nullptr;
   }
   QueueSet& set = sets[device];
-  const std::lock_guard lock(set.mutex);
+  const linux::LockGuard lock(set.mutex);
   return new_queue(device, set, error);
 }
 
@@ -274,12 +281,12 @@ void destroy_queue(ferry_queue* queue) {
   if (queue == nullptr || !may_use_session(nullptr)) return;
   std::uint64_t submitted = 0;
   {
-    const std::lock_guard lock(queue->mutex);
+    const linux::LockGuard lock(queue->mutex);
     submitted = queue->submitted;
   }
   if (submitted != 0) await(*queue, submitted - 1);
   QueueSet& set = sets[queue->device];
-  const std::lock_guard lock(set.mutex);
+  const linux::LockGuard lock(set.mutex);
   queue->taken = false;
 }
 
@@ -298,7 +305,7 @@ ferry_code submit(ferry_queue* queue, const Launch& launch, std::uint64_t* numbe
                 launch.name == nullptr ? "kernel" : launch.name, reinterpret_cast<const void*>(launch.kernel));
   }
   ferry_queue& q = *queue;
-  std::unique_lock lock(q.mutex);
+  linux::UniqueLock lock(q.mutex);
   for (;;) {
     ferry_error attach_error{};
     if (!follow_device(*session, q, &attach_error)) {
@@ -328,7 +335,7 @@ ferry_code submit(ferry_queue* queue, const Launch& launch, std::uint64_t* numbe
 ferry_code wait_for(ferry_queue* queue, std::uint64_t number, ferry_error* error) {
   if (!may_use_session(error)) return FERRY_UNSUPPORTED;
   {
-    const std::lock_guard lock(queue->mutex);
+    const linux::LockGuard lock(queue->mutex);
     if (number >= queue->submitted) {
       return fail(error, Code::bad_range, 0, "launch %llu was never made on this queue",
                   static_cast<unsigned long long>(number));
@@ -341,7 +348,7 @@ ferry_code wait_for(ferry_queue* queue, std::uint64_t number, ferry_error* error
 
 bool has_ended(ferry_queue* queue, std::uint64_t number) {
   if (!may_use_session(nullptr)) return true;
-  const std::lock_guard lock(queue->mutex);
+  const linux::LockGuard lock(queue->mutex);
   return settle(*queue, number);
 }
 
@@ -351,7 +358,7 @@ ferry_code run(const Launch& launch, ferry_error* error) {
   ferry_queue* queue = own.get();
   if (queue == nullptr) {
     // All are in use by other threads: stand in line in one of them.
-    const std::lock_guard lock(sets[0].mutex);
+    const linux::LockGuard lock(sets[0].mutex);
     for (ferry_queue* q : sets[0].queues) {
       if (q != nullptr) queue = q;
     }
@@ -372,13 +379,13 @@ void wait_for_all() {
     for (unsigned i = 0; i < wire::max_queues; ++i) {
       ferry_queue* queue = nullptr;
       {
-        const std::lock_guard lock(set.mutex);
+        const linux::LockGuard lock(set.mutex);
         queue = set.queues[i];
       }
       if (queue == nullptr) continue;
       std::uint64_t submitted = 0;
       {
-        const std::lock_guard lock(queue->mutex);
+        const linux::LockGuard lock(queue->mutex);
         submitted = queue->submitted;
       }
       if (submitted != 0) await(*queue, submitted - 1);

@@ -22,12 +22,12 @@ Requests::Slot* Requests::take_slot() {
 
 Status Requests::ask(wire::MessageType type, std::span<const std::byte> body, std::span<const int> fds, Answer& answer,
                      std::span<char> text, std::size_t* text_bytes) {
-  std::unique_lock<std::mutex> text_lock;
-  if (!text.empty()) text_lock = std::unique_lock(text_mutex_);
+  linux::UniqueLock text_lock;
+  if (!text.empty()) text_lock = linux::UniqueLock(text_mutex_);
   Slot* slot = take_slot();
   Status result;
   {
-    const std::lock_guard lock(send_mutex_);
+    const linux::LockGuard lock(send_mutex_);
     slot->text = text.empty() ? nullptr : &text_buffer_;
     slot->text_bytes = 0;
     const std::uint64_t request = next_request_.fetch_add(1, std::memory_order_relaxed);

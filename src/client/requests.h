@@ -8,11 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <mutex>
 #include <span>
 #include <type_traits>
 
 #include "base/status.h"
+#include "linux/lock.h"
 #include "linux/socket.h"
 
 namespace ferry::client {
@@ -43,6 +43,9 @@ class Answer {
   std::array<linux::Fd, fds_max> fds_;
   alignas(8) std::array<std::byte, body_bytes_max> body_{};
 };
+
+inline constinit linux::LockClass request_text_lock("long answer", linux::LockRank::request_text);
+inline constinit linux::LockClass request_send_lock("question to the manager", linux::LockRank::request_send);
 
 class Requests {
  public:
@@ -85,8 +88,8 @@ class Requests {
   Slot* take_slot();
 
   int socket_ = -1;
-  std::mutex send_mutex_;
-  std::mutex text_mutex_;
+  linux::Mutex send_mutex_{request_send_lock};
+  linux::Mutex text_mutex_{request_text_lock};
   std::atomic<std::uint64_t> next_request_{1};
   std::atomic<std::uint32_t> slot_freed_{0};
   std::array<Slot, 64> slots_{};

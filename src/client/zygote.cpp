@@ -7,11 +7,11 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <mutex>
 
 #include "client/immortal.h"
 #include "client/process_state.h"
 #include "client/zygote_loop.h"
+#include "linux/lock.h"
 #include "linux/socket.h"
 
 extern char** environ;
@@ -27,9 +27,11 @@ struct CodeRange {
   std::uintptr_t end;
 };
 
+constinit linux::LockClass zygote_lock("talk with the zygote", linux::LockRank::zygote);
+
 // Constant-initialized and trivially destroyed: used before constructors and after destructors have run.
 struct ZygoteState {
-  std::mutex mutex;
+  linux::Mutex mutex{zygote_lock};
   int socket = -1;
   std::array<CodeRange, 1024> code{};
   std::size_t code_count = 0;
@@ -49,7 +51,7 @@ int note_code(dl_phdr_info* info, std::size_t, void*) {
 }
 
 Result<pid_t> ask(wire::MessageType type, std::span<const std::byte> body, std::span<const int> fds) {
-  const std::lock_guard lock(state.mutex);
+  const linux::LockGuard lock(state.mutex);
   if (state.socket < 0) return Code::device_lost;
   const Status sent = linux::send_bytes(state.socket, type, 0, body, fds);
   if (!sent.ok()) return Status(Code::device_lost, sent.sys_errno);
@@ -63,7 +65,7 @@ Result<pid_t> ask(wire::MessageType type, std::span<const std::byte> body, std::
 }  // namespace
 
 Status start_zygote(bool early) {
-  const std::lock_guard lock(state.mutex);
+  const linux::LockGuard lock(state.mutex);
   if (state.socket >= 0) return {};
   auto pair = linux::make_socket_pair();
   if (!pair) return Status(Code::no_memory, pair.status().sys_errno);

@@ -5,15 +5,17 @@
 
 #include <algorithm>
 #include <deque>
-#include <mutex>
 
 #include "base/types.h"
 #include "linux/futex.h"
+#include "linux/lock.h"
 #include "linux/memory_file.h"
 #include "linux/stream_copy.h"
 
 namespace ferry::linux {
 namespace {
+
+constinit LockClass copy_lock("copies", LockRank::leaf);
 
 constexpr std::uint64_t spin_min_ns = 2'000;
 constexpr std::uint64_t spin_max_ns = 60'000;
@@ -91,7 +93,7 @@ struct CopyEngine::Running {
 };
 
 struct CopyEngine::Shared {
-  std::mutex mutex;  // held for tens of nanoseconds a slice, never across a copy or a system call
+  Mutex mutex{copy_lock};  // held for tens of nanoseconds a slice, never across a copy or a system call
   std::deque<Running> jobs;
   std::vector<CopyCompletion> completions;
 };
@@ -115,7 +117,7 @@ CopyEngine::~CopyEngine() {
 
 void CopyEngine::submit(const CopyJob& job) {
   {
-    const std::lock_guard lock(shared_->mutex);
+    const LockGuard lock(shared_->mutex);
     shared_->jobs.emplace_back();
     shared_->jobs.back().job = job;
     shared_->jobs.back().prepared = job.prepare_target == Prepare::nothing && job.prepare_source == Prepare::nothing &&
@@ -130,7 +132,7 @@ void CopyEngine::submit(const CopyJob& job) {
 }
 
 void CopyEngine::take_completions(std::vector<CopyCompletion>& out) {
-  const std::lock_guard lock(shared_->mutex);
+  const LockGuard lock(shared_->mutex);
   out.insert(out.end(), shared_->completions.begin(), shared_->completions.end());
   taken_ += shared_->completions.size();
   in_flight_ -= shared_->completions.size();
@@ -138,7 +140,7 @@ void CopyEngine::take_completions(std::vector<CopyCompletion>& out) {
 }
 
 bool CopyEngine::take_turn() {
-  std::unique_lock lock(shared_->mutex);
+  UniqueLock lock(shared_->mutex);
   Running* mine = nullptr;
   for (auto& r : shared_->jobs) {
     // A job in preparation has a claim and next == 0: its slices cannot be had yet.
