@@ -45,7 +45,7 @@ Status Work::job_check(ClientId client, JobSpec& spec) const {
       same->access = Access::write;
     }
   }
-  if (core.config.system_pages != 0 && pages > core.config.system_pages) {
+  if (core.config.system_pages != 0 && pages + repair_reserve_pages() > core.config.system_pages) {
     return Code::bad_range;
   }
   for (const FenceId wait : spec.waits) {

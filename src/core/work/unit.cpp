@@ -200,6 +200,8 @@ void Work::graphics_pump(DeviceId device) {
       const unsigned spare = count_of(compute_waits ? free & ~compute_allowed(device) : free);
       const unsigned wanted = std::max(job.spec.cus_min, std::min(job.spec.cus_max, spare));
       const std::uint64_t mask = highest(free, wanted);
+      wait_for_units(job, 0, 0);
+      wait_behind(job, 0);
       for (unsigned cu = 0; cu < dev.units.size(); ++cu) {
         if ((mask & bit_of(cu)) != 0) {
           unit_take(device, cu, Unit::Holder::job, job.client, job.spec.fence);
