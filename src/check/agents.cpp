@@ -208,6 +208,23 @@ void World::step(std::uint32_t agent) {
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
+bool World::would_hit(std::uint32_t agent) const {
+  const Agent& def = scenario_.agents[agent];
+  const AgentState& state = agents_[agent];
+  if (def.is_wave && !state.begun) return false;
+  const Step& s = def.steps[state.pc];
+  if (s.kind != Kind::read && s.kind != Kind::write) return false;
+  if (s.page != none) {
+    const PageState& page = pages_[s.page];
+    if (!def.is_wave) return page.cpu_mapped;
+    const DeviceEntry& entry = page.devices[def.device];
+    return entry.to != DeviceEntry::To::nowhere && (s.kind == Kind::read || entry.writable);
+  }
+  const auto& maps = buffers_[s.buffer].maps;
+  const auto it = maps.find({def.client, def.is_wave ? def.device : no_device});
+  return it != maps.end() && it->second.to != BufferMap::To::nowhere && (s.kind == Kind::read || it->second.writable);
+}
+
 bool World::access(std::uint32_t agent, const Step& s) {
   return s.page != none ? access_page(agent, s) : access_buffer(agent, s);
 }
@@ -219,11 +236,13 @@ void World::fault(std::uint32_t agent, Page page, Access access) {
   const std::string what = access == Access::write ? " for writing" : "";
   if (def.is_wave) {
     state.wait = Wait::fault;
-    say(LogLine::Kind::call, def.name, "core", "fault at " + def.steps[state.pc].text.substr(5) + what);
+    say(LogLine::Kind::call, def.name, "core",
+        "fault at " + def.steps[state.pc].text.substr(def.steps[state.pc].text.find(' ') + 1) + what);
     core_->device_fault(now_ns_, client_id(def.client), def.device, page, access, {agent + 1}, state.unit);
   } else {
     state.wait = Wait::cpu_fault;
-    say(LogLine::Kind::call, def.name, "core", "CPU fault at " + def.steps[state.pc].text.substr(5) + what);
+    say(LogLine::Kind::call, def.name, "core",
+        "CPU fault at " + def.steps[state.pc].text.substr(def.steps[state.pc].text.find(' ') + 1) + what);
     core_->cpu_fault(now_ns_, client_id(def.client), page, access);
   }
 }

@@ -83,6 +83,7 @@ class Search {
     for (std::size_t i = 0; i < out.size(); ++i) {
       out[i].key = frame.events[i].key;
       out[i].footprint = world_->footprint(frame.events[i]);
+      out[i].optional = frame.events[i].kind == Event::Kind::tick || frame.events[i].kind == Event::Kind::fail;
     }
     stack_.push_back(std::move(frame));
     live_ = true;

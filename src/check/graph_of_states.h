@@ -15,6 +15,7 @@ struct Transition {
   std::uint64_t footprint = 0;
   std::uint32_t to = none;  ///< none: not looked at yet
   bool progress = false;    ///< somebody got a step further
+  bool optional = false;    ///< fairness does not ask for it: failures, timers that fire early
 };
 
 struct StateNode {
@@ -35,16 +36,17 @@ class StateGraph {
   /// The nearest to state 0 among those whose finding has the verdict; none: no such state.
   [[nodiscard]] std::uint32_t nearest(const std::vector<Finding>& findings, Verdict verdict) const;
 
-  /// A way that comes back to its start, in which nobody makes progress and every event that could always have happened
-  /// does happen: a livelock. Empty: there is none. `entry`: the state where it begins.
+  /// A way that comes back to its start, in which nobody makes progress and whatever can happen somewhere on it does
+  /// happen: a livelock under strong fairness. Empty: there is none. `entry`: the state where it begins.
   [[nodiscard]] std::vector<std::uint64_t> fair_cycle(std::uint32_t& entry) const;
 
  private:
   void distances(std::vector<std::uint32_t>& from, std::vector<std::uint64_t>& by,
                  std::vector<std::uint32_t>& order) const;
-  [[nodiscard]] std::vector<std::uint64_t> cycle_in(const std::vector<std::uint32_t>& component,
-                                                    const std::vector<std::uint32_t>& member,
-                                                    std::uint32_t number) const;
+  [[nodiscard]] std::vector<std::uint64_t> cycle_in(const std::vector<std::uint32_t>& component) const;
+  /// Strongly connected components of two states and more (or one with a way to itself) among `states`, over transitions
+  /// without progress.
+  [[nodiscard]] std::vector<std::vector<std::uint32_t>> components(const std::vector<std::uint32_t>& states) const;
 
   std::vector<StateNode> nodes_;
   std::unordered_map<std::uint64_t, std::uint32_t> index_;

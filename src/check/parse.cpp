@@ -179,6 +179,13 @@ class Parser {
         s_.claims.push_back(rest(text, key));
       }
       while (!w.empty()) (void)w.next("");
+    } else if (key == "shows") {
+      while (!w.empty()) {
+        const std::string name = w.next("");
+        const auto bug = parse_bug(name);
+        if (!bug) throw Bad("no planted bug is called '" + name + "'");
+        s_.shows.push_back(*bug);
+      }
     } else if (key == "device") {
       device_line(w);
     } else if (key == "sweep") {

@@ -39,6 +39,16 @@ std::optional<core::Policy> parse_policy(std::string_view word) {
   return {};
 }
 
+std::optional<core::PlantedBug> parse_bug(std::string_view word) {
+  for (unsigned i = 0; i < 256; ++i) {
+    const auto bug = static_cast<core::PlantedBug>(i);
+    const std::string_view name = core::to_string(bug);
+    if (name == "unknown") break;
+    if (name == word) return bug;
+  }
+  return {};
+}
+
 std::string Hardware::text() const {
   std::string out;
   const auto add = [&out](const std::string& part) { out += (out.empty() ? "" : ",") + part; };

@@ -142,8 +142,9 @@ struct Expectation {
 struct Scenario {
   std::string name;
   std::string title;
-  std::vector<std::string> claims;  ///< of the argument, that it confirms or refutes
-  std::string text;                 ///< all of it, for replays
+  std::vector<std::string> claims;      ///< of the argument, that it confirms or refutes
+  std::vector<core::PlantedBug> shows;  ///< planted bugs that it is there to find
+  std::string text;                     ///< all of it, for replays
 
   std::vector<DeviceDef> devices;
   std::vector<unsigned> sweep_units;
@@ -188,6 +189,7 @@ struct Parsed {
 [[nodiscard]] Parsed parse_scenario(std::string_view text, std::string_view name);
 
 [[nodiscard]] std::optional<core::Policy> parse_policy(std::string_view word);
+[[nodiscard]] std::optional<core::PlantedBug> parse_bug(std::string_view word);
 /// "units=2,preempts=no,retry=yes", any part left out. Empty optional: not of that form.
 [[nodiscard]] std::optional<Hardware> parse_hardware(std::string_view text);
 

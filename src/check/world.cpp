@@ -179,7 +179,10 @@ std::uint64_t World::key_of(const Event& event) const {
   Hash hash;
   hash.add(static_cast<std::uint64_t>(event.kind));
   switch (event.kind) {
-    case Event::Kind::step: hash.add(event.index).add(agents_[event.index].pc).add(agents_[event.index].begun); break;
+    case Event::Kind::step:
+      // An access that hits and one that faults are two events: fairness asks for the former where it could happen.
+      hash.add(event.index).add(agents_[event.index].pc).add(agents_[event.index].begun).add(would_hit(event.index));
+      break;
     case Event::Kind::done:
     case Event::Kind::effect:
     case Event::Kind::fail: hash.add(flights_[event.index].identity).add(static_cast<std::uint64_t>(event.code)); break;
@@ -388,15 +391,7 @@ std::uint64_t World::footprint(const Event& event) const {
     const Step& s = agent.steps[state.pc];
     switch (s.kind) {
       case Step::Kind::read:
-      case Step::Kind::write: {
-        if (s.page == none) return everything;
-        const PageState& page = pages_[s.page];
-        if (!page.allocated || page.freeing) return everything;
-        const bool hit = agent.is_wave ? page.devices[agent.device].to != DeviceEntry::To::nowhere &&
-                                             (s.kind == Step::Kind::read || page.devices[agent.device].writable)
-                                       : page.cpu_mapped;
-        return hit ? out | page_bit(s.page) : everything;
-      }
+      case Step::Kind::write: return s.page != none && would_hit(event.index) ? out | page_bit(s.page) : everything;
       case Step::Kind::signal:
       case Step::Kind::await: return out | std::uint64_t{1} << (32 + s.word % 8);
       case Step::Kind::lock:

@@ -207,6 +207,8 @@ class World {
   // --- agents.cpp
   [[nodiscard]] bool can_step(std::uint32_t agent) const;
   void step(std::uint32_t agent);
+  /// The agent's step is an access to memory that is mapped for it.
+  [[nodiscard]] bool would_hit(std::uint32_t agent) const;
   bool access(std::uint32_t agent, const Step& step);
   bool access_page(std::uint32_t agent, const Step& step);
   bool access_buffer(std::uint32_t agent, const Step& step);

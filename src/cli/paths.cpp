@@ -32,6 +32,18 @@ std::string own_library(const std::string& name) {
   return {};
 }
 
+std::string own_data(const std::string& name) {
+  const std::string folder = own_folder();
+  if (folder.empty()) return {};
+  std::error_code error;
+  // As with libraries: the build tree's share stands beside bin.
+  for (const char* to_data : {"../share", FERRY_BIN_TO_DATA}) {
+    const auto place = (std::filesystem::path(folder) / to_data / "ferry" / name).lexically_normal();
+    if (std::filesystem::is_directory(place, error)) return place.string();
+  }
+  return {};
+}
+
 std::string absolute(const std::string& path) {
   std::error_code error;
   const auto full = std::filesystem::absolute(path, error);

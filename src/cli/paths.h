@@ -11,6 +11,9 @@ namespace ferry::cli {
 /// A shared library of Ferry; empty if it is not there.
 [[nodiscard]] std::string own_library(const std::string& name);
 
+/// A folder of Ferry's data, such as its scenarios; empty if it is not there.
+[[nodiscard]] std::string own_data(const std::string& name);
+
 /// Made absolute against the working directory; links are left alone.
 [[nodiscard]] std::string absolute(const std::string& path);
 
