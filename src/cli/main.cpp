@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/size.h"
+#include "cli/check.h"
 #include "cli/completion.h"
 #include "cli/doctor.h"
 #include "cli/exit_code.h"
@@ -152,6 +153,7 @@ class Ferry {
   CLI::App* doctor_ = nullptr;
   CLI::App* explain_ = nullptr;
   CLI::App* sim_ = nullptr;
+  CLI::App* check_ = nullptr;
   CLI::App* bench_ = nullptr;
   CLI::App* demo_ = nullptr;
   CLI::App* completion_ = nullptr;
@@ -163,6 +165,7 @@ class Ferry {
   ExplainOptions explain_options_;
   std::string explain_bytes_ = "1";
   sim::SimMainOptions sim_options_;
+  check::CheckOptions check_options_;
   std::vector<std::string> sibling_arguments_;  ///< of bench and demo
   std::string shell_;
 };
@@ -290,6 +293,7 @@ int Ferry::dispatch() {
     return explain(explain_options_);
   }
   if (sim_->parsed()) return sim::sim_main(sim_options_);
+  if (check_->parsed()) return run_check(check_options_);
   if (bench_->parsed()) return become("bench", "ferry-bench", sibling_arguments_);
   if (demo_->parsed()) return become("demo", "ferry-demo", sibling_arguments_);
   if (completion_->parsed()) {
@@ -313,6 +317,9 @@ int Ferry::main(int argc, char** argv) {
   declare_doctor();
   declare_explain();
   declare_sim();
+  check_ = app_.add_subcommand("check", "Go through every order of events of a scenario, and say what it can come to");
+  help_->usage(check_, check_usage);
+  declare_check(*check_, check_options_);
   declare_siblings();
   declare_rest();
 
