@@ -7,10 +7,13 @@
 #include <array>
 #include <cerrno>
 #include <cstdint>
+#include <new>
 #include <span>
+#include <utility>
 
 #include "base/types.h"
 #include "linux/futex.h"
+#include "linux/socket.h"
 #include "wire/ring.h"
 
 namespace ferry::device {
@@ -45,8 +48,11 @@ class SpareMappings {
 
 class Agent {
  public:
-  Agent(wire::DeviceControl& control, const DeviceMemory& memory, int kick_fd)
-      : port_(control.agent, control.head), memory_(memory), kick_fd_(kick_fd) {}
+  Agent(wire::DeviceControl& control, DeviceMemory& memory, int kick_fd, int manager_socket)
+      : port_(control.agent, control.head), memory_(memory), kick_fd_(kick_fd), manager_socket_(manager_socket) {
+    incoming_ = static_cast<linux::Incoming*>(map_own(sizeof(linux::Incoming)));
+    if (incoming_ != nullptr) new (incoming_) linux::Incoming;
+  }
 
   [[noreturn]] void run() {
     for (;;) {
@@ -83,13 +89,29 @@ class Agent {
       if (is(command, wire::DownKind::quit)) _exit(0);
       int error = EINVAL;
       if (is(command, wire::DownKind::map)) {
+        if (command.file == static_cast<std::uint8_t>(wire::File::buffer)) take_buffer_file(command.buffer);
         error = memory_.map(command);
+      } else if (is(command, wire::DownKind::forget_buffer)) {
+        memory_.set_buffer_file(command.buffer, linux::Fd());
+        error = 0;
       } else if (is(command, wire::DownKind::rearm)) {
         error = memory_.rearm(command.address, command.length_bytes);
         while (error == ENOMEM && spare_.release()) error = memory_.rearm(command.address, command.length_bytes);
       }
       done(command, error);
       ++i;
+    }
+  }
+
+  /// The manager has sent the file before the command that names it first.
+  void take_buffer_file(std::uint32_t number) {
+    while (!memory_.has_buffer_file(number) && incoming_ != nullptr) {
+      wire::BufferFile body{};
+      if (linux::receive_message(manager_socket_, *incoming_, file_patience_ms) != linux::Receive::message ||
+          incoming_->type() != wire::MessageType::buffer_file || !incoming_->body(body) || incoming_->fd_count != 1) {
+        return;
+      }
+      memory_.set_buffer_file(body.slot, std::move(incoming_->fds[0]));
     }
   }
 
@@ -142,8 +164,13 @@ class Agent {
   }
 
   wire::PeerPort port_;
-  const DeviceMemory& memory_;
+  /// A command without its file is a mistake of the manager's, and answered as one.
+  static constexpr int file_patience_ms = 1000;
+
+  DeviceMemory& memory_;
   int kick_fd_;
+  int manager_socket_;
+  linux::Incoming* incoming_ = nullptr;
   linux::AdaptiveSpin spin_{2'000, 50'000};
   SpareMappings spare_;
   std::array<wire::DownRecord, wire::ring_entries> batch_{};
@@ -153,8 +180,8 @@ class Agent {
 
 }  // namespace
 
-void run_agent(wire::DeviceControl& control, const DeviceMemory& memory, int kick_fd) {
-  Agent agent(control, memory, kick_fd);
+void run_agent(wire::DeviceControl& control, DeviceMemory& memory, int kick_fd, int manager_socket) {
+  Agent agent(control, memory, kick_fd, manager_socket);
   agent.run();
 }
 

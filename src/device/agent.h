@@ -8,6 +8,6 @@
 namespace ferry::device {
 
 /// `kick_fd`: the manager's eventfd.
-[[noreturn]] void run_agent(wire::DeviceControl& control, const DeviceMemory& memory, int kick_fd);
+[[noreturn]] void run_agent(wire::DeviceControl& control, DeviceMemory& memory, int kick_fd, int manager_socket);
 
 }  // namespace ferry::device

@@ -88,7 +88,8 @@ bool start_thread(const char* name, void* (*body)(void*), void* argument) {
 
 /// Ends the process when manager or application are gone.
 void* watch(void*) {
-  pollfd sockets[2] = {{process->start.manager_socket, POLLIN | POLLRDHUP, 0},
+  // What the manager sends is read by the agent when a command needs it.
+  pollfd sockets[2] = {{process->start.manager_socket, POLLRDHUP, 0},
                        {process->start.owner_socket, POLLIN | POLLRDHUP, 0}};  // poll passes over -1
   for (;;) {
     if (poll(sockets, 2, -1) < 0 && errno != EINTR) _exit(0);
@@ -96,7 +97,7 @@ void* watch(void*) {
       if (socket.fd < 0 || socket.revents == 0) continue;
       char byte = 0;
       const ssize_t got = recv(socket.fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC);
-      // Nothing is ever sent to a device: data are as good a sign of a broken peer as the end of the stream.
+      // The owner never sends anything: data are as good a sign of a broken peer as the end of the stream.
       if (got >= 0 || (errno != EAGAIN && errno != EINTR)) _exit(0);
     }
   }
@@ -147,7 +148,7 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   if (!start_thread("ferry-watch", watch, nullptr)) give_up("a thread", EAGAIN);
   process->queue_control->device_state.store(1, std::memory_order_seq_cst);
   linux::futex_wake(process->queue_control->device_state, INT_MAX);
-  run_agent(*process->control, process->memory, start.kick_fd);
+  run_agent(*process->control, process->memory, start.kick_fd, start.manager_socket);
 }
 
 }  // namespace

@@ -57,6 +57,10 @@ int DeviceMemory::open(std::uint64_t window_base, std::uint64_t window_bytes, in
   return 0;
 }
 
+void DeviceMemory::set_buffer_file(std::uint32_t number, linux::Fd fd) {
+  if (number < buffer_files_.size()) buffer_files_[number] = std::move(fd);
+}
+
 bool DeviceMemory::valid(std::uint64_t address, std::uint64_t length_bytes) const {
   return address % page_bytes == 0 && length_bytes % page_bytes == 0 && length_bytes != 0 && contains(address) &&
          length_bytes <= bytes_ - (address - base_);
@@ -65,14 +69,18 @@ bool DeviceMemory::valid(std::uint64_t address, std::uint64_t length_bytes) cons
 int DeviceMemory::map(const wire::DownRecord& command) const {
   if (!valid(command.address, command.length_bytes)) return EINVAL;
   const bool system = command.file == static_cast<std::uint8_t>(wire::File::system);
+  const bool buffer = command.file == static_cast<std::uint8_t>(wire::File::buffer);
+  if (buffer && !has_buffer_file(command.buffer)) return EBADF;
+  const int fd = system ? system_fd_ : buffer ? buffer_files_[command.buffer].get() : vram_fd_;
   const int prot = PROT_READ | (command.writable != 0 ? PROT_WRITE : 0);
   // A whole block is one entry where its folio is huge. Smaller extents of VRAM are about to be touched and their
   // pages exist: entries made here cost a third of native faults. Smaller extents of the system file may have holes,
-  // which must not be filled for nothing.
-  const int populate = command.length_bytes == block_bytes || (!system && command.length_bytes < block_bytes);
+  // which must not be filled for nothing, nor those of a buffer.
+  const int populate =
+      !buffer && (command.length_bytes == block_bytes || (!system && command.length_bytes < block_bytes));
   const int flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE | (populate ? MAP_POPULATE : 0);
-  void* p = mmap(pointer(command.address), command.length_bytes, prot, flags, system ? system_fd_ : vram_fd_,
-                 static_cast<off_t>(command.file_offset));
+  void* p =
+      mmap(pointer(command.address), command.length_bytes, prot, flags, fd, static_cast<off_t>(command.file_offset));
   return p == MAP_FAILED ? errno : 0;
 }
 

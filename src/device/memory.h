@@ -5,6 +5,7 @@
 
 #include <sys/uio.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -12,6 +13,7 @@
 #include "linux/fd.h"
 #include "linux/userfaultfd.h"
 #include "wire/port.h"
+#include "wire/slots.h"
 
 namespace ferry::device {
 
@@ -25,6 +27,12 @@ class DeviceMemory {
   [[nodiscard]] std::uint64_t base() const { return base_; }
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
   [[nodiscard]] int userfaultfd() const { return userfaultfd_.fd(); }
+
+  /// From now on File::buffer with this number is `fd`; -1: nothing. The descriptor is taken over. The agent only.
+  void set_buffer_file(std::uint32_t number, linux::Fd fd);
+  [[nodiscard]] bool has_buffer_file(std::uint32_t number) const {
+    return number < buffer_files_.size() && buffer_files_[number].valid();
+  }
 
   // Each returns an errno, 0 if well. Extents outside of the window or not page aligned: EINVAL.
 
@@ -51,6 +59,7 @@ class DeviceMemory {
   int vram_fd_ = -1;
   linux::Userfaultfd userfaultfd_;
   linux::Fd self_;  ///< pidfd of this process
+  std::array<linux::Fd, wire::buffer_slots> buffer_files_;
 };
 
 /// Zeroed private memory for the device's own use, in a part of the address space where the application is unlikely to

@@ -19,6 +19,7 @@
 #include "linux/process.h"
 #include "linux/userfaultfd.h"
 #include "manager/block_table.h"
+#include "manager/client_work.h"
 #include "wire/control.h"
 #include "wire/ring.h"
 
@@ -67,9 +68,10 @@ struct DevicePeer {
   linux::Fd queue_file;
   Agent agent;
   std::vector<ComputeUnit> cus;
-  std::vector<std::uint8_t> chunk_ready;  ///< 1: has memory, huge if it can be had
-  std::uint32_t garbage = 0;              ///< records that no honest device sends
-  std::uint64_t pieces = 0;               ///< sum over its blocks
+  std::vector<std::uint8_t> chunk_ready;    ///< 1: has memory, huge if it can be had
+  std::uint32_t garbage = 0;                ///< records that no honest device sends
+  std::uint64_t pieces = 0;                 ///< sum over its blocks
+  std::vector<std::uint64_t> buffer_files;  ///< by buffer number: the buffer whose file it was sent, 0: none; or empty
 
   [[nodiscard]] wire::DeviceControl* control() const {
     return reinterpret_cast<wire::DeviceControl*>(control_map.data());
@@ -103,8 +105,9 @@ struct Client {
   std::vector<DevicePeer> devices;
   std::map<Page, std::uint64_t> spans;  ///< allocated: first page, pages
   BlockTable blocks;
-  std::uint64_t armed_blocks = 0;       ///< blocks with armed pages: 0 spares polling the userfaultfd
+  std::uint64_t armed_blocks = 0;       ///< blocks with armed pages, and buffers: 0 spares polling the userfaultfd
   std::vector<linux::Mapping> mirrors;  ///< the system file, mapped a segment at a time
+  ClientWork work;
 
   [[nodiscard]] wire::AppControl* control() const { return reinterpret_cast<wire::AppControl*>(control_map.data()); }
   [[nodiscard]] Page page_end() const { return window_bytes / page_bytes; }

@@ -15,14 +15,20 @@ namespace ferry::manager {
 struct Client;
 
 enum class CommandKind : std::uint8_t {
-  zap_cpu,        ///< application agent
-  map_home,       ///< application agent
-  zap_device,     ///< device agent: armed pages
-  revoke_device,  ///< device agent: extents; the window is armed again there
-  drop_device,    ///< device agent: the same when arming failed: nothing is mapped
-  map_extent,     ///< device agent
-  rearm,          ///< device agent: before CONTINUE where the window is not armed
-  resume_map,     ///< compute unit
+  zap_cpu,               ///< application agent
+  map_home,              ///< application agent
+  zap_device,            ///< device agent: armed pages
+  revoke_device,         ///< device agent: extents; the window is armed again there
+  drop_device,           ///< device agent: the same when arming failed: nothing is mapped
+  map_extent,            ///< device agent
+  rearm,                 ///< device agent: before CONTINUE where the window is not armed
+  resume_map,            ///< compute unit
+  map_buffer_cpu,        ///< application agent
+  revoke_buffer_cpu,     ///< application agent
+  map_buffer_device,     ///< device agent
+  revoke_buffer_device,  ///< device agent: the window is armed again there
+  drop_buffer_device,    ///< device agent: the same when arming failed: nothing is mapped
+  forget_buffer,         ///< device agent
 };
 
 struct Command {
@@ -38,6 +44,7 @@ struct Command {
   PageSpan pages;
   PageSpan wanted;  ///< rearm: the pages to give afterwards
   std::uint64_t since_ns = 0;
+  core::BufferId object = 0;            ///< map_buffer_device: the buffer
   core::FaultToken token;               ///< the wave to resume when it is done
   std::vector<core::ActionId> actions;  ///< answered when it is done
   wire::DownRecord record{};
@@ -57,6 +64,7 @@ class CommandPool {
     c.live = true;
     c.sent = false;
     c.has_token = false;
+    c.object = 0;
     c.actions.clear();
     c.record = {};
     ++live_;

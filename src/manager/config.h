@@ -5,6 +5,7 @@
 #include <string>
 
 #include "manager/options.h"
+#include "wire/slots.h"
 
 namespace ferry::manager {
 
@@ -29,6 +30,11 @@ struct ManagerConfig {
   std::uint64_t spin_expecting_ns = 1'000'000;
   /// A device that owes an answer for this long is ended: memory of others may wait for it.
   std::uint64_t answer_timeout_ns = 10'000'000'000;
+
+  // What one application may have at a time (fences and timelines: wire/slots.h).
+  std::size_t buffers_max = wire::buffer_slots;
+  std::uint32_t jobs_max = 1024;
+  std::uint32_t exports_max = 1024;
 
   [[nodiscard]] bool is_private() const { return private_fd >= 0; }
 };

@@ -61,6 +61,8 @@ Manager::~Manager() {
   for (auto& [serial, client] : connections_) {
     for (const DevicePeer& peer : client->devices) peer.process.kill();
   }
+  // Its threads use the memory of applications until they have ended.
+  executor_.reset();
 }
 
 Result<std::unique_ptr<Manager>> Manager::make(const ManagerConfig& config) {
@@ -189,6 +191,7 @@ bool Manager::turn() {
   executor_->set_time(now_ns_);
   bool progress = poll_peers();
   progress |= executor_->poll_copies();
+  progress |= executor_->poll_video();
   if (now_ns_ - last_event_poll_ns_ > event_poll_ns) {
     last_event_poll_ns_ = now_ns_;
     poll_events(0);
@@ -196,6 +199,8 @@ bool Manager::turn() {
   }
   if (core_->has_actions()) progress = true;
   executor_->run_actions();
+  show_timelines();
+  if (work_.buffers_changed) sweep_buffers();
   end_dropped();
   if (now_ns_ - last_tick_ns_ > tick_ns || now_ns_ >= core_->next_tick_ns()) tick();
   if (core_->stats().circles != circles_told_) tell_circles();
@@ -405,6 +410,7 @@ void Manager::poll_events(int timeout_ms) {
           listener_waits_ = true;
         }
         continue;
+      case Source::token: drop_token(key & 0xffff'ffff'ffff); continue;
       default: break;
     }
     const auto found = connections_.find(key & 0xffff'ffff'ffff);

@@ -1,7 +1,7 @@
 // ferryd without its command line: one main thread that polls peers, feeds the core, has its actions performed, and
 // sleeps when nobody wants anything. Split by what it does:
 //   manager.cpp    the loop            requests.cpp   messages of connections
-//   lifecycle.cpp  hello, devices, endings
+//   lifecycle.cpp  hello, devices, endings             work_requests.cpp, job_requests.cpp, tokens.cpp
 // Everything here runs on the thread that calls run(), but request_stop().
 #pragma once
 
@@ -22,6 +22,7 @@
 #include "manager/listener.h"
 #include "manager/recorder.h"
 #include "manager/stats_json.h"
+#include "manager/work_table.h"
 
 namespace ferry::manager {
 
@@ -49,14 +50,23 @@ class Manager final : private Household {
     application,
     userfault,
     device,
-    device_socket
+    device_socket,
+    token
   };
 
   /// Who waits for the answer behind a cookie.
   struct Request {
-    enum class Kind : std::uint8_t { none, answer, gone } kind = Kind::none;
+    enum class Kind : std::uint8_t {
+      none,
+      answer,  ///< the application, to its question `number`
+      gone,    ///< the application can be forgotten
+      unmap,   ///< as answer, after the buffer's address `page` was given up
+      job,     ///< whoever looks at fence `number`
+      nobody
+    } kind = Kind::none;
     ClientId client = 0;
     std::uint64_t number = 0;
+    Page page = 0;
   };
 
   explicit Manager(const ManagerConfig& config);
@@ -89,10 +99,61 @@ class Manager final : private Household {
   void answer(Client& client, std::uint64_t request, Status status);
   void refuse(Client& client, Code code, const char* text);
   void send_residency(Client& to, std::uint64_t request, const Client& about, Page page);
-  [[nodiscard]] core::Cookie make_cookie(Request::Kind kind, ClientId client, std::uint64_t number);
+  [[nodiscard]] core::Cookie make_cookie(Request::Kind kind, ClientId client, std::uint64_t number, Page page = 0);
+  void forget_cookie(core::Cookie cookie);
+  void misunderstood(Client& client);
   [[nodiscard]] StatsDocument document() const;
 
   void tell_circles();
+
+  // work_requests.cpp
+  bool on_work(Client& client);
+  void answer_work(Client& client, const wire::WorkAnswer& body, int fd = -1);
+  void refuse_work(Client& client, Status status, const std::string& text = {});
+  void answer_buffer(Client& client, core::BufferId id);
+  void answer_fence(Client& client, core::FenceId id);
+  void answer_timeline(Client& client, core::TimelineId id);
+  void buffer_create(Client& client);
+  void buffer_close(Client& client, const wire::ObjectRef& ref);
+  void buffer_map(Client& client, const wire::ObjectRef& ref);
+  void buffer_unmap(Client& client, const wire::ObjectRef& ref);
+  void buffer_query(Client& client, const wire::ObjectRef& ref);
+  void sweep_buffers();
+  bool give_fence(Client& client, core::FenceId id);
+  static void show_fence(Client& client, std::uint32_t slot, const FenceEntry& entry);
+  void show_fence_to_all(core::FenceId id, const FenceEntry& entry);
+  Status fence_close(Client& client, core::FenceId id);
+  void drop_fence_hold(core::FenceId id, std::uint32_t count = 1);
+  void fence_hold(Client& client, core::FenceId id);
+  void fence_deadline(Client& client, const wire::ObjectRef& ref);
+  void fence_merge(Client& client);
+  void forget_new_fence(core::FenceId id);
+  [[nodiscard]] static std::string too_many_fences();
+  bool give_timeline(Client& client, core::TimelineId id);
+  void timeline_create(Client& client);
+  void timeline_close(Client& client, core::TimelineId id);
+  void timeline_signal(Client& client, const wire::ObjectRef& ref);
+  void show_timelines();
+
+  // job_requests.cpp
+  bool resolve_waits(Client& client, const wire::JobSubmit& job, core::JobSpec& spec,
+                     std::vector<core::TimelineId>& opened, Status& failed);
+  void job_submit(Client& client);
+  void job_failed_already(Client& client, core::FenceId id, Status failed);
+  void job_to_core(Client& client, core::JobSpec& spec, const wire::LaunchPacket& packet);
+  void job_visible(core::FenceId id, Status status);
+  void close_gate(Client& client, FenceEntry& entry);
+  void job_cancel(Client& client, core::FenceId id);
+
+  // tokens.cpp
+  ClientId exports_client();
+  void export_token(Client& client, const wire::ObjectRef& ref);
+  void watch_token(int fd, std::uint64_t number);
+  static void tell_token(const Token& token, const FenceEntry& entry);
+  void drop_token(std::uint64_t number);
+  void import_token(Client& client);
+  void import_buffer(Client& client, core::BufferId id);
+  void forget_work(Client& client);
 
   // lifecycle.cpp
   Client* add_connection(linux::Fd socket);
@@ -110,6 +171,7 @@ class Manager final : private Household {
   // Household
   Client* find_client(ClientId id) override;
   void on_reply(core::Cookie cookie, Status status) override;
+  void on_fence(core::FenceId fence, Status status) override;
   void drop_device(Client& client, DeviceId device, const char* why) override;
   void drop_client(Client& client, const char* why) override;
 
@@ -128,6 +190,8 @@ class Manager final : private Household {
   Client* last_found_ = nullptr;
   std::uint64_t next_serial_ = 1;
   ClientId next_client_ = 1;
+  WorkTable work_;
+  std::unique_ptr<wire::JobSubmit> submission_ = std::make_unique<wire::JobSubmit>();  ///< the one being looked at
   std::vector<Request> requests_;
   std::vector<std::uint32_t> free_requests_;
 

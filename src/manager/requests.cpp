@@ -11,6 +11,8 @@ namespace {
 constexpr int no_wait = 0;
 /// Messages of one connection before the others have their turn.
 constexpr unsigned messages_a_turn = 16;
+/// Messages that make no sense before their sender is let go.
+constexpr std::uint32_t garbage_messages_max = messages_a_turn;
 }  // namespace
 
 void Manager::on_connection(Client& client) {
@@ -87,10 +89,10 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::device_control: device_control(client); return;
     default: break;
   }
+  if (on_work(client)) return;
   wire::Span span{};
   if (!incoming_->body(span)) {
-    answer(client, request, Code::bad_message);
-    if (++client.garbage > messages_a_turn) drop_client(client, "it sends messages that are not understood");
+    misunderstood(client);
     return;
   }
   const PageSpan pages{span.first_page, span.count_pages};
@@ -134,11 +136,13 @@ void Manager::on_request(Client& client) {
       return;
     }
     case wire::MessageType::query: send_residency(client, request, client, pages.first); return;
-    default:
-      answer(client, request, Code::bad_message);
-      if (++client.garbage > messages_a_turn) drop_client(client, "it sends messages that are not understood");
-      return;
+    default: misunderstood(client); return;
   }
+}
+
+void Manager::misunderstood(Client& client) {
+  answer(client, incoming_->head.request, Code::bad_message);
+  if (++client.garbage > garbage_messages_max) drop_client(client, "it sends messages that are not understood");
 }
 
 /// The pages are no longer the client's. Pages of neighbours in the same entry stay.
@@ -162,15 +166,22 @@ void Manager::remove_span(Client& client, PageSpan pages) {
 
 // --- answers ---------------------------------------------------------------------------------------------------------
 
-core::Cookie Manager::make_cookie(Request::Kind kind, ClientId client, std::uint64_t number) {
+core::Cookie Manager::make_cookie(Request::Kind kind, ClientId client, std::uint64_t number, Page page) {
   if (free_requests_.empty()) {
     requests_.emplace_back();
     free_requests_.push_back(static_cast<std::uint32_t>(requests_.size() - 1));
   }
   const std::uint32_t index = free_requests_.back();
   free_requests_.pop_back();
-  requests_[index] = {kind, client, number};
+  requests_[index] = {kind, client, number, page};
   return {index + 1U};
+}
+
+/// The core did not take it.
+void Manager::forget_cookie(core::Cookie cookie) {
+  const auto index = static_cast<std::uint32_t>(cookie.value - 1);
+  requests_[index].kind = Request::Kind::none;
+  free_requests_.push_back(index);
 }
 
 void Manager::on_reply(core::Cookie cookie, Status status) {
@@ -180,12 +191,21 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
   if (request.kind == Request::Kind::none) return;  // its client has been forgotten
   requests_[index].kind = Request::Kind::none;
   free_requests_.push_back(index);
+  if (request.kind == Request::Kind::job) {
+    job_visible(request.number, status);
+    return;
+  }
   Client* client = find_client(request.client);
   if (client == nullptr) return;
-  if (request.kind == Request::Kind::gone) {
-    forget(*client);
-  } else if (!client->closing) {
-    answer(*client, request.number, status);
+  switch (request.kind) {
+    case Request::Kind::gone: forget(*client); return;
+    case Request::Kind::unmap:
+      if (status.ok() && !client->closing) executor_->remove_place(*client, request.page);
+      [[fallthrough]];
+    case Request::Kind::answer:
+      if (!client->closing) answer(*client, request.number, status);
+      return;
+    default: return;
   }
 }
 

@@ -18,6 +18,12 @@ wire::DownKind wire_kind(CommandKind kind) {
     case CommandKind::rearm: return wire::DownKind::rearm;
     case CommandKind::map_extent: return wire::DownKind::map;
     case CommandKind::resume_map: return wire::DownKind::resume_map;
+    case CommandKind::map_buffer_cpu: return wire::DownKind::map_buffer;
+    case CommandKind::revoke_buffer_cpu: return wire::DownKind::zap;
+    case CommandKind::map_buffer_device: return wire::DownKind::map;
+    case CommandKind::revoke_buffer_device: return wire::DownKind::rearm;
+    case CommandKind::drop_buffer_device: return wire::DownKind::revoke;
+    case CommandKind::forget_buffer: return wire::DownKind::forget_buffer;
   }
   return wire::DownKind::quit;
 }
@@ -110,6 +116,12 @@ void Executor::send(std::uint32_t index) {
   r.address = client.address_of(c.pages.first);
   r.length_bytes = c.pages.count_pages * page_bytes;
   r.action = commands_.wire_id(index);
+  if (c.kind == CommandKind::map_buffer_device && r.file == static_cast<std::uint8_t>(wire::File::buffer) &&
+      !send_buffer_file(client, c.device, c)) {
+    // Its end answers the command.
+    household_.drop_device(client, c.device, "it does not take the files of buffers");
+    return;
+  }
   if (!agent.port.post(r)) {
     // Not answered but gone from the ring, or a head that cannot be: not an honest agent.
     agent.backlog.push_back(index);
@@ -202,7 +214,30 @@ void Executor::finish(std::uint32_t index, Status status) {
           return;
         }
         break;
+      case CommandKind::map_buffer_cpu:
+        if (status.ok()) buffer_mapped(client, pages);
+        break;
+      case CommandKind::revoke_buffer_cpu:
+        // As zap_cpu.
+        status = {};
+        break;
+      case CommandKind::revoke_buffer_device:
+        if (status.ok()) break;
+        ++client.expected;
+        c.kind = CommandKind::drop_buffer_device;
+        c.sent = false;
+        send(index);
+        return;
+      case CommandKind::drop_buffer_device:
+        if (!status.ok()) {
+          ++client.expected;
+          household_.drop_device(client, device, "it could not let go of a buffer");
+          return;
+        }
+        break;
       case CommandKind::map_extent:
+      case CommandKind::map_buffer_device:
+      case CommandKind::forget_buffer:
       case CommandKind::resume_map: break;
       case CommandKind::rearm:
         if (status.ok()) armed_again(client, device, pages);
@@ -258,6 +293,7 @@ void Executor::device_ended(Client& client, DeviceId device) {
     if (!b.devices.empty()) b.devices[device] = {};
   });
   peer.pieces = 0;
+  peer.buffer_files.clear();
   std::erase_if(open_, [&](const OpenCommand& o) { return o.client == &client && o.device == device; });
   std::erase_if(posted_, [&](const Posted& p) { return p.client == &client && p.device == device; });
 }

@@ -13,7 +13,7 @@ constexpr unsigned steered_for_huge = 2;
 
 }  // namespace
 
-std::uint64_t Executor::make_copy(const core::Action& action, Client& client) {
+std::uint32_t Executor::take_copy() {
   if (free_copies_.empty()) {
     copies_.emplace_back();
     free_copies_.push_back(static_cast<std::uint32_t>(copies_.size() - 1));
@@ -21,6 +21,11 @@ std::uint64_t Executor::make_copy(const core::Action& action, Client& client) {
   const std::uint32_t index = free_copies_.back();
   free_copies_.pop_back();
   copies_[index] = {};
+  return index;
+}
+
+std::uint64_t Executor::make_copy(const core::Action& action, Client& client) {
+  const std::uint32_t index = take_copy();
   copies_[index].action = action.id;
   copies_[index].verb = action.verb;
   copies_[index].source = action.place;
@@ -103,7 +108,15 @@ void Executor::copy_done(const linux::CopyCompletion& completion) {
     done(copy.action, completion.status);
     return;
   }
-  // release_chunk and discard_system must succeed: what the machine does not take back stays a page of this client's
+  if (copy.verb == core::Verb::run_job) {
+    copy_part_done(copy, completion.status);
+    return;
+  }
+  if (copy.verb == core::Verb::move_buffer) {
+    done(copy.action, completion.status);
+    return;
+  }
+  // release_chunk, discard_system and release_buffer must succeed: what the machine does not take back stays a page of this client's
   // file, which goes with the client.
   done(copy.action, {});
 }

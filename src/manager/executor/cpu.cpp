@@ -232,6 +232,13 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
     client.userfault.wake(address & ~(page_bytes - 1), page_bytes);
     return;
   }
+  if (!client.work.places.empty()) {
+    Page first = 0;
+    if (BufferPlace* place = client.work.place_of(page, first)) {
+      on_buffer_touch(client, page, first, *place, access);
+      return;
+    }
+  }
   const BlockIndex index = block_of(page);
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
   BlockState& b = client.block(index);

@@ -27,7 +27,12 @@ std::uint64_t max_map_count() {
 
 Executor::Executor(core::Core& core, Household& household, const ManagerConfig& config, const linux::Bell& bell,
                    unsigned copy_threads, std::unique_ptr<linux::Store> store)
-    : core_(core), household_(household), config_(config), engine_(copy_threads, bell), store_(std::move(store)) {
+    : core_(core),
+      household_(household),
+      config_(config),
+      engine_(copy_threads, bell),
+      store_(std::move(store)),
+      video_(bell) {
   const std::uint64_t limit = max_map_count();
   pieces_max_ = limit > 2 * mappings_kept_free ? limit - mappings_kept_free : limit / 2;
 }

@@ -3,6 +3,7 @@
 //   commands.cpp  commands to agents and their answers  device.cpp  map_device, revoke_device, device faults
 //   copy.cpp      copy, release_chunk, discard_system   store.cpp   store, load, discard_store
 //   buffer.cpp    *_buffer                              job.cpp     run_job, cancel_job, signal_fence
+//   video.cpp     the video engine's threads
 //   unit.cpp      grant_cus, revoke_cus, graphics jobs on the device process, reset_device
 // Main thread only. The path of a fault allocates nothing in steady state and takes no lock but the kernel's.
 // Never touches managed memory through an application's address, only through the manager's own mappings of the files.
@@ -10,8 +11,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
-#include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "core/core.h"
@@ -19,6 +21,7 @@
 #include "manager/client.h"
 #include "manager/command.h"
 #include "manager/config.h"
+#include "manager/executor/video.h"
 #include "manager/store_client.h"
 
 namespace ferry::manager {
@@ -28,6 +31,8 @@ class Household {
  public:
   [[nodiscard]] virtual Client* find_client(ClientId id) = 0;
   virtual void on_reply(core::Cookie cookie, Status status) = 0;
+  /// The fence has signalled.
+  virtual void on_fence(core::FenceId fence, Status status) = 0;
   /// The peer broke the protocol: end it, after this turn.
   virtual void drop_device(Client& client, DeviceId device, const char* why) = 0;
   virtual void drop_client(Client& client, const char* why) = 0;
@@ -39,6 +44,18 @@ class Household {
 /// What a job is to run, as its client sent it; unchecked but for its size. Kept from submission to signal.
 struct JobPayload {
   wire::LaunchPacket packet;  ///< graphics: what each wave calls. Copy and video: arguments in `captures`
+};
+
+/// A buffer's memory. Kept until the core has forgotten the buffer.
+struct BufferMemory {
+  std::uint64_t count_pages = 0;
+  std::uint64_t half_bytes = 0;  ///< from here on the file is VRAM; whole blocks, so that both halves may be huge
+  linux::Fd file;                ///< invalid: a userptr
+  linux::Mapping map;            ///< both halves, once they were needed
+  bool userptr = false;
+  PageSpan user_pages;
+  ClientId maker = 0;
+  DeviceId vram_device = no_device;  ///< whose VRAM the second half was last
 };
 
 class Executor final : private StoreUser {
@@ -53,7 +70,11 @@ class Executor final : private StoreUser {
   void run_actions();
   /// Takes in finished copies, stores and loads. True if there were some.
   bool poll_copies();
-  [[nodiscard]] bool has_completions() const { return engine_.has_completions() || store_.has_completions(); }
+  /// Takes in finished video jobs. True if there were some.
+  bool poll_video();
+  [[nodiscard]] bool has_completions() const {
+    return engine_.has_completions() || store_.has_completions() || video_.has_completions();
+  }
   [[nodiscard]] bool copying() const { return engine_.in_flight() != 0 || store_.in_flight() != 0; }
   /// Before sleeping: set, then look at has_completions() once more.
   void set_owner_sleeping(bool sleeping) {
@@ -83,6 +104,27 @@ class Executor final : private StoreUser {
   /// Looks for devices that owe an answer for too long. To be called about once a second while expecting().
   void check_deadlines();
 
+  // --- buffers (buffer.cpp) ---
+  /// ERRORS: no_memory.
+  Status make_buffer(core::BufferId id, const core::BufferSpec& spec, ClientId client);
+  void drop_buffer(core::BufferId id);
+  [[nodiscard]] std::uint64_t buffer_pages(core::BufferId id) const;
+  /// -1: it is the application's own memory.
+  [[nodiscard]] int buffer_file(core::BufferId id) const;
+  /// Lets go of those that the core does not know any more.
+  void sweep_buffers();
+  /// ERRORS: no_mappings, bad_range (the application has not mapped the buffer there).
+  Status add_place(Client& client, core::BufferId id, PageSpan span);
+  void remove_place(Client& client, Page first);
+  void forget_places(Client& client, PageSpan span);
+  void forget_buffer_file(Client& client, std::uint32_t slot);
+
+  // --- jobs (job.cpp) ---
+  /// What the job is to do lies inside buffers of its list, with the access that it needs.
+  [[nodiscard]] bool may_run(const core::JobSpec& spec, const wire::LaunchPacket& packet) const;
+  void add_payload(core::FenceId fence, const wire::LaunchPacket& packet);
+  void drop_payload(core::FenceId fence);
+
   std::uint64_t copy_to_vram_ns = 0;
   std::uint64_t copy_to_system_ns = 0;
 
@@ -100,6 +142,18 @@ class Executor final : private StoreUser {
     bool has_token = false;
     core::FaultToken token;
     bool whole_huge = false;
+    core::FenceId fence = 0;  ///< run_job
+    std::uint64_t bytes = 0;  ///< run_job: of this part
+  };
+
+  /// A job on the copy or video engine.
+  struct RunningJob {
+    core::ActionId action = 0;
+    std::shared_ptr<std::atomic<bool>> cancelled;
+    wire::CopyArguments copy{};
+    std::byte* source = nullptr;
+    std::byte* target = nullptr;
+    std::uint64_t copied = 0;
   };
 
   void perform(const core::Action& action);
@@ -145,6 +199,7 @@ class Executor final : private StoreUser {
   void release_chunk(Client& client, const core::Action& action);
   void discard_system(Client& client, const core::Action& action);
   std::uint64_t make_copy(const core::Action& action, Client& client);
+  std::uint32_t take_copy();
   void copy_done(const linux::CopyCompletion& completion);
 
   // store.cpp
@@ -159,11 +214,21 @@ class Executor final : private StoreUser {
   void map_buffer(Client* client, const core::Action& action);
   void revoke_buffer(Client* client, const core::Action& action);
   void release_buffer(const core::Action& action);
+  void move_stored(BufferMemory& buffer, const core::Action& action);
+  std::uint64_t make_buffer_copy(const core::Action& action);
+  [[nodiscard]] std::byte* buffer_half(BufferMemory& buffer, core::Place place);
+  void on_buffer_touch(Client& client, Page page, Page first, BufferPlace& place, Access access);
+  void buffer_mapped(Client& client, PageSpan pages);
+  bool send_buffer_file(Client& client, DeviceId device, const Command& command);
 
   // job.cpp
   void run_job(Client* client, const core::Action& action);
   void cancel_job(Client* client, const core::Action& action);
   void signal_fence(const core::Action& action);
+  [[nodiscard]] std::byte* buffer_now(core::BufferId id);
+  void copy_part(core::FenceId fence, RunningJob& running);
+  void copy_part_done(const Copy& copy, Status status);
+  void end_job(core::FenceId fence, Status status);
 
   // unit.cpp
   void grant_units(Client& client, const core::Action& action);
@@ -176,8 +241,13 @@ class Executor final : private StoreUser {
   core::Core& core_;
   Household& household_;
   const ManagerConfig& config_;
+  // Before the engines, whose threads use it until they have ended.
+  std::map<core::BufferId, BufferMemory> buffers_;
+  std::unordered_map<core::FenceId, std::unique_ptr<JobPayload>> payloads_;
+  std::map<core::FenceId, RunningJob> running_;
   linux::CopyEngine engine_;
   StoreClient store_;
+  VideoEngine video_;
   std::uint64_t now_ns_ = 0;
   std::uint64_t last_deadline_check_ns_ = 0;
   std::uint64_t pieces_max_ = 0;
