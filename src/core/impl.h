@@ -427,7 +427,7 @@ class Core::Impl {
   graph::Graph graph;
   /// Classes of the graph, in the order of their making.
   struct Classes {
-    graph::ClassId fault, operation, memory, fence, job, unit, compute, engine, line, gate, buffer, point, machine;
+    graph::ClassId fault, operation, memory, fence, job, unit, compute, engine, line, gate, buffer, point, machine, unseen;
   } classes;
   Work work;
   Reclaim reclaim;

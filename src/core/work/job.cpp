@@ -76,7 +76,7 @@ Status Work::job_submit(ClientId client, const JobSpec& spec, Cookie cookie) {
   fence_make(spec.fence, client);
   Job& job = jobs.emplace(spec.fence, std::move(made)).first->second;
   if (core.config.wait_graph) {
-    job.node = core.graph.add(core.classes.line, spec.fence);
+    job.node = core.graph.add(core.classes.unseen, spec.fence);
   }
   timeline_promise(job);
   if (job.points_left == 0) {

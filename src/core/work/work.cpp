@@ -35,16 +35,18 @@ Work::Work(Core::Impl& c) : core(c) {
   cls.unit = g.define("compute unit");
   cls.compute = g.define("a free unit for job");
   cls.engine = g.define("engine");
-  cls.line = g.define("job");
+  cls.line = g.define("the line for VRAM of device");
   cls.gate = g.define("gate");
   cls.buffer = g.define("buffer");
   cls.point = g.define("timeline point");
   cls.machine = g.define("the machine");
+  cls.unseen = g.define("job");  // not visible yet: it may wait for what a visible one may not
   g.resource(cls.unit);
   g.ordered(cls.fence, cls.fence);  // arrays: of fences that are visible already
   g.ordered(cls.job, cls.fence);    // jobs wait for fences that were visible before theirs
   g.ordered(cls.job, cls.job);      // queues
-  g.ordered(cls.line, cls.line);
+  g.ordered(cls.unseen, cls.unseen);
+  g.ordered(cls.line, cls.operation);  // those that give VRAM back want none
   g.ordered(cls.memory, cls.memory);  // its line
   if (asks_fences) {
     g.ordered(cls.memory, cls.fence);  // each such wait was asked for and found good

@@ -188,7 +188,7 @@ struct Job {
   unsigned units_short = 0;       ///< ... so many are needed; 0: it waits for none
   FenceId behind = 0;             ///< the job that it waits behind (line, queued); 0: none
   graph::NodeId behind_node = graph::no_node;
-  /// Of class `line` until the job is visible, of class `job` then: what may wait for what changes with that.
+  /// Of class `unseen` until the job is visible, of class `job` then: what may wait for what changes with that.
   graph::NodeId node = graph::no_node;
   graph::NodeId units_node = graph::no_node;  ///< between the job and units of which some are enough
 };
