@@ -165,7 +165,7 @@ void World::step(std::uint32_t agent) {
       say(LogLine::Kind::call, def.name, "core", s.text);
       state.wait = Wait::reply;
       const Status status = core_->free(now_ns_, client, span_of_page(s.page), {cookie_free + s.page});
-      if (!status.ok()) violate(Verdict::broken_rule, "free of an allocated page ends with: " + words_of(status));
+      if (!status.ok()) violate(Verdict::violation, "free of an allocated page ends with: " + words_of(status));
       return;
     }
     case Kind::prefetch: {
@@ -453,7 +453,9 @@ std::string World::who_waits() const {
   }
   for (std::uint32_t j = 0; j < jobs_.size(); ++j) {
     const JobState& job = jobs_[j];
-    if (job.state == JobState::State::none || job.told) continue;
+    if (job.state == JobState::State::none || job.told ||
+        (job.state == JobState::State::ended && fences_[scenario_.jobs[j].fence].signalled))
+      continue;
     const char* const stages[] = {"", "is not visible yet", "is visible, its job has not begun",
                                   "is visible, its job runs", "its job has ended"};
     out += fence_name(scenario_.jobs[j].fence) + " " + stages[static_cast<unsigned>(job.state)] + '\n';

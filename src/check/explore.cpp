@@ -66,15 +66,12 @@ class Search {
       live_ = false;
       return state;
     }
+    if (!world_->warning().empty() && !world_->broken()) note(state, {Verdict::broken_rule, world_->warning()});
     Frame frame;
     frame.state = state;
     world_->enabled(frame.events);
     if (frame.events.empty()) {
-      Finding finding = world_->conclude();
-      if (finding.verdict != Verdict::clean) {
-        graph_[state].finding = static_cast<std::uint32_t>(findings_.size());
-        findings_.push_back(std::move(finding));
-      }
+      note(state, world_->conclude());
       live_ = false;
       return state;
     }
@@ -88,6 +85,13 @@ class Search {
     stack_.push_back(std::move(frame));
     live_ = true;
     return state;
+  }
+
+  void note(std::uint32_t state, Finding finding) {
+    const std::uint32_t known = graph_[state].finding;
+    if (finding.verdict == Verdict::clean || (known != none && findings_[known].verdict >= finding.verdict)) return;
+    graph_[state].finding = static_cast<std::uint32_t>(findings_.size());
+    findings_.push_back(std::move(finding));
   }
 
   void next() {

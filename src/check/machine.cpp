@@ -212,18 +212,18 @@ void World::issue(const Action& a) {
 
 void World::wake_wave(const Action& a) {
   const auto agent = static_cast<std::uint32_t>(a.token.value - 1);
-  if (agent >= agents_.size()) violate(Verdict::broken_rule, "a wave is woken that never faulted");
+  if (agent >= agents_.size()) violate(Verdict::violation, "a wave is woken that never faulted");
   AgentState& state = agents_[agent];
   if (state.over) return;
   if (state.wait != Wait::fault) {
-    violate(Verdict::broken_rule, scenario_.agents[agent].name + " is woken, and does not wait");
+    violate(Verdict::violation, scenario_.agents[agent].name + " is woken, and does not wait");
   }
   state.wait = Wait::nothing;
   if (a.status.ok()) return;
   const Step& s = scenario_.agents[agent].steps[state.pc];
   const bool gone = s.page != none ? !pages_[s.page].allocated || pages_[s.page].freeing : failed_before_;
   if (!gone && !failed_before_) {
-    violate(Verdict::broken_rule,
+    violate(Verdict::violation,
             scenario_.agents[agent].name + ", " + s.text + ": the fault fails: " + words_of(a.status));
   }
   end_of(agent);
@@ -252,7 +252,7 @@ void World::reply(const Action& a) {
       if (!submitter.over) advance(job.submitter);
     }
     if (job.state != JobState::State::submitted) {
-      violate(Verdict::broken_rule, "the submission of " + fence_name(fence) + " is answered twice");
+      violate(Verdict::violation, "the submission of " + fence_name(fence) + " is answered twice");
     }
     if (!a.status.ok()) {
       job.state = JobState::State::ended;
@@ -270,7 +270,7 @@ void World::reply(const Action& a) {
     PageState& page = pages_[index];
     for (const DeviceEntry& entry : page.devices) {
       if (entry.to != DeviceEntry::To::nowhere) {
-        violate(Verdict::broken_rule,
+        violate(Verdict::violation,
                 "the free of " + scenario_.pages[index].name + " is answered while a device maps it");
       }
     }
@@ -420,7 +420,10 @@ void World::effect_buffer(const Action& a) {
       map.device = a.place == core::Place::vram ? (a.to_device == no_device ? a.device : a.to_device) : no_device;
       map.writable = a.access == Access::write;
       const std::uint32_t page = scenario_.buffers[index].user_page;
-      if (page != none) map.generation = pages_[page].generation;
+      if (page != none) {
+        map.generation = pages_[page].generation;
+        return;
+      }
       if (a.device == no_device) wake_cpu(a.pages, a.client - 1);
       if (a.has_token) wake_wave(a);
       return;

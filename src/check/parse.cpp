@@ -380,6 +380,7 @@ class Parser {
       w.need("on");
       agent.device = device(w.next("a device"));
     }
+    agent.may_hang = w.take("may_hang");
     s_.agents.push_back(agent);
     if (s_.agents.size() > 16) throw Bad("more than 16 agents");
     in_agent_ = true;

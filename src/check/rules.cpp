@@ -18,8 +18,7 @@ void World::begin_job(const Action& a) {
     if (scenario_.jobs[j].fence + 1 != a.fence) continue;
     JobState& job = jobs_[j];
     if (job.state != JobState::State::visible) {
-      violate(Verdict::broken_rule,
-              "the job of " + fence_name(scenario_.jobs[j].fence) + " runs, but it is not visible");
+      violate(Verdict::violation, "the job of " + fence_name(scenario_.jobs[j].fence) + " runs, but it is not visible");
     }
     check_job_order(j);
     job.state = JobState::State::running;
@@ -41,7 +40,9 @@ void World::check_job_buffer(std::uint32_t j, std::uint32_t b, const core::Buffe
   const std::uint32_t page = scenario_.buffers[b].user_page;
   if (page != none) {
     const std::uint32_t client = scenario_.agents[jobs_[j].submitter].client;
-    const BufferMap& map = buffers_[b].maps[{client, scenario_.jobs[j].device}];
+    // Engines other than graphics have no page table of the client's: the machine looks the pages up for them.
+    const bool graphics = scenario_.jobs[j].engine == Engine::graphics;
+    const BufferMap& map = buffers_[b].maps[{client, graphics ? scenario_.jobs[j].device : no_device}];
     if (map.to == BufferMap::To::nowhere) {
       violate(Verdict::wrong_bytes, who + ": runs without a mapping of it");
     }
@@ -90,22 +91,22 @@ void World::end_job(std::uint32_t j, Status status) {
 }
 
 void World::signal(const Action& a) {
-  if (a.fence < 1 || a.fence > fences_.size()) violate(Verdict::broken_rule, "a fence signals that nobody made");
+  if (a.fence < 1 || a.fence > fences_.size()) violate(Verdict::violation, "a fence signals that nobody made");
   const auto f = static_cast<std::uint32_t>(a.fence - 1);
   FenceState& fence = fences_[f];
   for (std::uint32_t j = 0; j < jobs_.size(); ++j) {
     if (scenario_.jobs[j].fence != f) continue;
     JobState& job = jobs_[j];
-    if (job.told) violate(Verdict::broken_rule, fence_name(f) + " signals twice");
+    if (job.told) violate(Verdict::violation, fence_name(f) + " signals twice");
     if (job.state == JobState::State::running || (a.status.ok() && job.state != JobState::State::ended)) {
-      violate(Verdict::broken_rule, fence_name(f) + " signals, and its job has not ended");
+      violate(Verdict::violation, fence_name(f) + " signals, and its job has not ended");
     }
-    if (a.status.ok() && !job.ok) violate(Verdict::broken_rule, fence_name(f) + " signals success, and its job failed");
+    if (a.status.ok() && !job.ok) violate(Verdict::violation, fence_name(f) + " signals success, and its job failed");
     if (!a.status.ok() && job.ok) {
-      violate(Verdict::broken_rule, fence_name(f) + " signals " + words_of(a.status) + ", and its job ended well");
+      violate(Verdict::violation, fence_name(f) + " signals " + words_of(a.status) + ", and its job ended well");
     }
     if (!a.status.ok() && !failed_before_) {
-      violate(Verdict::broken_rule, fence_name(f) + " fails: " + words_of(a.status) + "; but nothing has failed");
+      violate(Verdict::violation, fence_name(f) + " fails: " + words_of(a.status) + "; but nothing has failed");
     }
     job.told = true;
     job.state = JobState::State::ended;
@@ -125,8 +126,7 @@ void World::check_job_order(std::uint32_t j) const {
   };
   for (const std::uint32_t f : def.waits) {
     if (!ended(f)) {
-      violate(Verdict::broken_rule,
-              "the job of " + fence_name(def.fence) + " runs before " + fence_name(f) + " is done");
+      violate(Verdict::violation, "the job of " + fence_name(def.fence) + " runs before " + fence_name(f) + " is done");
     }
   }
   const auto uses = [](const std::vector<std::uint32_t>& list, std::uint32_t b) {
@@ -143,8 +143,8 @@ void World::check_job_order(std::uint32_t j) const {
       const bool writes = uses(def.writes, b) || uses(d.writes, b);
       const bool both = (uses(def.writes, b) || uses(def.reads, b)) && (uses(d.writes, b) || uses(d.reads, b));
       if (writes && both) {
-        violate(Verdict::broken_rule, "the job of " + fence_name(def.fence) + " runs before " + fence_name(d.fence) +
-                                          " is done, and both use buffer " + scenario_.buffers[b].name);
+        violate(Verdict::violation, "the job of " + fence_name(def.fence) + " runs before " + fence_name(d.fence) +
+                                        " is done, and both use buffer " + scenario_.buffers[b].name);
       }
     }
   }
@@ -156,7 +156,7 @@ void World::check_units(DeviceId device) const {
   std::uint64_t compute = 0;
   for (const auto& [who, process] : processes_) {
     if (who.second != device || !process.alive) continue;
-    if ((compute & process.granted) != 0) violate(Verdict::broken_rule, "a compute unit is given to two clients");
+    if ((compute & process.granted) != 0) violate(Verdict::violation, "a compute unit is given to two clients");
     compute |= process.granted;
   }
   std::uint64_t jobs = 0;
@@ -166,7 +166,7 @@ void World::check_units(DeviceId device) const {
     const JobDef& def = scenario_.jobs[j];
     if (def.engine != Engine::graphics || def.device != device) continue;
     if (jobs_[j].state == JobState::State::running) {
-      if ((jobs & jobs_[j].cu_mask) != 0) violate(Verdict::broken_rule, "a compute unit is given to two jobs");
+      if ((jobs & jobs_[j].cu_mask) != 0) violate(Verdict::violation, "a compute unit is given to two jobs");
       jobs |= jobs_[j].cu_mask;
     }
     if (jobs_[j].state == JobState::State::visible || jobs_[j].state == JobState::State::running) {
@@ -174,20 +174,20 @@ void World::check_units(DeviceId device) const {
       most_needed = std::max(most_needed, def.cus_min);
     }
   }
-  if ((compute & jobs) != 0) violate(Verdict::broken_rule, "a compute unit is given to a job and to compute");
+  if ((compute & jobs) != 0) violate(Verdict::violation, "a compute unit is given to a job and to compute");
   const auto used = static_cast<unsigned>(std::popcount(compute));
-  if (used > model.cu_count) violate(Verdict::broken_rule, "more units are given than there are");
+  if (used > model.cu_count) violate(Verdict::violation, "more units are given than there are");
   if (model.policy == Policy::reserve && used + std::min(model.reserved_cus, model.cu_count) > model.cu_count) {
-    violate(Verdict::broken_rule, "policy reserve: compute got a unit that is kept for fenced work");
+    violate(Verdict::violation, "policy reserve: compute got a unit that is kept for fenced work");
   }
   if (visible == 0) return;
   if (model.policy == Policy::exclusive && compute != 0) {
-    violate(Verdict::broken_rule, "policy exclusive: compute has a unit while a graphics fence is visible");
+    violate(Verdict::violation, "policy exclusive: compute has a unit while a graphics fence is visible");
   }
   if (model.policy == Policy::reserve_in_flight) {
     const unsigned kept = std::min(std::max(model.reserved_cus, most_needed), model.cu_count);
     if (used + kept > model.cu_count) {
-      violate(Verdict::broken_rule,
+      violate(Verdict::violation,
               "policy reserve-in-flight: a graphics fence is visible, and compute has units that "
               "are to be kept for it");
     }
@@ -206,8 +206,8 @@ void World::check_move(const Action& a) const {
       const std::uint32_t page = scenario_.buffers[b].user_page;
       if (page == none || !a.pages.overlaps(span_of_page(page))) continue;
       if (const std::uint32_t fence = busy_with(b); fence != none) {
-        violate(Verdict::broken_rule, "page " + scenario_.pages[page].name + " is given back, and " +
-                                          fence_name(fence) + " uses it through buffer " + scenario_.buffers[b].name);
+        violate(Verdict::violation, "page " + scenario_.pages[page].name + " is given back, and " + fence_name(fence) +
+                                        " uses it through buffer " + scenario_.buffers[b].name);
       }
     }
     return;
@@ -215,7 +215,7 @@ void World::check_move(const Action& a) const {
   if (a.buffer < 1 || a.buffer > buffers_.size()) return;
   const auto b = static_cast<std::uint32_t>(a.buffer - 1);
   if (const std::uint32_t fence = busy_with(b); fence != none) {
-    violate(Verdict::broken_rule,
+    violate(Verdict::violation,
             "buffer " + scenario_.buffers[b].name + " moves, and " + fence_name(fence) + " uses it");
   }
 }
@@ -242,8 +242,13 @@ void World::check_reports() {
       remarks_.push_back(std::move(report.text));
       continue;
     }
+    if (report.what == What::wait_in_section) {
+      // Explored further: what comes of it is the verdict, if it is worse.
+      if (warning_.empty()) warning_ = std::move(report.text);
+      continue;
+    }
     if (closing_ && report.what == What::never_signalled) continue;
-    violate(Verdict::broken_rule, report.text);
+    violate(Verdict::violation, report.text);
   }
 }
 

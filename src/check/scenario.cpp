@@ -15,6 +15,7 @@ const char* to_string(Verdict verdict) {
     case Verdict::livelock: return "livelock";
     case Verdict::deadlock: return "deadlock";
     case Verdict::broken_rule: return "broken-rule";
+    case Verdict::violation: return "violation";
     case Verdict::wrong_bytes: return "wrong-bytes";
     case Verdict::crash: return "crash";
   }

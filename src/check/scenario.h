@@ -85,6 +85,7 @@ struct JobDef {
 struct Agent {
   std::string name;
   bool is_wave = false;
+  bool may_hang = false;  ///< nobody is wronged if it never ends: it has itself to blame
   std::uint32_t client = 0;
   DeviceId device = no_device;  ///< of waves
   std::vector<Step> steps;

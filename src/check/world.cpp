@@ -55,6 +55,7 @@ core::Config World::config() const {
   out.system_pages = scenario_.system_pages * block_pages;
   out.store_pages = scenario_.store_pages * block_pages;
   out.speculation_granules = 0;
+  out.end_deadlocks = false;  // the hang itself is looked for
   out.bug = setup_.bug;
   return out;
 }
@@ -312,7 +313,17 @@ bool World::finished() const {
   for (std::uint32_t a = 0; a < agents_.size(); ++a) {
     if (!done_with(a)) return false;
   }
-  return core_->quiescent();
+  return core_->quiescent() || only_held_jobs();
+}
+
+/// What is left are jobs that wait for timeline points which nobody makes: seen by nobody, and no harm to anybody.
+bool World::only_held_jobs() const {
+  bool held = false;
+  for (const JobState& job : jobs_) {
+    if (job.state == JobState::State::visible || job.state == JobState::State::running) return false;
+    held = held || job.state == JobState::State::submitted;
+  }
+  return held;
 }
 
 // --- state -----------------------------------------------------------------------------------------------------------
@@ -426,11 +437,22 @@ Finding World::conclude() {
   if (!finished()) return why_stuck();
   try {
     core_->verify();
+    if (!core_->quiescent()) {
+      for (std::uint32_t j = 0; j < jobs_.size(); ++j) {
+        if (jobs_[j].state != JobState::State::submitted) continue;
+        failed_before_ = true;
+        core_->job_cancel(now_ns_, client_id(scenario_.agents[jobs_[j].submitter].client), scenario_.jobs[j].fence + 1);
+        settle();
+      }
+      drain();
+      if (!core_->quiescent()) return why_stuck();
+    }
     close_down();
   } catch (const Violation& violation) {
     finding_ = violation.finding;
   }
   if (broken()) return finding_;
+  if (!warning_.empty()) return {Verdict::broken_rule, warning_};
   if (!refusal_.empty()) return {Verdict::refused, refusal_};
   return {};
 }
@@ -461,6 +483,7 @@ Finding World::why_stuck() const {
   if (!out.text.empty() && out.text.back() != '\n') out.text += '\n';
   out.text += circle.empty() ? missed : std::string();
   out.text += who_waits();
+  if (out.text.empty()) out.text = "everybody has done what he had to, and the core still waits for something\n";
   return out;
 }
 
@@ -469,11 +492,22 @@ bool World::nothing_runs() const {
                       [](const JobState& j) { return j.state == JobState::State::running; });
 }
 
+/// Answers all that is under way, oldest first.
+void World::drain() {
+  for (unsigned n = 0; !flights_.empty(); ++n) {
+    if (n == closing_bound) violate(Verdict::livelock, "the core goes on asking when all is over");
+    Flight& flight = flights_.front();
+    if (!flight.effective && !is_lost(flight.action, flight.status)) effect(flight);
+    answer(0, flights_.front().status);
+    settle();
+  }
+}
+
 /// Everything is given back; what is left over is a leak.
 void World::close_down() {
   for (std::uint32_t f = 0; f < fences_.size(); ++f) {
     if (fences_[f].visible && !fences_[f].signalled) {
-      violate(Verdict::broken_rule, fence_name(f) + " became visible and never signals, though all is done");
+      violate(Verdict::violation, fence_name(f) + " became visible and never signals, though all is done");
     }
   }
   closing_ = true;
@@ -489,13 +523,7 @@ void World::close_down() {
     core_->client_gone(now_ns_, client_id(c), {cookie_gone + c});
     settle();
   }
-  for (unsigned n = 0; !flights_.empty(); ++n) {
-    if (n == closing_bound) violate(Verdict::livelock, "the core goes on asking after everybody has left");
-    Flight& flight = flights_.front();
-    if (!flight.effective && !is_lost(flight.action, flight.status)) effect(flight);
-    answer(0, flights_.front().status);
-    settle();
-  }
+  drain();
   core_->verify();
   const core::Stats& stats = core_->stats();
   const struct {
@@ -507,11 +535,11 @@ void World::close_down() {
                {stats.stored_pages, "pages in the store"}};
   for (const auto& leak : leaks) {
     if (leak.left != 0) {
-      violate(Verdict::broken_rule,
+      violate(Verdict::violation,
               "everybody has left, and " + std::to_string(leak.left) + " " + leak.what + " are still counted");
     }
   }
-  if (!core_->quiescent()) violate(Verdict::broken_rule, "everybody has left, and the core still waits for something");
+  if (!core_->quiescent()) violate(Verdict::violation, "everybody has left, and the core still waits for something");
 }
 
 }  // namespace ferry::check

@@ -76,6 +76,8 @@ class World {
   [[nodiscard]] Finding conclude();
   /// Work was refused on the way here.
   [[nodiscard]] const std::string& refusal() const { return refusal_; }
+  /// A fence rule was broken on the way here, and nothing has come of it yet.
+  [[nodiscard]] const std::string& warning() const { return warning_; }
   /// Steps that agents have finished: whoever explores sees progress by it.
   [[nodiscard]] std::uint32_t progress() const { return progress_; }
   /// The core says that some can never go on.
@@ -196,6 +198,8 @@ class World {
   void create_buffer(std::uint32_t buffer);
   void tell_notice(std::uint32_t index);
   [[nodiscard]] bool nothing_runs() const;
+  [[nodiscard]] bool only_held_jobs() const;
+  void drain();
   void pass_time();
   [[nodiscard]] bool only_time() const;
   void say(LogLine::Kind kind, std::string from, std::string to, std::string text);
@@ -287,6 +291,7 @@ class World {
   std::uint32_t progress_ = 0;
   std::string refusal_;
   std::vector<std::string> remarks_;
+  std::string warning_;
   Finding finding_;
   bool closing_ = false;
   bool time_is_idle_ = false;  ///< time passed, and nothing came of it
