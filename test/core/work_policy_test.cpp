@@ -54,6 +54,14 @@ TEST(Policy, ReserveInFlightKeepsThemFromBeforeTheFenceIsVisible) {
   EXPECT_EQ(m.units(), 0xfU);
 }
 
+TEST(Policy, ExclusiveLetsComputeInAtOnceWhenNoFenceIsLeft) {
+  WorkMachine m(work_config(Policy::exclusive, 1));
+  ASSERT_TRUE(m.submit(graphics_job(1)).ok());
+  ASSERT_TRUE(m.finish(1));
+  m.demand(1);
+  EXPECT_EQ(m.units(), 1U);  // nothing else happens that would look at the gate again
+}
+
 TEST(Policy, ReserveInFlightLetsComputeInBetweenJobsThatNeedAllUnits) {
   WorkMachine m(work_config(Policy::reserve_in_flight, 1));
   ASSERT_TRUE(m.submit(graphics_job(1)).ok());

@@ -153,6 +153,9 @@ void Work::share_units(DeviceId device) {
   }
   for (auto& [client, compute] : dev.compute) {
     const bool waits = compute.demand != 0 && !compute.stopped && compute_units(client, device) == 0;
+    if (waits && compute.waiting_ns == 0 && dev.fenced_mode) {
+      dev.again = true;  // who has just come may be let in at once, and the gate has been looked at already
+    }
     compute.waiting_ns = !waits                    ? 0
                          : compute.waiting_ns != 0 ? compute.waiting_ns
                                                    : std::max<std::uint64_t>(core.now_ns, 1);
