@@ -45,7 +45,9 @@ Status Work::job_check(ClientId client, JobSpec& spec) const {
       same->access = Access::write;
     }
   }
-  if (core.config.system_pages != 0 && pages + repair_reserve_pages() > core.config.system_pages) {
+  // As Reclaim: the reserve for repairs never takes more than half.
+  const std::uint64_t budget = core.config.system_pages;
+  if (budget != 0 && pages + std::min(repair_reserve_pages(), budget / 2) > budget) {
     return Code::bad_range;
   }
   for (const FenceId wait : spec.waits) {
