@@ -48,13 +48,14 @@ FERRY_API ferry_buffer* ferry_buffer_create(size_t bytes, int home, unsigned fla
  * cannot be exported. NULL on error: bad_range, not_allocated (the memory is not, or not all of it, managed). */
 FERRY_API ferry_buffer* ferry_buffer_from_memory(void* pointer, size_t bytes, unsigned flags, ferry_error* error);
 
-/** Closes the handle; with the last one of a buffer that this process has, its mapping goes too, after the jobs of
- * this process that use it. The buffer itself lives on while others hold it, while descriptors of it are open, and while jobs use
- * it: closing a busy buffer is allowed. NULL does nothing. */
+/** Closes the handle; with the last one of a buffer that this process has, its mapping goes too, after visible jobs of
+ * this process that use it (graphics jobs that are not visible yet will not find it: wait for them first). The buffer
+ * itself lives on while others hold it, while descriptors of it are open, and while jobs that were submitted need it:
+ * closing a busy buffer is allowed. NULL does nothing. */
 FERRY_API ferry_code ferry_buffer_close(ferry_buffer* buffer, ferry_error* error);
 
 /** Makes the buffer reachable at one address, for CPU threads, kernels and graphics jobs of this process alike, on
- * every device. Returns the same address until the handle is closed. The contents are where the last user left them: wait
+ * every device. Returns the same address until the handle is closed (of ferry_buffer_from_memory: that memory's). The contents are where the last user left them: wait
  * for the fences of jobs that write it before you read. NULL on error: no_memory, no_mappings. */
 FERRY_API void* ferry_buffer_map(ferry_buffer* buffer, ferry_error* error);
 

@@ -103,15 +103,15 @@ class buffer {
   /// Throws error: bad_range, not_allocated.
   [[nodiscard]] static buffer of_memory(void* p, std::size_t bytes, implicit_sync sync = implicit_sync::on) {
     ferry_error e;
-    return buffer(detail::made(ferry_buffer_from_memory(p, bytes, flags(sync), &e), e));
+    return adopt(detail::made(ferry_buffer_from_memory(p, bytes, flags(sync), &e), e));
   }
   /// The buffer behind a descriptor of export_fd(), which stays the caller's. Throws error: not_held.
   [[nodiscard]] static buffer import_fd(int fd) {
     ferry_error e;
-    return buffer(detail::made(ferry_buffer_import(fd, &e), e));
+    return adopt(detail::made(ferry_buffer_import(fd, &e), e));
   }
   /// Takes the handle over.
-  explicit buffer(ferry_buffer* handle) : handle_(handle) {}
+  [[nodiscard]] static buffer adopt(ferry_buffer* handle) { return buffer(owner(handle)); }
 
   /// One address for CPU, kernels and graphics jobs of this process, good while the object lives. Throws error: no_memory.
   template <typename T = void>
@@ -139,6 +139,7 @@ class buffer {
 
  private:
   using owner = detail::owner<ferry_buffer, &detail::close_buffer>;
+  explicit buffer(owner handle) : handle_(std::move(handle)) {}
   [[nodiscard]] static unsigned flags(implicit_sync sync) {
     return sync == implicit_sync::off ? unsigned{FERRY_BUFFER_NO_IMPLICIT_SYNC} : 0U;
   }

@@ -144,6 +144,10 @@ void Manager::job_to_core(Client& client, core::JobSpec& spec, const wire::Launc
     refuse_work(client, Code::no_memory, too_many_fences());
     return;
   }
+  for (const core::JobBuffer& use : spec.buffers) {
+    // A userptr cannot be held once more: its memory must be there anyway.
+    if (core_->buffer_open(now_ns_, client.id, use.buffer).ok()) entry.buffers.push_back(use.buffer);
+  }
   ++client.work.jobs;
   executor_->add_payload(id, packet);
   const core::Cookie cookie = make_cookie(Request::Kind::job, client.id, id);
@@ -176,12 +180,16 @@ void Manager::job_visible(core::FenceId id, Status status) {
   if (!entry.signalled) show_fence_to_all(id, entry);
 }
 
-/// Jobs that wait for its point have been told.
+/// Jobs that wait for its point have been told, and its fence keeps the buffers.
 void Manager::close_gate(Client& client, FenceEntry& entry) {
   if (entry.gate == 0) return;
-  // The application may be going, and its timelines with it.
+  // The application may be going, and all that it holds with it.
   [[maybe_unused]] const Status closed = core_->timeline_close(now_ns_, client.id, entry.gate);
   entry.gate = 0;
+  for (const core::BufferId buffer : entry.buffers) {
+    [[maybe_unused]] const Status let_go = core_->buffer_close(now_ns_, client.id, buffer);
+  }
+  entry.buffers.clear();
 }
 
 void Manager::job_cancel(Client& client, core::FenceId id) {

@@ -24,6 +24,7 @@ struct FenceEntry {
   /// Of a job that is not visible yet: a timeline whose point 1 it promises. Jobs that wait for it wait for that point,
   /// so that the core holds them back and finds loops. 0: visible, or over.
   core::TimelineId gate = 0;
+  std::vector<core::BufferId> buffers;  ///< of such a job: held for it, so that they may be closed after submission
   std::uint32_t holds = 0;            ///< applications' handles and tokens
   std::vector<std::uint64_t> tokens;  ///< to be written to when it signals
 };

@@ -113,13 +113,19 @@ void Executor::on_buffer_touch(Client& client, Page page, Page first, BufferPlac
 
 void Executor::map_buffer(Client* client, const core::Action& action) {
   const bool on_cpu = action.device == no_device;
+  const auto found = buffers_.find(action.buffer);
+  FERRY_CHECK(found != buffers_.end());
+  const BufferMemory& buffer = found->second;
+  if (buffer.userptr) {
+    // The core has brought its pages to their place in the system file, and the device reaches them there as it reaches
+    // all memory in place; the engines reach that file by the manager's mapping. There is nothing else to look up.
+    done(action.id, {});
+    return;
+  }
   if (client == nullptr || (on_cpu && client->closing)) {
     done(action.id, on_cpu ? Code::client_gone : Code::device_lost);
     return;
   }
-  const auto found = buffers_.find(action.buffer);
-  FERRY_CHECK(found != buffers_.end());
-  const BufferMemory& buffer = found->second;
   const auto handle = client->work.buffers.find(action.buffer);
   if (handle == client->work.buffers.end()) {
     // Closed by the application while the core was about to map it.
@@ -134,15 +140,10 @@ void Executor::map_buffer(Client* client, const core::Action& action) {
   const std::uint32_t index = make_command(*client, action.device, kind, action.pages, action.id);
   Command& c = commands_.at(index);
   c.record.writable = on_cpu || action.access == Access::write || action.prot == Prot::read_write ? 1 : 0;
-  if (buffer.userptr) {
-    c.record.file = static_cast<std::uint8_t>(wire::File::system);
-    c.record.file_offset = buffer.user_pages.first * page_bytes;
-  } else {
-    c.record.file = static_cast<std::uint8_t>(wire::File::buffer);
-    c.record.file_offset = action.place == core::Place::vram ? buffer.half_bytes : 0;
-    c.record.buffer = handle->second.slot;
-    c.object = action.buffer;
-  }
+  c.record.file = static_cast<std::uint8_t>(wire::File::buffer);
+  c.record.file_offset = action.place == core::Place::vram ? buffer.half_bytes : 0;
+  c.record.buffer = handle->second.slot;
+  c.object = action.buffer;
   send(index);
 }
 
