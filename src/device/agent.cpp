@@ -48,8 +48,14 @@ class SpareMappings {
 
 class Agent {
  public:
-  Agent(wire::DeviceControl& control, DeviceMemory& memory, int kick_fd, int manager_socket)
-      : port_(control.agent, control.head), memory_(memory), kick_fd_(kick_fd), manager_socket_(manager_socket) {
+  Agent(wire::DeviceControl& control, DeviceMemory& memory, Units& units, std::span<const Cu> cus, int kick_fd,
+        int manager_socket)
+      : port_(control.agent, control.head),
+        memory_(memory),
+        units_(units),
+        cus_(cus),
+        kick_fd_(kick_fd),
+        manager_socket_(manager_socket) {
     incoming_ = static_cast<linux::Incoming*>(map_own(sizeof(linux::Incoming)));
     if (incoming_ != nullptr) new (incoming_) linux::Incoming;
   }
@@ -94,6 +100,8 @@ class Agent {
       } else if (is(command, wire::DownKind::forget_buffer)) {
         memory_.set_buffer_file(command.buffer, linux::Fd());
         error = 0;
+      } else if (change_units(command)) {
+        error = 0;
       } else if (is(command, wire::DownKind::rearm)) {
         error = memory_.rearm(command.address, command.length_bytes);
         while (error == ENOMEM && spare_.release()) error = memory_.rearm(command.address, command.length_bytes);
@@ -112,6 +120,30 @@ class Agent {
         return;
       }
       memory_.set_buffer_file(body.slot, std::move(incoming_->fds[0]));
+    }
+  }
+
+  /// False: the command is none of these.
+  bool change_units(const wire::DownRecord& command) {
+    switch (static_cast<wire::DownKind>(command.kind)) {
+      case wire::DownKind::grant_units: units_.grant(command.units); return true;
+      case wire::DownKind::take_units: {
+        std::uint64_t holders = 0;
+        const std::uint64_t left = units_.take(command.units, holders);
+        if (left != 0) tell(wire::UpKind::units_left, 0, left);
+        for (std::size_t i = 0; i < cus_.size(); ++i) {
+          if ((holders >> i & 1) != 0) cus_[i].interrupt();
+        }
+        return true;
+      }
+      case wire::DownKind::run_job:
+        if (units_.start(command.slot, command.units)) tell(wire::UpKind::job_done, command.slot, 0);
+        return true;
+      case wire::DownKind::cancel_job:
+        if (units_.cancel(command.slot)) tell(wire::UpKind::job_done, command.slot, 0);
+        for (const Cu& cu : cus_) cu.interrupt();
+        return true;
+      default: return false;
     }
   }
 
@@ -153,6 +185,18 @@ class Agent {
     record.kind = static_cast<std::uint32_t>(wire::UpKind::done);
     record.action = command.action;
     record.error = error;
+    post(record);
+  }
+
+  void tell(wire::UpKind kind, std::uint16_t slot, std::uint64_t value) {
+    wire::UpRecord record{};
+    record.kind = static_cast<std::uint32_t>(kind);
+    record.slot = slot;
+    record.value = value;
+    post(record);
+  }
+
+  void post(wire::UpRecord& record) {
     record.time_ns = linux::monotonic_ns();
     // The manager leaves no more commands unanswered than the ring holds.
     while (!port_.post(record, [this] { kick(); })) wire::cpu_relax();
@@ -168,6 +212,8 @@ class Agent {
   static constexpr int file_patience_ms = 1000;
 
   DeviceMemory& memory_;
+  Units& units_;
+  std::span<const Cu> cus_;
   int kick_fd_;
   int manager_socket_;
   linux::Incoming* incoming_ = nullptr;
@@ -180,8 +226,9 @@ class Agent {
 
 }  // namespace
 
-void run_agent(wire::DeviceControl& control, DeviceMemory& memory, int kick_fd, int manager_socket) {
-  Agent agent(control, memory, kick_fd, manager_socket);
+void run_agent(wire::DeviceControl& control, DeviceMemory& memory, Units& units, std::span<const Cu> cus, int kick_fd,
+               int manager_socket) {
+  Agent agent(control, memory, units, cus, kick_fd, manager_socket);
   agent.run();
 }
 

@@ -2,12 +2,16 @@
 // quit). Runs on the device's main thread. Never touches managed memory.
 #pragma once
 
+#include <span>
+
+#include "device/cu.h"
 #include "device/memory.h"
 #include "wire/control.h"
 
 namespace ferry::device {
 
 /// `kick_fd`: the manager's eventfd.
-[[noreturn]] void run_agent(wire::DeviceControl& control, DeviceMemory& memory, int kick_fd, int manager_socket);
+[[noreturn]] void run_agent(wire::DeviceControl& control, DeviceMemory& memory, Units& units, std::span<const Cu> cus,
+                            int kick_fd, int manager_socket);
 
 }  // namespace ferry::device

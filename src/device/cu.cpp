@@ -30,14 +30,12 @@ struct ExceptionGlobals {
 /// Initial-exec: signal handlers read it, and a lazily allocated one would have to be allocated there.
 __attribute__((tls_model("initial-exec"))) thread_local Cu* this_cu = nullptr;
 
-/// How often a compute unit that runs one wave asks whether another should run. A tick costs tens of microseconds in a
-/// virtual machine: often only while it helps.
-constexpr unsigned clock_slow_ms = 20;
-constexpr unsigned clock_fast_ms = 2;
 /// Fast ticks without use before the clock slows down.
 constexpr unsigned idle_ticks_max = 16;
 /// After so long a wave shares its compute unit with waves of its own launch that have not started.
 constexpr unsigned sharing_ms = 100;
+/// So long a thread keeps a unit for itself while others of the process have waves and none.
+constexpr unsigned turn_ms = 20;
 /// Ended waves that a compute unit keeps to itself at most, so that progress can be watched.
 constexpr std::uint64_t done_unreported_max = 16;
 
@@ -48,7 +46,7 @@ constexpr std::uint32_t trace_room = wire::ring_entries - 3 * wire::max_waves_pe
 
 Cu* current_cu() { return this_cu; }
 
-bool Cu::open(unsigned number, unsigned waves, wire::DeviceControl& control, QueueSet& queues,
+bool Cu::open(unsigned number, unsigned waves, wire::DeviceControl& control, QueueSet& queues, Units& units,
               const DeviceMemory& memory, int kick_fd) {
   number_ = number;
   waves_ = waves < wire::max_waves_per_cu ? waves : wire::max_waves_per_cu;
@@ -56,12 +54,15 @@ bool Cu::open(unsigned number, unsigned waves, wire::DeviceControl& control, Que
   port_ = wire::PeerPort(control.cus[number], control.head);
   control_ = &control;
   queues_ = &queues;
+  units_ = &units;
+  in_place_ = units.wait_in_place();
+  graphics_.graphics = true;
   memory_ = &memory;
   kick_fd_ = kick_fd;
   // Highest slots at the bottom of the stack: slot 0 is used first.
   for (unsigned i = 0; i < waves_; ++i) free_[i] = static_cast<std::uint8_t>(waves_ - 1 - i);
   free_count_ = waves_;
-  return make_stacks(fibers_.data(), waves_);
+  return make_stacks(fibers_.data(), waves_) && make_stacks(&graphics_, 1);
 }
 
 void Cu::run() {
@@ -70,17 +71,25 @@ void Cu::run() {
   sigevent event{};
   event.sigev_notify = SIGEV_THREAD_ID;
   event.sigev_signo = clock_signal;
-  event._sigev_un._tid = static_cast<pid_t>(syscall(SYS_gettid));
+  thread_ = static_cast<pid_t>(syscall(SYS_gettid));
+  event._sigev_un._tid = thread_;
   has_clock_ = timer_create(CLOCK_MONOTONIC, &event, &clock_) == 0;
 
   bool prefer_new = false;
   for (;;) {
     if (port_.ready()) take_answers();
+    // Its own unit, which nobody wants back: one load, of a line that nobody writes.
+    if ((unit_ == nullptr || !unit_->is_kept() || give_turn_) && !settle()) continue;
+    if (resting_count_ != 0) wake_resting();
+    if (in_place_ && waiting_ != 0) {
+      wait();
+      continue;
+    }
     if (ready_count_ != 0 && !prefer_new) {
       Fiber& fiber = fibers_[ready_[ready_head_]];
       ready_head_ = (ready_head_ + 1) % wire::max_waves_per_cu;
       --ready_count_;
-      enter(fiber);
+      run(fiber);
       prefer_new = preempted_;
       continue;
     }
@@ -125,6 +134,11 @@ void Cu::fiber_main(context::transfer_t transfer) {
 void Cu::run_kernel(Fiber& fiber) {
   const DeviceQueue& queue = *fiber.queue;
   preemptible_ = true;
+  // What came before this could not interrupt the wave.
+  if (unit_ != nullptr && !unit_->is_kept()) {
+    tick(true);
+    use_alternate(fiber);
+  }
   queue.entry(queue.captures, fiber.wave.first, fiber.wave.count);
   // From here on the wave is about to switch, with the scheduler's context in its registers.
   preemptible_ = false;
@@ -144,13 +158,14 @@ void Cu::leave(Leave why) {
 void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t instruction) {
   const bool was = hold();
   Fiber& fiber = *running_;
-  if (execute) {
+  if (execute || fiber.graphics) {
     Crash c;
     c.signal = SIGSEGV;
     c.code = SEGV_MAPERR;
     c.address = address;
     c.instruction = instruction;
-    c.execute = true;
+    c.write = write;
+    c.execute = execute;
     crash(c);
   }
   if (fiber.queue->failed.load(std::memory_order_relaxed) != 0) leave(Leave::dropped);
@@ -161,6 +176,7 @@ void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t in
   record.kind = static_cast<std::uint32_t>(wire::UpKind::fault);
   record.slot = static_cast<std::uint16_t>(fiber.wave.slot);
   record.access = write ? 1 : 0;
+  record.unit = unit_ != nullptr ? static_cast<std::uint8_t>(unit_->number) : wire::no_unit;
   record.address = address;
   record.generation = fiber.generation;
   record.queue = fiber.wave.queue;
@@ -195,12 +211,24 @@ void Cu::crash(const Crash& crash) {
 }
 
 void Cu::tick(bool safe) {
-  if (!preemptible_ || !safe) return;
-  preemptible_ = false;
   Fiber& fiber = *running_;
+  const bool asked = unit_ != nullptr && !unit_->is_kept();
+  if (!preemptible_ || !safe) {
+    // Somebody waits for the wave to come to where it can be left.
+    if (asked || fiber.queue->failed.load(std::memory_order_relaxed) != 0) set_clock(clock_fast_ms);
+    return;
+  }
+  preemptible_ = false;
   wave_ms_ += clock_ms_;
+  unit_ms_ += clock_ms_;
   if (fiber.queue->failed.load(std::memory_order_relaxed) != 0) leave(Leave::dropped);
-  bool yield = port_.ready() || ready_count_ != 0 || queues_->doorbell() != doorbell_seen_;
+  if (fiber.graphics) {
+    if (port_.ready() || fiber.printed_bytes != 0) leave(Leave::preempted);
+    preemptible_ = true;
+    return;
+  }
+  if (units_->somebody_hungers() && unit_ms_ >= turn_ms && may_leave()) give_turn_ = true;
+  bool yield = asked || give_turn_ || port_.ready() || ready_count_ != 0 || queues_->doorbell() != doorbell_seen_;
   if (!yield && free_count_ != 0) {
     const std::uint32_t own = 1U << fiber.queue->number;
     // The same queue's waves are left for after this one, as long as it does not look as if it waited for them.
@@ -213,7 +241,7 @@ void Cu::tick(bool safe) {
   } else if (clock_ms_ != clock_slow_ms && ++idle_ticks_ >= idle_ticks_max) {
     set_clock(clock_slow_ms);
   }
-  if (yield || fiber.printed_bytes != 0) leave(Leave::preempted);
+  if (yield || resting_count_ != 0 || fiber.printed_bytes != 0) leave(Leave::preempted);
   preemptible_ = true;
 }
 
@@ -292,29 +320,37 @@ bool Cu::start_wave() {
 
     const unsigned slot = free_[--free_count_];
     Fiber& fiber = fibers_[slot];
-    fiber.queue = &queue;
-    WaveInfo& wave = fiber.wave;
-    wave.launch = queue.launch;
-    wave.wave = index;
-    wave.first = index * queue.items_per_wave;
-    wave.count = queue.items - wave.first < queue.items_per_wave ? queue.items - wave.first : queue.items_per_wave;
-    wave.queue = number;
-    wave.cu = number_;
-    wave.slot = slot;
-    wave.kernel = queue.name;
-    if (alternate_owner_ != &fiber) {
-      stack_t alternate{};
-      alternate.ss_sp = fiber.alternate;
-      alternate.ss_size = fiber.alternate_bytes;
-      sigaltstack(&alternate, nullptr);
-    }
-    enter(fiber);
+    fiber.wave.slot = slot;
+    start_on(fiber, queue, index);
+    run(fiber);
     return true;
   }
   return false;
 }
 
-void Cu::enter(Fiber& fiber) {
+/// What the fiber's next entry runs.
+void Cu::start_on(Fiber& fiber, DeviceQueue& queue, std::uint64_t index) {
+  fiber.queue = &queue;
+  WaveInfo& wave = fiber.wave;
+  wave.launch = queue.launch;
+  wave.wave = index;
+  wave.first = index * queue.items_per_wave;
+  wave.count = queue.items - wave.first < queue.items_per_wave ? queue.items - wave.first : queue.items_per_wave;
+  wave.queue = queue.number;
+  wave.cu = number_;
+  wave.kernel = queue.name;
+  if (alternate_owner_ != &fiber) use_alternate(fiber);
+}
+
+/// For waves that start, and for those that go on after they left without a signal: a handler's return restores it.
+void Cu::use_alternate(const Fiber& fiber) {
+  stack_t alternate{};
+  alternate.ss_sp = fiber.alternate;
+  alternate.ss_size = fiber.alternate_bytes;
+  sigaltstack(&alternate, nullptr);
+}
+
+Leave Cu::enter(Fiber& fiber) {
   if (fiber.context == nullptr) {
     fiber.context = context::make_fcontext(fiber.alternate, wave_stack_bytes, &Cu::fiber_main);
   }
@@ -329,13 +365,21 @@ void Cu::enter(Fiber& fiber) {
   running_ = nullptr;
   fiber.context = back.fctx;
   if (fiber.printed_bytes != 0) flush_print(fiber);
-  switch (static_cast<Leave>(reinterpret_cast<std::uintptr_t>(back.data))) {
+  return static_cast<Leave>(reinterpret_cast<std::uintptr_t>(back.data));
+}
+
+void Cu::run(Fiber& fiber) {
+  switch (enter(fiber)) {
     case Leave::finished: end_wave(fiber, true); break;
     case Leave::waiting: ++waiting_; break;
     case Leave::preempted:
       preempted_ = true;
       fiber.state = SlotState::ready;
       ready_[(ready_head_ + ready_count_++) % wire::max_waves_per_cu] = static_cast<std::uint8_t>(fiber.wave.slot);
+      break;
+    case Leave::resting:
+      fiber.state = SlotState::resting;
+      resting_[resting_count_++] = static_cast<std::uint8_t>(fiber.wave.slot);
       break;
     case Leave::threw:
       report_exception(fiber);
@@ -409,18 +453,34 @@ void Cu::wait() {
     done_[q] = 0;
     queues_->done(q, count, *this);
   }
-  const auto ready = [this] {
-    return port_.ready() || queues_->doorbell() != doorbell_seen_ || (has_room() && queues_->claimable());
-  };
-  if ((waiting_ != 0 ? parked_spin_ : idle_spin_).until(ready)) return;
+  if ((waiting_ != 0 ? parked_spin_ : idle_spin_).until([this] { return awaited(); })) return;
   set_clock(0);
+  // Sleeps without a unit, so that others have it at once; but waves that wait for a fault, or look at a word now and
+  // then, keep it.
+  if (unit_ != nullptr && waiting_ == 0 && resting_count_ == 0) leave_unit();
   port_.sleep([this](std::atomic<std::uint32_t>& word, std::uint32_t expected) {
     queues_->sleepers().fetch_add(1, std::memory_order_seq_cst);
-    if (queues_->doorbell() == doorbell_seen_ && !(has_room() && queues_->claimable())) {
-      linux::futex_wait_either(word, expected, queues_->doorbell_word(), doorbell_seen_);
+    const std::uint32_t rung = queues_->doorbell();
+    if (unit_ == nullptr) want_unit(has_work());
+    if (unit_ == nullptr) set_hungry(wants_unit_);
+    if (!awaited()) {
+      const std::uint64_t until_ns = resting_count_ != 0 && unit_ != nullptr ? rest_until_ns_ : 0;
+      linux::futex_wait_either(word, expected, queues_->doorbell_word(), rung, until_ns);
     }
     queues_->sleepers().fetch_sub(1, std::memory_order_seq_cst);
   });
+}
+
+/// There is a reason to go round the scheduler's loop once more.
+bool Cu::awaited() const {
+  if (port_.ready()) return true;
+  if (unit_ == nullptr) {
+    return units_->job_waits() || queues_->doorbell() != doorbell_seen_ || (has_work() && units_->available(hungry_));
+  }
+  if (!unit_->is_kept()) return may_leave();
+  if (resting_count_ != 0 && linux::monotonic_ns() >= rest_until_ns_) return true;
+  if (in_place_ && waiting_ != 0) return false;
+  return queues_->doorbell() != doorbell_seen_ || (has_room() && queues_->claimable());
 }
 
 void Cu::post(const wire::UpRecord& record) {

@@ -40,6 +40,7 @@ struct Process {
   wire::DeviceControl* control = nullptr;
   wire::QueueControl* queue_control = nullptr;
   QueueSet queues;
+  Units units;
   Cu* cus = nullptr;  ///< start.cu_count of them
 };
 
@@ -128,12 +129,13 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   if (error != 0) give_up(failed, error);
   install_signals(process->memory);
   process->queues.open(*process->queue_control, start.cu_count);
+  process->units.open(*process->control, process->queues, start.cu_count);
   process->cus = static_cast<Cu*>(map_own(sizeof(Cu) * start.cu_count));
   if (process->cus == nullptr) give_up("memory for compute units", errno);
   for (unsigned i = 0; i < start.cu_count; ++i) {
     new (process->cus + i) Cu;
-    if (!process->cus[i].open(i, start.waves_per_cu, *process->control, process->queues, process->memory,
-                              start.kick_fd)) {
+    if (!process->cus[i].open(i, start.waves_per_cu, *process->control, process->queues, process->units,
+                              process->memory, start.kick_fd)) {
       give_up("stacks for waves", errno);
     }
   }
@@ -148,7 +150,8 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   if (!start_thread("ferry-watch", watch, nullptr)) give_up("a thread", EAGAIN);
   process->queue_control->device_state.store(1, std::memory_order_seq_cst);
   linux::futex_wake(process->queue_control->device_state, INT_MAX);
-  run_agent(*process->control, process->memory, start.kick_fd, start.manager_socket);
+  run_agent(*process->control, process->memory, process->units, {process->cus, start.cu_count}, start.kick_fd,
+            start.manager_socket);
 }
 
 }  // namespace

@@ -142,7 +142,9 @@ void describe_crash(const Fiber& fiber, const DeviceMemory& memory, Text& text) 
   } else {
     text << (crash.execute ? "call of " : crash.write ? "write to " : "read from ");
     text.hex(crash.address) << ", where there is ";
-    if (crash.status != 0) {
+    if (fiber.graphics && memory.contains(crash.address)) {
+      text << "managed memory that a graphics job may not touch: none of its buffers is mapped there";
+    } else if (crash.status != 0) {
       text << "no usable managed memory (" << to_string(static_cast<Code>(crash.status)) << ")";
     } else {
       describe_place(crash.address, fiber, memory, text);

@@ -24,12 +24,13 @@ enum class Leave : std::uintptr_t {
   finished,   ///< its items are done; the context takes the next wave
   waiting,    ///< faulted; goes on when the manager has answered
   preempted,  ///< goes on at any time
+  resting,    ///< waits for a word in memory; goes on after a while to look at it again
   threw,      ///< an exception left the kernel; text is in the fiber; the context takes the next wave
   crashed,    ///< never goes on; `crash` says why
   dropped,    ///< never goes on: its launch has failed already
 };
 
-enum class SlotState : std::uint8_t { free, running, waiting, ready };
+enum class SlotState : std::uint8_t { free, running, waiting, ready, resting };
 
 /// What a signal said about a crash.
 struct Crash {
@@ -49,6 +50,7 @@ struct Fiber {
   std::uint64_t generation = 0;
   std::uint32_t resume_status = 0;  ///< ferry::Code of the answer
   DeviceQueue* queue = nullptr;
+  bool graphics = false;  ///< runs a graphics job: its fence must not wait for a page fault or for a user
   WaveInfo wave;
   Crash crash;
   char text[480];  ///< what() of an exception

@@ -138,9 +138,7 @@ void QueueSet::advance(DeviceQueue& queue, QueueObserver& observer) {
   }
 }
 
-/// False: the launch has ended at once, and was published.
-bool QueueSet::activate(DeviceQueue& queue, QueueObserver& observer) {
-  wire::LaunchPacket& packet = queue.shared->packets[queue.launch % wire::queue_entries];
+bool QueueSet::read_packet(wire::LaunchPacket& packet, DeviceQueue& queue, wire::LaunchResult& refusal) {
   packet.name[wire::kernel_name_bytes - 1] = '\0';
   queue.name = packet.name;
   queue.entry = reinterpret_cast<wire::KernelEntry>(packet.entry);
@@ -151,17 +149,27 @@ bool QueueSet::activate(DeviceQueue& queue, QueueObserver& observer) {
   queue.begin_ns = linux::monotonic_ns();
   queue.failed.store(0, std::memory_order_relaxed);
   queue.waves_done.store(0, std::memory_order_relaxed);
-  queue.shared->waves_done.store(0, std::memory_order_relaxed);
+  if (queue.entry == nullptr) {
+    set_failure(refusal, Code::bad_range, "the launch has no kernel");
+  } else if (packet.capture_bytes > wire::capture_bytes_max) {
+    set_failure(refusal, Code::bad_range, "the captures are too large");
+  } else if (queue.waves > waves_max) {
+    set_failure(refusal, Code::bad_range, "the grid has too many waves");
+  } else {
+    return true;
+  }
+  return false;
+}
 
+/// False: the launch has ended at once, and was published.
+bool QueueSet::activate(DeviceQueue& queue, QueueObserver& observer) {
   wire::LaunchResult result{};
+  const bool good = read_packet(queue.shared->packets[queue.launch % wire::queue_entries], queue, result);
+  queue.shared->waves_done.store(0, std::memory_order_relaxed);
   if (queue.launch < queue.cancel_before) {
     set_failure(result, Code::cancelled, "an earlier launch of the queue failed");
-  } else if (queue.entry == nullptr) {
-    set_failure(result, Code::bad_range, "the launch has no kernel");
-  } else if (packet.capture_bytes > wire::capture_bytes_max) {
-    set_failure(result, Code::bad_range, "the captures are too large");
-  } else if (queue.waves > waves_max) {
-    set_failure(result, Code::bad_range, "the grid has too many waves");
+  } else if (!good) {
+    // `result` says why.
   } else if (queue.waves != 0) {
     observer.launch_begun(queue);
     const std::uint64_t tag = tag_of(queue.launch);

@@ -88,6 +88,13 @@ class QueueSet {
     return queue.failed.exchange(1, std::memory_order_acq_rel) == 0;
   }
 
+  /// Has all sleeping compute units look again.
+  void wake_sleepers();
+
+  /// What the packet says goes into the fields of the launch that runs. False: no launch can be made of it, and
+  /// `refusal` says why.
+  [[nodiscard]] static bool read_packet(wire::LaunchPacket& packet, DeviceQueue& queue, wire::LaunchResult& refusal);
+
   /// Sleeping compute units, for the sleep of Cu (the application wakes them through the doorbell).
   [[nodiscard]] std::atomic<std::uint32_t>& sleepers() { return control_->device_sleepers; }
   [[nodiscard]] std::atomic<std::uint32_t>& doorbell_word() { return control_->doorbell; }
@@ -96,7 +103,6 @@ class QueueSet {
   void advance(DeviceQueue& queue, QueueObserver& observer);
   bool activate(DeviceQueue& queue, QueueObserver& observer);
   void publish(DeviceQueue& queue, const wire::LaunchResult& result);
-  void wake_sleepers();
 
   wire::QueueControl* control_ = nullptr;
   unsigned cu_count_ = 1;

@@ -34,9 +34,10 @@ inline int futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected, 
 }
 
 /// Sleeps while both words are as expected; returns as futex_wait does. On a kernel without futex_waitv (before 5.16,
-/// or hidden by a sandbox) it sleeps on the first word for at most 1 ms.
+/// or hidden by a sandbox) it sleeps on the first word for at most 1 ms. until_ns: by monotonic_ns; 0: no timeout.
 inline int futex_wait_either(std::atomic<std::uint32_t>& first, std::uint32_t first_expected,
-                             std::atomic<std::uint32_t>& second, std::uint32_t second_expected) {
+                             std::atomic<std::uint32_t>& second, std::uint32_t second_expected,
+                             std::uint64_t until_ns = 0) {
   static_assert(sizeof(::futex_waitv) == 24);
   ::futex_waitv waiters[2]{};
   waiters[0].val = first_expected;
@@ -45,8 +46,11 @@ inline int futex_wait_either(std::atomic<std::uint32_t>& first, std::uint32_t fi
   waiters[1].val = second_expected;
   waiters[1].uaddr = reinterpret_cast<std::uint64_t>(&second);
   waiters[1].flags = FUTEX_32;
+  timespec until{};
+  until.tv_sec = static_cast<time_t>(until_ns / 1'000'000'000U);
+  until.tv_nsec = static_cast<long>(until_ns % 1'000'000'000U);
   const int saved = errno;
-  const long rc = syscall(SYS_futex_waitv, waiters, 2, 0, nullptr, CLOCK_MONOTONIC);
+  const long rc = syscall(SYS_futex_waitv, waiters, 2, 0, until_ns == 0 ? nullptr : &until, CLOCK_MONOTONIC);
   const int error = rc >= 0 ? 0 : errno;
   errno = saved;
   if (error == ENOSYS || error == EPERM) return futex_wait(first, first_expected, 1'000'000);

@@ -31,8 +31,10 @@ struct WaveSlot {
   std::uint32_t serial = 0;      ///< of the fault; part of its token
   std::uint64_t generation = 0;  ///< the device's, echoed
   std::uint64_t address = 0;
+  std::uint8_t unit = wire::no_unit;  ///< that it holds, for all the device says
 };
 
+/// The device's thread of that number, and its waves. Which of the machine's compute units it runs on changes.
 struct ComputeUnit {
   wire::ManagerPort port;
   bool posted = false;  ///< to be woken at the end of this turn
@@ -72,6 +74,8 @@ struct DevicePeer {
   std::uint32_t garbage = 0;                ///< records that no honest device sends
   std::uint64_t pieces = 0;                 ///< sum over its blocks
   std::vector<std::uint64_t> buffer_files;  ///< by buffer number: the buffer whose file it was sent, 0: none; or empty
+  std::uint64_t lent_units = 0;             ///< compute units that its compute may hold: granted, and not yet left
+  unsigned demand = 0;                      ///< compute units that it wants, as the core was told
 
   [[nodiscard]] wire::DeviceControl* control() const {
     return reinterpret_cast<wire::DeviceControl*>(control_map.data());

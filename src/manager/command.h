@@ -29,6 +29,10 @@ enum class CommandKind : std::uint8_t {
   revoke_buffer_device,  ///< device agent: the window is armed again there
   drop_buffer_device,    ///< device agent: the same when arming failed: nothing is mapped
   forget_buffer,         ///< device agent
+  grant_units,           ///< device agent
+  take_units,            ///< device agent
+  run_graphics,          ///< device agent
+  cancel_graphics,       ///< device agent
 };
 
 struct Command {

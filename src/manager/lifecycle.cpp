@@ -104,7 +104,8 @@ void Manager::hello(Client& client) {
   const std::uint64_t vram_pages = config_.machine.core_config().vram_pages;
   const std::uint64_t chunks = std::max<std::uint64_t>(1, vram_pages / block_pages);
   client.devices.resize(config_.machine.devices);
-  for (DevicePeer& peer : client.devices) {
+  for (unsigned d = 0; d < client.devices.size(); ++d) {
+    DevicePeer& peer = client.devices[d];
     auto vram = linux::make_memory_file("ferry-vram", chunks * block_bytes);
     if (!vram) return fail(vram.status());
     peer.vram_file = std::move(vram).value();
@@ -112,7 +113,7 @@ void Manager::hello(Client& client) {
     if (!vram_map) return fail(vram_map.status());
     peer.vram = std::move(vram_map).value();
     peer.chunk_ready.assign(chunks, 0);
-    if (const Status s = make_control(peer); !s.ok()) return fail(s);
+    if (const Status s = make_control(peer, d); !s.ok()) return fail(s);
   }
 
   client.id = next_client_++;
@@ -142,7 +143,7 @@ void Manager::hello(Client& client) {
   if (!sent.ok()) drop_client(client, "it does not take the answer to its hello");
 }
 
-Status Manager::make_control(DevicePeer& peer) {
+Status Manager::make_control(DevicePeer& peer, unsigned device) {
   auto control = linux::make_memory_file("ferry-device", sizeof(wire::DeviceControl));
   auto queues = linux::make_memory_file("ferry-queues", sizeof(wire::QueueControl));
   if (!control || !queues) return Code::no_memory;
@@ -155,6 +156,10 @@ Status Manager::make_control(DevicePeer& peer) {
   c.head.magic = wire::control_magic;
   c.head.version = wire::wire_version;
   c.cu_count = config_.machine.cu_count();
+  const core::DeviceModel model = config_.machine.model(device);
+  const bool preempt = model.preempts_while_faulting && model.policy == core::Policy::preempt;
+  c.units.leave_while_faulting = preempt ? 1 : 0;
+  c.units.wait_in_place = model.preempts_while_faulting ? 0 : 1;
   struct {
     std::uint32_t magic = wire::control_magic;
     std::uint32_t version = wire::wire_version;
@@ -168,6 +173,8 @@ Status Manager::make_control(DevicePeer& peer) {
   peer.cus.resize(c.cu_count);
   for (unsigned i = 0; i < peer.cus.size(); ++i) peer.cus[i].port = wire::ManagerPort(c.cus[i]);
   peer.garbage = 0;
+  peer.lent_units = 0;
+  peer.demand = 0;
   return {};
 }
 
@@ -268,6 +275,7 @@ void Manager::on_device_socket(Client& client, DeviceId device) {
   peer.state = DeviceState::attached;
   watch(peer.process.fd(), Source::device, &client, device, EPOLLIN);
   core_->device_attach(client.id, device);
+  share_units(device);
   client.awake = false;
   client.wake(now_ns_);
   const wire::AttachDevice body{device, 0};
@@ -292,7 +300,7 @@ void Manager::device_control(Client& client) {
     answer(client, request, Code::device_lost);
     return;
   }
-  if (const Status s = make_control(peer); !s.ok()) {
+  if (const Status s = make_control(peer, which.device); !s.ok()) {
     answer(client, request, s);
     return;
   }
@@ -331,6 +339,7 @@ void Manager::device_process_ended(Client& client, DeviceId device) {
   peer.state = DeviceState::lost;
   core_->device_gone(now_ns_, client.id, device);
   executor_->device_ended(client, device);
+  share_units(device);
   recorder_->device_gone(now_ns_, client.id, device);
   if (!client.closing) {
     const wire::AttachDevice body{device, 0};

@@ -207,8 +207,38 @@ bool Manager::turn() {
   return progress;
 }
 
+/// Who wants compute units of the device, as the core is to know it. While one process alone has the device, and no
+/// graphics jobs are run, it is said to want all, whatever it does, so that a launch needs no manager.
+void Manager::share_units(DeviceId device) {
+  const auto has_it = [device](const Client* c) { return c->devices[device].state == DeviceState::attached; };
+  const bool shared = executor_->runs_graphics() || std::count_if(clients_.begin(), clients_.end(), has_it) > 1;
+  for (Client* client : clients_) {
+    if (!has_it(client)) continue;
+    client->devices[device].control()->units.report_demand.store(shared ? 1 : 0, std::memory_order_seq_cst);
+    tell_demand(*client, device);
+  }
+}
+
+void Manager::tell_demand(Client& client, DeviceId device) {
+  DevicePeer& peer = client.devices[device];
+  const wire::UnitControl& units = peer.control()->units;
+  // The device changes the number first, then looks whether it need say so, or has said so already (ring.h, taken()).
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  unsigned demand = static_cast<unsigned>(peer.cus.size());
+  if (units.report_demand.load(std::memory_order_relaxed) != 0) {
+    demand = std::min<unsigned>(demand, units.demand.load(std::memory_order_relaxed));
+  }
+  if (demand == peer.demand) return;
+  peer.demand = demand;
+  core_->compute_demand(now_ns_, client.id, device, demand);
+}
+
 /// Passes the core's advice on to the devices.
 void Manager::advise() {
+  if (executor_->runs_graphics() != graphics_known_) {
+    graphics_known_ = true;
+    for (unsigned d = 0; d < config_.machine.devices; ++d) share_units(static_cast<DeviceId>(d));
+  }
   for (auto& client : clients_) {
     for (unsigned d = 0; d < client->devices.size(); ++d) {
       if (wire::DeviceControl* control = client->devices[d].control(); control != nullptr) {
@@ -283,6 +313,9 @@ bool Manager::poll_device(Client& client, DeviceId device) {
       switch (static_cast<wire::UpKind>(record.kind)) {
         case wire::UpKind::fault: executor_->on_wave_fault(client, device, cu, record); break;
         case wire::UpKind::done: executor_->on_done(client, device, cu, record); break;
+        case wire::UpKind::units_left: executor_->on_units_left(client, device, record); break;
+        case wire::UpKind::job_done: executor_->on_job_done(client, device, record); break;
+        case wire::UpKind::demand: tell_demand(client, device); break;
         case wire::UpKind::kernel_begin:
         case wire::UpKind::kernel_end: {
           KernelEvent event;
@@ -309,10 +342,11 @@ bool Manager::poll_device(Client& client, DeviceId device) {
   if (peer.agent.port.ready()) {
     some = true;
     sane &= peer.agent.port.poll(records_a_turn, [&](const wire::UpRecord& record) {
-      if (record.kind == static_cast<std::uint32_t>(wire::UpKind::done)) {
-        executor_->on_done(client, device, Executor::no_cu, record);
-      } else {
-        ++peer.garbage;
+      switch (static_cast<wire::UpKind>(record.kind)) {
+        case wire::UpKind::done: executor_->on_done(client, device, Executor::no_cu, record); break;
+        case wire::UpKind::units_left: executor_->on_units_left(client, device, record); break;
+        case wire::UpKind::job_done: executor_->on_job_done(client, device, record); break;
+        default: ++peer.garbage; break;
       }
     });
   }

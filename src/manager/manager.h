@@ -85,6 +85,8 @@ class Manager final : private Household {
   bool doze(Client& client, std::uint64_t now_ns);
   void end_dropped();
   void advise();
+  void share_units(DeviceId device);
+  void tell_demand(Client& client, DeviceId device);
   void tick();
   void watch(int fd, Source source, const Client* client, DeviceId device, std::uint32_t events);
   void unwatch(int fd);
@@ -161,7 +163,7 @@ class Manager final : private Household {
   void attach_device(Client& client);
   void on_device_socket(Client& client, DeviceId device);
   void device_control(Client& client);
-  Status make_control(DevicePeer& peer);
+  Status make_control(DevicePeer& peer, unsigned device);
   void device_process_ended(Client& client, DeviceId device);
   void end_device(Client& client, DeviceId device);
   void close_client(Client& client, const char* why);
@@ -210,6 +212,7 @@ class Manager final : private Household {
   std::uint64_t last_progress_ns_ = 0;
   std::uint64_t last_yield_ns_ = 0;
   std::uint64_t circles_told_ = 0;  ///< Stats::circles when the last ones were told
+  bool graphics_known_ = false;
   bool stopping_ = false;
   bool listener_waits_ = false;        ///< for descriptors
   std::uint64_t shutdown_serial_ = 0;  ///< the connection that asked, 0: none

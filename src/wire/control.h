@@ -35,17 +35,7 @@ struct AppControl {
   alignas(64) WorkPage work;
 };
 
-struct DeviceControl {
-  alignas(64) ControlHead head;
-  std::uint32_t cu_count;
-  /// Waves of one compute unit that may wait in faults before it begins no more; 0: no limit. Advice of the manager,
-  /// against waves that evict each other's granules.
-  std::atomic<std::uint32_t> wave_limit;
-  alignas(64) Port agent;
-  Port cus[max_cus];  ///< cus[0 .. cu_count)
-};
-
-// --- user-mode queues ------------------------------------------------------------------------------------------------
+// --- launches --------------------------------------------------------------------------------------------------------
 
 inline constexpr unsigned queue_entries = 64;
 inline constexpr unsigned capture_bytes_max = 768;
@@ -74,6 +64,38 @@ struct LaunchResult {
   std::uint64_t device_time_ns;  ///< from its first wave's start to its last one's end
   char text[480];                ///< NUL-terminated
 };
+
+/// Compute units belong to the machine: each is lent to one device process at a time, for compute or for a graphics
+/// job. Grants and their end come through the agent's port.
+struct alignas(64) UnitControl {
+  // Written by the manager before the device starts.
+  std::uint32_t leave_while_faulting;  ///< 1: a unit is left at once; 0: when no wave that holds it waits for a fault
+  std::uint32_t wait_in_place;         ///< 1: while a wave waits for a fault, its unit runs no other wave
+  /// Written by the manager. 1: others want the units, so changes of `demand` are posted; 0: nobody asks for it.
+  std::atomic<std::uint32_t> report_demand;
+  /// Written by the device: compute units that it has waves for.
+  alignas(64) std::atomic<std::uint32_t> demand;
+};
+
+/// A graphics job on its way to the device and back. The slot's number is the lowest of the job's compute units.
+struct JobSlot {
+  LaunchPacket packet;  ///< written by the manager before run_job
+  LaunchResult result;  ///< written by the device before job_done
+};
+
+struct DeviceControl {
+  alignas(64) ControlHead head;
+  std::uint32_t cu_count;
+  /// Waves of one compute unit that may wait in faults before it begins no more; 0: no limit. Advice of the manager,
+  /// against waves that evict each other's granules.
+  std::atomic<std::uint32_t> wave_limit;
+  alignas(64) Port agent;
+  Port cus[max_cus];  ///< cus[0 .. cu_count)
+  alignas(64) UnitControl units;
+  alignas(64) JobSlot jobs[max_cus];
+};
+
+// --- user-mode queues ------------------------------------------------------------------------------------------------
 
 struct Queue {
   alignas(64) std::atomic<std::uint64_t> submitted;  ///< launches written by the application so far

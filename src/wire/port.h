@@ -26,13 +26,16 @@ enum class UpKind : std::uint32_t {
   done = 2,          ///< any port: the command (or resume with map) of `action` ended with `error`
   kernel_begin = 3,  ///< device port, for the trace: a kernel's first wave started on the device
   kernel_end = 4,    ///< device port, for the trace: a kernel completed (value = error code, 0 if well)
+  units_left = 5,    ///< device ports: the device has left the compute units in `value`, as it was asked to
+  demand = 6,        ///< device port: look at UnitControl::demand
+  job_done = 7,      ///< device ports: the graphics job in slot `slot` has ended; its JobSlot::result says how
 };
 
 struct UpRecord {
   std::uint32_t kind;
-  std::uint16_t slot;   ///< fault: wave slot of this compute unit
-  std::uint8_t access;  ///< fault: 0 read, 1 write
-  std::uint8_t reserved0;
+  std::uint16_t slot;        ///< fault: wave slot of this compute unit
+  std::uint8_t access;       ///< fault: 0 read, 1 write
+  std::uint8_t unit;         ///< fault: the compute unit that the wave holds; no_unit: none
   std::uint64_t address;     ///< fault: the byte address touched
   std::uint64_t generation;  ///< fault: of the slot's occupant; comes back in the resume
   std::uint64_t action;      ///< done: ActionId of the command
@@ -43,6 +46,8 @@ struct UpRecord {
   std::uint64_t time_ns;     ///< CLOCK_MONOTONIC at posting
 };
 static_assert(sizeof(UpRecord) == 64);
+
+inline constexpr std::uint8_t no_unit = 0xff;
 
 /// What the manager tells a peer.
 enum class DownKind : std::uint32_t {
@@ -59,6 +64,11 @@ enum class DownKind : std::uint32_t {
                    ///< (so that single pages of it can be given by UFFDIO_CONTINUE), then post done
   map_buffer = 9,  ///< application agent: map the extent from `file` (drops its registration), post done
   forget_buffer = 10,  ///< device agent: the file of buffer number `buffer` will not be named again; post done
+  grant_units = 11,  ///< device agent: compute may use the compute units in `units` too, post done
+  take_units = 12,   ///< device agent: compute has to leave those in `units`, post done at once; units_left follow
+  run_job = 13,      ///< device agent: run the graphics job in JobSlot `slot` on `units`, post done at once; job_done
+                     ///< follows
+  cancel_job = 14,   ///< device agent: the job in JobSlot `slot`, if it runs still, is to end soon, post done at once
 };
 
 /// Which file an extent is mapped from.
@@ -80,7 +90,7 @@ struct DownRecord {
   std::uint64_t generation;   ///< resume*: must equal the slot's, else the record is dropped
   std::uint32_t status;       ///< resume: Code, 0 retry
   std::uint32_t buffer;       ///< File::buffer, forget_buffer: number of the buffer in this application
-  std::uint64_t reserved1;
+  std::uint64_t units;  ///< grant_units, take_units, run_job: bit u: compute unit u
 };
 static_assert(sizeof(DownRecord) == 64);
 static_assert(std::is_trivially_copyable_v<UpRecord> && std::is_trivially_copyable_v<DownRecord>);

@@ -66,6 +66,12 @@ class PeerPort {
   /// Records that the manager has not taken yet.
   [[nodiscard]] std::uint32_t up_pending() const { return up_tail_ - port_->up_head.load(std::memory_order_acquire); }
 
+  /// Names the place behind the last record that was posted; taken() says whether the manager has come so far.
+  [[nodiscard]] std::uint32_t posted() const { return up_tail_; }
+  [[nodiscard]] bool taken(std::uint32_t place) const {
+    return static_cast<std::int32_t>(port_->up_head.load(std::memory_order_acquire) - place) >= 0;
+  }
+
   [[nodiscard]] bool ready() const { return port_->down_tail.load(std::memory_order_acquire) != down_head_; }
 
   [[nodiscard]] bool try_take(DownRecord& out) {

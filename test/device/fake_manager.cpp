@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <bit>
 #include <climits>
 #include <cstring>
 #include <stdexcept>
@@ -45,6 +46,8 @@ FakeManager::FakeManager(const Options& options, FaultHandler on_fault) : on_fau
     head->version = options.control_version;
   }
   control_->cu_count = options.cus;
+  control_->units.leave_while_faulting = options.leave_while_faulting ? 1 : 0;
+  control_->units.wait_in_place = options.wait_in_place ? 1 : 0;
   kick_ = linux::Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 
   managed_bytes_ = options.managed_bytes;
@@ -95,6 +98,13 @@ void FakeManager::start_device(const Options& options) {
   userfaultfd_ = take(linux::Userfaultfd::adopt(std::move(in->fds[0])), "userfaultfd");
   for (unsigned i = 0; i < options.cus; ++i) cus_.emplace_back(control_->cus[i]);
   agent_ = wire::ManagerPort(control_->agent);
+  wire::DownRecord grant{};
+  grant.kind = static_cast<std::uint32_t>(wire::DownKind::grant_units);
+  grant.units = options.granted_units;
+  if (grant.units != 0) {
+    EXPECT_TRUE(agent_.post(grant));
+    agent_.wake([](std::atomic<std::uint32_t>& word) { linux::futex_wake(word, 1); });
+  }
   server_ = std::jthread([this](const std::stop_token& stop) { serve(stop); });
 }
 
@@ -209,7 +219,7 @@ void FakeManager::serve(const std::stop_token& stop) {
     wire::announce_manager_sleep(control_->head);
     if (!ready()) {
       pollfd p{kick_.get(), POLLIN, 0};
-      // The bound is for stop requests and jobs, which do not kick.
+      // The bound is for stop requests, which do not kick.
       if (poll(&p, 1, 20) == 1) {
         std::uint64_t rings = 0;
         EXPECT_EQ(read(kick_.get(), &rings, sizeof rings), static_cast<ssize_t>(sizeof rings));
@@ -238,6 +248,17 @@ void FakeManager::on_record(unsigned cu, const wire::UpRecord& record) {
       changed_.notify_all();
       return;
     }
+    case wire::UpKind::demand: demands_.fetch_add(1); return;
+    case wire::UpKind::units_left:
+    case wire::UpKind::job_done: {
+      const std::lock_guard lock(mutex_);
+      EXPECT_EQ(record.value & units_left_, 0U) << "a unit was left twice";
+      if (record.kind == static_cast<std::uint32_t>(wire::UpKind::units_left)) units_left_ |= record.value;
+      if (record.kind == static_cast<std::uint32_t>(wire::UpKind::job_done))
+        jobs_done_ |= std::uint64_t{1} << record.slot;
+      changed_.notify_all();
+      return;
+    }
   }
   ADD_FAILURE() << "record of unknown kind " << record.kind;
 }
@@ -250,6 +271,7 @@ std::vector<int> FakeManager::command(std::vector<wire::DownRecord> commands) {
     for (const auto& c : commands) EXPECT_TRUE(agent_.post(c));
     agent_.wake([](std::atomic<std::uint32_t>& word) { linux::futex_wake(word, 1); });
   });
+  ring();
   std::vector<int> errors;
   for (const std::uint64_t action : actions) {
     if (!changed_.wait_for(lock, patience, [&] { return done_.contains(action); })) {
@@ -279,6 +301,7 @@ void FakeManager::on_serving_thread(std::function<void()> fn) {
     ran = true;
     changed_.notify_all();
   });
+  ring();
   changed_.wait(lock, [&] { return ran; });
 }
 
@@ -290,6 +313,11 @@ void FakeManager::quit() {
     EXPECT_TRUE(agent_.post(record));
     agent_.wake([](std::atomic<std::uint32_t>& word) { linux::futex_wake(word, 1); });
   });
+}
+
+void FakeManager::ring() {
+  const std::uint64_t one = 1;
+  EXPECT_EQ(write(kick_.get(), &one, sizeof one), static_cast<ssize_t>(sizeof one));
 }
 
 void FakeManager::hang_up() { socket_.reset(); }
@@ -308,6 +336,72 @@ int FakeManager::join_device() {
   }
   pid_ = -1;
   return status;
+}
+
+void FakeManager::grant_units(std::uint64_t units) {
+  {
+    const std::lock_guard lock(mutex_);
+    units_left_ &= ~units;
+  }
+  wire::DownRecord record{};
+  record.kind = static_cast<std::uint32_t>(wire::DownKind::grant_units);
+  record.units = units;
+  EXPECT_EQ(command(record), 0);
+}
+
+void FakeManager::take_units(std::uint64_t units) {
+  wire::DownRecord record{};
+  record.kind = static_cast<std::uint32_t>(wire::DownKind::take_units);
+  record.units = units;
+  EXPECT_EQ(command(record), 0);
+}
+
+void FakeManager::wait_left(std::uint64_t units) {
+  std::unique_lock lock(mutex_);
+  EXPECT_TRUE(changed_.wait_for(lock, patience, [&] { return (units_left_ & units) == units; }))
+      << "units " << std::hex << (units & ~units_left_) << " are not left";
+}
+
+std::uint64_t FakeManager::units_left() {
+  const std::lock_guard lock(mutex_);
+  return units_left_;
+}
+
+void FakeManager::begin_job(std::uint64_t units, wire::KernelEntry entry, const void* captures, std::size_t bytes,
+                            std::uint64_t items, std::uint64_t items_per_wave) {
+  const auto slot = static_cast<unsigned>(std::countr_zero(units));
+  wire::LaunchPacket& packet = control_->jobs[slot].packet;
+  packet = {};
+  packet.entry = reinterpret_cast<std::uint64_t>(entry);
+  packet.items = items;
+  packet.items_per_wave = items_per_wave;
+  packet.capture_bytes = static_cast<std::uint32_t>(bytes);
+  std::strncpy(packet.name, "test_job", sizeof packet.name - 1);
+  std::memcpy(packet.captures, captures, std::min(bytes, sizeof packet.captures));
+  {
+    const std::lock_guard lock(mutex_);
+    jobs_done_ &= ~(std::uint64_t{1} << slot);
+  }
+  wire::DownRecord record{};
+  record.kind = static_cast<std::uint32_t>(wire::DownKind::run_job);
+  record.slot = static_cast<std::uint16_t>(slot);
+  record.units = units;
+  EXPECT_EQ(command(record), 0);
+}
+
+void FakeManager::cancel_job(std::uint64_t units) {
+  wire::DownRecord record{};
+  record.kind = static_cast<std::uint32_t>(wire::DownKind::cancel_job);
+  record.slot = static_cast<std::uint16_t>(std::countr_zero(units));
+  EXPECT_EQ(command(record), 0);
+}
+
+wire::LaunchResult FakeManager::wait_job(std::uint64_t units) {
+  const auto slot = static_cast<unsigned>(std::countr_zero(units));
+  std::unique_lock lock(mutex_);
+  EXPECT_TRUE(changed_.wait_for(lock, patience, [&] { return (jobs_done_ >> slot & 1) != 0; }))
+      << "the job in slot " << slot << " does not end";
+  return control_->jobs[slot].result;
 }
 
 std::vector<wire::UpRecord> FakeManager::trace() {

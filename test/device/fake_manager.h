@@ -35,6 +35,9 @@ class FakeManager {
     unsigned waves_per_cu = 16;
     std::uint64_t managed_bytes = std::uint64_t{16} << 20;
     std::uint32_t control_version = wire::wire_version;
+    std::uint64_t granted_units = ~std::uint64_t{0};
+    bool leave_while_faulting = true;
+    bool wait_in_place = false;
   };
   /// Called on the serving thread for each fault; answers now or later through resume() and the like.
   using FaultHandler = std::function<void(FakeManager&, unsigned cu, const wire::UpRecord&)>;
@@ -106,11 +109,32 @@ class FakeManager {
   [[nodiscard]] std::vector<wire::UpRecord> trace();
   [[nodiscard]] pid_t pid() const { return pid_; }
 
+  // --- compute units and graphics jobs, from the test's thread ---
+
+  void grant_units(std::uint64_t units);
+  void take_units(std::uint64_t units);
+  /// Fails the test if they are not left within a minute.
+  void wait_left(std::uint64_t units);
+  [[nodiscard]] std::uint64_t units_left();
+  /// How often the device said that its demand had changed.
+  [[nodiscard]] std::uint64_t demands() const { return demands_.load(); }
+  [[nodiscard]] wire::UnitControl& units() { return control_->units; }
+  template <typename Captures>
+  void start_job(std::uint64_t units, wire::KernelEntry entry, const Captures& captures, std::uint64_t items,
+                 std::uint64_t items_per_wave) {
+    begin_job(units, entry, &captures, sizeof captures, items, items_per_wave);
+  }
+  void cancel_job(std::uint64_t units);
+  wire::LaunchResult wait_job(std::uint64_t units);
+
  private:
+  void begin_job(std::uint64_t units, wire::KernelEntry entry, const void* captures, std::size_t bytes,
+                 std::uint64_t items, std::uint64_t items_per_wave);
   std::uint64_t submit(unsigned queue, wire::KernelEntry entry, const void* captures, std::size_t bytes,
                        std::uint64_t items, std::uint64_t items_per_wave, const char* name);
   void start_device(const Options& options);
   void serve(const std::stop_token& stop);
+  void ring();
   void on_record(unsigned cu, const wire::UpRecord& record);
 
   FaultHandler on_fault_;
@@ -133,6 +157,9 @@ class FakeManager {
   std::vector<std::function<void()>> jobs_;
   std::map<std::uint64_t, int> done_;
   std::vector<wire::UpRecord> trace_;
+  std::uint64_t units_left_ = 0;
+  std::uint64_t jobs_done_ = 0;
+  std::atomic<std::uint64_t> demands_{0};
   std::jthread server_;
 };
 

@@ -24,6 +24,10 @@ wire::DownKind wire_kind(CommandKind kind) {
     case CommandKind::revoke_buffer_device: return wire::DownKind::rearm;
     case CommandKind::drop_buffer_device: return wire::DownKind::revoke;
     case CommandKind::forget_buffer: return wire::DownKind::forget_buffer;
+    case CommandKind::grant_units: return wire::DownKind::grant_units;
+    case CommandKind::take_units: return wire::DownKind::take_units;
+    case CommandKind::run_graphics: return wire::DownKind::run_job;
+    case CommandKind::cancel_graphics: return wire::DownKind::cancel_job;
   }
   return wire::DownKind::quit;
 }
@@ -235,6 +239,10 @@ void Executor::finish(std::uint32_t index, Status status) {
           return;
         }
         break;
+      case CommandKind::grant_units:
+      case CommandKind::take_units:
+      case CommandKind::run_graphics:
+      case CommandKind::cancel_graphics:
       case CommandKind::map_extent:
       case CommandKind::map_buffer_device:
       case CommandKind::forget_buffer:
@@ -289,6 +297,7 @@ void Executor::device_ended(Client& client, DeviceId device) {
     Command& c = commands_.at(i);
     if (c.live && c.client == &client && c.device == device) finish(i, Code::device_lost);
   }
+  units_ended(client, device);
   client.blocks.for_each([&](BlockIndex, BlockState& b) {
     if (!b.devices.empty()) b.devices[device] = {};
   });
@@ -312,10 +321,11 @@ void Executor::client_ended(Client& client) {
 void Executor::check_deadlines() {
   const std::uint64_t since_last_ns = now_ns_ - last_deadline_check_ns_;
   last_deadline_check_ns_ = now_ns_;
-  if (commands_.live() == 0) return;
   // Stopped with everybody else (a terminal's Ctrl-Z, a suspended machine): what nobody could do in that time, nobody
   // owes.
   const bool slept = since_last_ns > checks_missed_ns;
+  check_units(slept);
+  if (commands_.live() == 0) return;
   for (std::uint32_t i = 0; i < commands_.size(); ++i) {
     Command& c = commands_.at(i);
     if (!c.live || c.device == no_device) continue;

@@ -27,6 +27,7 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
   slot.parked = true;
   slot.generation = record.generation;
   slot.address = record.address;
+  slot.unit = record.unit;
   ++slot.serial;
   const std::uint64_t offset = record.address - client.window_base;
   if (record.address < client.window_base || offset >= client.window_bytes) {
@@ -46,7 +47,10 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
     }
   }
   core_.device_fault(now_ns_, client.id, device, page, record.access != 0 ? Access::write : Access::read,
-                     make_token(cu, record.slot, slot.serial));
+                     make_token(cu, record.slot, slot.serial),
+                     record.unit < peer.cus.size() && (peer.lent_units >> record.unit & 1) != 0
+                         ? record.unit
+                         : core::AllocContext::no_cu);
 }
 
 WaveSlot* Executor::slot_of(DevicePeer& peer, core::FaultToken token, unsigned& cu, unsigned& slot) {

@@ -81,8 +81,10 @@ class Executor final : private StoreUser {
     engine_.set_owner_sleeping(sleeping);
     store_.set_owner_sleeping(sleeping);
   }
-  /// Commands or copies under way.
-  [[nodiscard]] bool expecting() const { return commands_.live() != 0 || copying(); }
+  /// Set for good with the first graphics job.
+  [[nodiscard]] bool runs_graphics() const { return runs_graphics_; }
+  /// Commands or copies under way, or compute units on their way back.
+  [[nodiscard]] bool expecting() const { return commands_.live() != 0 || !leaving_.empty() || copying(); }
   [[nodiscard]] const StoreClient& store_client() const { return store_; }
 
   /// With a budget, before anything of the span was touched: no page of it gets memory but through the core.
@@ -92,6 +94,8 @@ class Executor final : private StoreUser {
   // --- what peers say; every field is unchecked ---
   void on_wave_fault(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record);
   void on_done(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record);
+  void on_units_left(Client& client, DeviceId device, const wire::UpRecord& record);
+  void on_job_done(Client& client, DeviceId device, const wire::UpRecord& record);
   void on_cpu_fault(Client& client, std::uint64_t address, Access access);
 
   // --- endings ---
@@ -237,6 +241,24 @@ class Executor final : private StoreUser {
   void run_graphics(Client& client, const core::Action& action, const JobPayload& payload);
   void cancel_graphics(Client& client, const core::Action& action);
   void reset_device(Client& client, const core::Action& action);
+  void units_ended(Client& client, DeviceId device);
+  void check_units(bool slept);
+
+  /// Compute units that a device was asked to leave.
+  struct Leaving {
+    Client* client = nullptr;
+    DeviceId device = no_device;
+    core::ActionId action = 0;
+    std::uint64_t units = 0;
+    std::uint64_t since_ns = 0;  ///< it could have left them
+  };
+  struct GraphicsRun {
+    Client* client = nullptr;
+    DeviceId device = no_device;
+    core::ActionId action = 0;
+    core::FenceId fence = 0;
+    unsigned slot = 0;
+  };
 
   core::Core& core_;
   Household& household_;
@@ -268,6 +290,9 @@ class Executor final : private StoreUser {
     DeviceId device;
   };
   std::vector<OpenCommand> open_;
+  std::vector<Leaving> leaving_;
+  std::vector<GraphicsRun> graphics_;
+  bool runs_graphics_ = false;
 };
 
 }  // namespace ferry::manager
