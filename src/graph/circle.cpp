@@ -139,6 +139,13 @@ Circle Graph::Impl::shortest_through(Index node) {
   return shortest(node, outs);
 }
 
+Circle Graph::Impl::circle_of_new(Index from, std::span<const Index> first_edges) {
+  if (unordered_edges == 0) return {};
+  bool is_free = true;
+  for (const Index e : first_edges) is_free = is_free && surely_free(from, edges[e].to);
+  return is_free ? Circle{} : circle_through(from, first_edges);
+}
+
 Circle Graph::Impl::circle_through(Index from, std::span<const Index> first_edges) {
   new_epoch();
   reach.clear();
@@ -171,6 +178,7 @@ Circle Graph::Impl::circle_through(Index from, std::span<const Index> first_edge
 }
 
 Circle Graph::Impl::circle_of(Index node) {
+  if (unordered_edges == 0) return {};
   new_epoch();
   reach.clear();
   collect(node);

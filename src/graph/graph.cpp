@@ -59,6 +59,7 @@ NodeId Graph::add(ClassId cls, std::uint64_t number, Needs needs) {
   node.cls = cls;
   node.alive = true;
   node.any = needs == Needs::any;
+  node.rank = ++g.highest;  // who comes later waits for who was there, most of the time
   node.number = number;
   ++g.node_count;
   return g.id_of(index);
@@ -146,6 +147,7 @@ Index Graph::Impl::link(Index from, Index to, const char* how) {
   edge.to = to;
   edge.count = 1;
   edge.how = how;
+  edge.unordered = false;
   edge.previous_out = nil;
   edge.next_out = source.first_out;
   if (edge.next_out != nil) edges[edge.next_out].previous_out = index;
@@ -157,6 +159,7 @@ Index Graph::Impl::link(Index from, Index to, const char* how) {
   ++source.outs;
   ++target.ins;
   ++edge_count;
+  order(index);
   if (source.any) source.out_classes |= bit(target.cls);
   if ((resource_classes & bit(source.cls)) != 0) {
     ++target.resource_ins;
@@ -176,6 +179,7 @@ void Graph::Impl::unlink(Index index) {
   --source.outs;
   --target.ins;
   --edge_count;
+  if (edge.unordered) --unordered_edges;
   if (source.any) {
     source.out_classes = 0;
     for (Index e = source.first_out; e != nil; e = edges[e].next_out) source.out_classes |= bit(nodes[edges[e].to].cls);
@@ -199,15 +203,11 @@ Circle Graph::wait(NodeId from_id, NodeId to_id, const char* how) {
   if (from == nil || to == nil) return {};
   if (const Index known = g.find_edge(from, to); known != nil) {
     ++g.edges[known].count;
-    if (g.surely_free(from, to)) return {};
-    return g.circle_through(from, {&known, 1});
+    return g.circle_of_new(from, {&known, 1});
   }
   const Index edge = g.link(from, to, how);
-  Circle circle;
-  if (!g.surely_free(from, to)) {
-    circle = g.circle_through(from, {&edge, 1});
-    if (!circle.empty()) g.report(Report::What::circle, "deadlock: " + g.sentences(circle));
-  }
+  const Circle circle = g.circle_of_new(from, {&edge, 1});
+  if (!circle.empty()) g.report(Report::What::circle, "deadlock: " + g.sentences(circle));
   g.remember(from, g.nodes[from].any ? g.nodes[from].out_classes : bit(g.nodes[to].cls), edge, !circle.empty());
   if (g.open_sections != 0) g.check_wait_in_section(from, to);
   return circle;
@@ -219,7 +219,6 @@ Circle Graph::wait_any(NodeId from_id, std::span<const NodeId> to_ids, const cha
   if (from == nil) return {};
   std::vector<Index> all;
   Index added = nil;
-  bool is_free = true;
   for (const NodeId to_id : to_ids) {
     const Index to = g.find(to_id);
     if (to == nil) continue;
@@ -232,9 +231,7 @@ Circle Graph::wait_any(NodeId from_id, std::span<const NodeId> to_ids, const cha
     }
     all.push_back(edge);
   }
-  for (const Index edge : all) is_free = is_free && g.surely_free(from, g.edges[edge].to);
-  Circle circle;
-  if (!is_free) circle = g.circle_through(from, all);
+  Circle circle = g.circle_of_new(from, all);
   if (added == nil) return circle;
   if (!circle.empty()) g.report(Report::What::circle, "deadlock: " + g.sentences(circle));
   if (g.nodes[from].any) {
@@ -274,10 +271,10 @@ Circle Graph::would_close(NodeId from_id, NodeId to_id) const {
   Impl& g = *impl_;
   const Index from = g.find(from_id);
   const Index to = g.find(to_id);
-  if (from == nil || to == nil || g.surely_free(from, to)) return {};
+  if (from == nil || to == nil) return {};
   const Index known = g.find_edge(from, to);
   const Index edge = known != nil ? known : g.link(from, to, "waits for");
-  Circle circle = g.circle_through(from, {&edge, 1});
+  Circle circle = g.circle_of_new(from, {&edge, 1});
   if (known == nil) g.unlink(edge);
   return circle;
 }

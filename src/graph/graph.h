@@ -96,7 +96,8 @@ class Graph {
 
   /// From now on `from` cannot proceed before `to`. Counted: as many done() as wait() end it.
   /// Returns the circle that this edge is part of (the edge stays), or an empty one; a new edge's circle is reported
-  /// too. O(what `to` waits for); at once if that is nothing.
+  /// too. Nodes are kept in an order (order.cpp): where it is kept, nothing is searched; else O(the
+  /// fewer of those who wait for `from` and those whom `to` waits for), and O(both) while there is a circle.
   /// An any-node's alternatives are named one by one: those that cannot be stuck first, or all with wait_any, else
   /// the first one is taken for the only one.
   [[nodiscard]] Circle wait(NodeId from, NodeId to, const char* how = "waits for");

@@ -27,6 +27,7 @@ struct Edge {
   Index next_in = nil;
   Index previous_in = nil;
   std::uint32_t count = 0;
+  bool unordered = false;  ///< `from` does not rank above `to` (order.cpp)
   const char* how = nullptr;
 };
 
@@ -46,6 +47,7 @@ struct Node {
   std::uint32_t resource_ins = 0;      ///< of `ins`, those from nodes of a resource class: what it holds
   std::uint64_t out_classes = 0;       ///< of all it waits for; kept up for any-nodes only
   std::uint64_t resource_classes = 0;  ///< of what it holds
+  std::int64_t rank = 0;
   std::uint64_t number = 0;
   const char* pattern = nullptr;
   std::uint64_t first_number = 0;
@@ -86,7 +88,15 @@ struct Graph::Impl {
   Index link(Index from, Index to, const char* how);  ///< a new edge
   void unlink(Index edge);
 
+  // order.cpp
+  /// A new edge finds its place in the order, or is unordered: then it may be part of a circle.
+  void order(Index edge);
+  /// Brings `from` above `to`. False: `to` waits for `from`.
+  bool reorder(Index from, Index to);
+
   // circle.cpp
+  /// The edges of `from` in `first_edges` are new. Looks for nothing if all are in order.
+  Circle circle_of_new(Index from, std::span<const Index> first_edges);
   /// The circle that an edge from `from` to one of `targets` is part of; they are in the graph.
   Circle circle_through(Index from, std::span<const Index> targets);
   Circle circle_of(Index node);  ///< that it is part of, or stuck behind
@@ -121,6 +131,9 @@ struct Graph::Impl {
   Index free_edge = nil;
   std::uint64_t node_count = 0;
   std::uint64_t edge_count = 0;
+  std::uint64_t unordered_edges = 0;  ///< 0: there is no circle anywhere
+  std::int64_t highest = 0;
+  std::int64_t lowest = 0;
   std::uint64_t open_sections = 0;
   std::unordered_map<Index, std::string> words;
   std::vector<Report> reports;

@@ -177,6 +177,22 @@ TEST_F(GraphCircle, LettingGoEndsEveryWaitForANode) {
   EXPECT_EQ(graph.edge_count(), 1U);
 }
 
+// Not a matter of the stack alone: with a search for each edge this takes minutes.
+TEST_F(GraphCircle, LongLinesFromEitherEnd) {
+  std::vector<NodeId> line;
+  for (unsigned i = 0; i < 100'000; ++i) line.push_back(graph.add(fence, i));
+  for (std::size_t i = line.size() - 1; i > 0; --i) ASSERT_TRUE(graph.wait(line[i - 1], line[i]).empty());
+  // Others join at the front, while what they wait for was made later than they.
+  std::vector<NodeId> units;
+  for (unsigned i = 0; i < 1000; ++i) units.push_back(graph.add(unit, i));
+  for (const NodeId held : units) {
+    const NodeId holder = graph.add(fault, 1);
+    ASSERT_TRUE(graph.wait(held, holder, "is held by").empty());
+    ASSERT_TRUE(graph.wait(holder, line.front()).empty());
+  }
+  EXPECT_EQ(graph.wait(line.back(), units.back()).size(), line.size() + 2);
+}
+
 TEST_F(GraphCircle, LongLinesDoNotExhaustTheStack) {
   std::vector<NodeId> line;
   for (unsigned i = 0; i < 100'000; ++i) line.push_back(graph.add(fence, i));
