@@ -300,6 +300,7 @@ TEST_F(Peers, CommandsReachTheAgentsAndTheirAnswersTheCore) {
     const wire::DownRecord command = port.down[head % wire::ring_entries];
     port.down_head.store(head + 1);
     EXPECT_EQ(command.kind, static_cast<std::uint32_t>(kind));
+    if (kind == wire::DownKind::grant_units) return command;
     EXPECT_EQ(command.address, window_base);
     EXPECT_EQ(command.length_bytes, page_bytes);
     return command;
@@ -310,6 +311,10 @@ TEST_F(Peers, CommandsReachTheAgentsAndTheirAnswersTheCore) {
     done.action = command.action;
     post(port, done);
   };
+  // Alone on the device, it has all units from the start.
+  const wire::DownRecord grant = take(device_control().agent, wire::DownKind::grant_units);
+  EXPECT_EQ(grant.units, 0b11U);
+  answer(device_control().agent, grant);
   wire::Span span{};
   span.count_pages = 1;
   span.device = 0;
