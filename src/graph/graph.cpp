@@ -206,8 +206,11 @@ Circle Graph::wait(NodeId from_id, NodeId to_id, const char* how) {
     return g.circle_of_new(from, {&known, 1});
   }
   const Index edge = g.link(from, to, how);
-  const Circle circle = g.circle_of_new(from, {&edge, 1});
-  if (!circle.empty()) g.report(Report::What::circle, "deadlock: " + g.sentences(circle));
+  Circle circle;
+  if (g.unordered_edges != 0) {
+    circle = g.circle_of_new(from, {&edge, 1});
+    if (!circle.empty()) g.report(Report::What::circle, "deadlock: " + g.sentences(circle));
+  }
   g.remember(from, g.nodes[from].any ? g.nodes[from].out_classes : bit(g.nodes[to].cls), edge, !circle.empty());
   if (g.open_sections != 0) g.check_wait_in_section(from, to);
   return circle;

@@ -326,7 +326,7 @@ Status Work::timeline_fences(const Job& job, std::vector<FenceId>& out) const {
       status = error_of(timeline, wait.point);
     }
     for (const auto& [at, point] : timeline.points) {
-      if (point.fenced && !point.done && std::find(out.begin(), out.end(), point.promised_by) == out.end()) {
+      if (point.fenced && !point.done) {
         out.push_back(point.promised_by);
       }
       if (at >= wait.point) {

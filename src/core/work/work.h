@@ -275,8 +275,8 @@ class Work {
   /// The job is in `jobs`: the points that it will signal are spoken for. Sets points_left; unless that is 0, the job is
   /// held and job_points_ready() follows.
   void timeline_promise(Job& job);
-  /// Fences of the points that it waits for and all points before them; all exist once it is not held any more. The
-  /// status: an error if one of those points has failed already.
+  /// Fences of the points that it waits for and all points before them, some perhaps twice; all exist once it is not
+  /// held any more. The status: an error if one of those points has failed already.
   Status timeline_fences(const Job& job, std::vector<FenceId>& fences) const;
   void timeline_publish(Job& job);  ///< after fence_publish(): its points have its fence now; lets held jobs on
   /// The job will never be visible: it is held no more, its points fail, and what is held on them with them.
@@ -495,6 +495,8 @@ class Work {
   /// True: nothing of it is under way any more. Else finished through Core::Impl::finish_client_if_idle.
   void client_gone(ClientId client);
   [[nodiscard]] bool client_idle(ClientId client) const;
+  /// No fence uses memory that is the client's own.
+  [[nodiscard]] bool memory_idle(ClientId client) const;
   void device_attach(ClientId client, DeviceId device);
   void device_gone(ClientId client, DeviceId device);
   void action_done(const WorkRef& ref, Status status);
