@@ -430,7 +430,7 @@ std::string World::who_waits() const {
   for (std::uint32_t a = 0; a < agents_.size(); ++a) {
     const AgentState& state = agents_[a];
     const Agent& def = scenario_.agents[a];
-    if (done_with(a)) continue;
+    if (state.over || state.pc >= def.steps.size()) continue;
     out += def.name + ": ";
     if (def.is_wave && !state.begun) {
       out += "has not begun\n";

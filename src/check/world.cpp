@@ -305,7 +305,8 @@ void World::pass_time() {
 bool World::done_with(std::uint32_t agent) const {
   const AgentState& state = agents_[agent];
   const Agent& def = scenario_.agents[agent];
-  return state.over || state.pc >= def.steps.size() || (state.begun && def.steps[state.pc].kind == Step::Kind::spin);
+  return state.over || def.may_hang || state.pc >= def.steps.size() ||
+         (state.begun && def.steps[state.pc].kind == Step::Kind::spin);
 }
 
 bool World::finished() const {
