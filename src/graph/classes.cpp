@@ -26,7 +26,7 @@ bool Graph::Impl::known(Vertex from, std::uint64_t targets) const {
                      [&](Index arc) { return (arcs[arc].targets & ~targets) == 0; });
 }
 
-void Graph::Impl::remember(Index from, std::uint64_t targets, Index edge, bool quiet) {
+void Graph::Impl::remember_new(Index from, std::uint64_t targets, Index edge, bool quiet) {
   const Node& node = nodes[from];
   if ((classes[node.cls].ordered & targets) != 0) return;
   const auto words = [&] {

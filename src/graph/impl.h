@@ -33,7 +33,8 @@ struct Edge {
 
 enum class Section : std::uint8_t { none, visible, signalled };
 
-struct Node {
+/// Whole lines of the cache, so that finding one is a shift.
+struct alignas(64) Node {
   std::uint32_t generation = 0;
   ClassId cls = 0;
   bool alive = false;
@@ -90,7 +91,10 @@ struct Graph::Impl {
 
   // order.cpp
   /// A new edge finds its place in the order, or is unordered: then it may be part of a circle.
-  void order(Index edge);
+  void order(Index edge) {
+    if (nodes[edges[edge].from].rank <= nodes[edges[edge].to].rank) find_place(edge);
+  }
+  void find_place(Index edge);
   /// Brings `from` above `to`. False: `to` waits for `from`.
   bool reorder(Index from, Index to);
 
@@ -103,7 +107,16 @@ struct Graph::Impl {
 
   // classes.cpp
   /// A wait of `from` for any of `targets` (classes), first seen in `edge`. quiet: what it closes is told already.
-  void remember(Index from, std::uint64_t targets, Index edge, bool quiet);
+  void remember(Index from, std::uint64_t targets, Index edge, bool quiet) {
+    const Node& node = nodes[from];
+    // Seen before, by one that holds nothing and is no resource: most waits.
+    if ((single_targets[node.cls] & targets) != 0 &&
+        (node.resource_classes | (resource_classes & bit(node.cls))) == 0) {
+      return;
+    }
+    remember_new(from, targets, edge, quiet);
+  }
+  void remember_new(Index from, std::uint64_t targets, Index edge, bool quiet);
   /// `holder` holds a node of class `resource` since `edge`: what it waits for, it waits for holding that.
   void remember_hold(Index holder, ClassId resource, Index edge, bool quiet);
   void learn(Vertex from, std::uint64_t targets, std::string seen, bool quiet);

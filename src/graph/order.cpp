@@ -12,11 +12,10 @@ namespace {
 enum State : std::uint8_t { below, above };
 }  // namespace
 
-void Graph::Impl::order(Index index) {
+void Graph::Impl::find_place(Index index) {
   Edge& edge = edges[index];
   Node& from = nodes[edge.from];
   Node& to = nodes[edge.to];
-  if (from.rank > to.rank) return;
   if (edge.from != edge.to) {
     if (to.first_out == nil) {
       to.rank = --lowest;
