@@ -419,6 +419,9 @@ class Core::Impl {
   std::uint64_t returning_pages = 0;  ///< of frees whose last action is under way
   std::uint32_t ops_in_use = 0;
   std::uint64_t op_serial = 0;
+  /// run_op() inside run_op(). Far above what a chain of evictions needs, far below what a stack holds.
+  static constexpr std::uint32_t op_depth_most = 2048;
+  std::uint32_t op_depth = 0;
   std::vector<FreeRequest> frees;
   std::vector<PrefetchRequest> prefetches;
   std::vector<KeptFree> kept_frees;

@@ -45,7 +45,11 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
 }
 
 void Core::Impl::run_op(OpIndex index) {
+  // One that ends may begin the next on its granule at once, but each of them asks the machine for something or leaves
+  // nobody who waits. Where that fails, they would go round for ever.
+  FERRY_CHECK_LT(++op_depth, op_depth_most);
   while (ops[index].in_use && ops[index].outstanding == 0 && step(ops[index])) {}
+  --op_depth;
 }
 
 /// One stage. False: the operation ended or waits for room.
