@@ -291,7 +291,11 @@ void Core::Impl::action_done(ActionId id, Status status) {
     release_done(pending);
   } else if (pending.verb == Verb::discard_system && pending.op == none_index) {
     --pending.client->upkeep;
-    free_forgotten(pending.request);
+    if (pending.request == none_index) {
+      ranges_discarded(*pending.client);
+    } else {
+      free_forgotten(pending.request);
+    }
   } else {
     op_action_done(pending, status);
   }

@@ -229,6 +229,8 @@ class Core::Impl {
   void device_attach(ClientId id, DeviceId device);
   void device_gone(ClientId id, DeviceId device);
   void finish_client_if_idle(Client& client);
+  void discard_ranges(Client& client);
+  void ranges_discarded(Client& client);
   Client* find_client(ClientId id);
   [[nodiscard]] const Client* find_client(ClientId id) const;
 

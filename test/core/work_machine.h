@@ -41,9 +41,13 @@ class WorkMachine : public Machine {
   bool finish(FenceId fence, Status status = {}) {
     return answer_if([fence](const Action& a) { return a.verb == Verb::run_job && a.fence == fence; }, status);
   }
-  /// Answers the first revoke_cus of the client. False: none is open.
+  /// Answers all revoke_cus of the client. False: none is open.
   bool leave(ClientId client = 1) {
-    return answer_if([client](const Action& a) { return a.verb == Verb::revoke_cus && a.client == client; }, {});
+    bool any = false;
+    while (answer_if([client](const Action& a) { return a.verb == Verb::revoke_cus && a.client == client; }, {})) {
+      any = true;
+    }
+    return any;
   }
   [[nodiscard]] bool runs(FenceId fence) const { return open_of(Verb::run_job, fence) != nullptr; }
   [[nodiscard]] const Action* open_of(Verb verb, FenceId fence) const {

@@ -100,7 +100,7 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
 }
 
 void Core::Impl::finish_client_if_idle(Client& client) {
-  if (!client.dying || client.ops != 0 || client.upkeep != 0 || !work.client_idle(client.id)) {
+  if (!client.dying || client.ops != 0 || client.upkeep != 0 || !work.memory_idle(client.id)) {
     return;
   }
   for (const auto& device : client.devices) {
@@ -147,6 +147,10 @@ void Core::Impl::finish_client_if_idle(Client& client) {
   if (!released_all) {
     return;
   }
+  if (!work.client_idle(client.id)) {
+    discard_ranges(client);
+    return;
+  }
   for (auto& request : frees) {
     if (request.in_use && request.client == &client) {
       request.in_use = false;
@@ -158,6 +162,30 @@ void Core::Impl::finish_client_if_idle(Client& client) {
   reply(client.gone_cookie, client, {});
   clients.erase(client.id);
   reclaim.give(charged);
+}
+
+/// Jobs of the client run on, maybe for long: its memory does not wait for them, since they may wait for memory.
+void Core::Impl::discard_ranges(Client& client) {
+  if (client.charged_pages == 0) {
+    return;
+  }
+  for (const auto& [first, range] : client.ranges) {
+    std::uint32_t pending = 0;
+    Action& action = ask_client(Verb::discard_system, client, pending);
+    action.pages = {first, range.count_pages};
+    action.cause = Cause::client_gone;
+  }
+  client.ranges.clear();
+}
+
+void Core::Impl::ranges_discarded(Client& client) {
+  if (client.upkeep == 0) {
+    const ClientId id = client.id;
+    uncharge(client, client.charged_pages);
+    if (Client* left = find_client(id); left != nullptr) {
+      finish_client_if_idle(*left);
+    }
+  }
 }
 
 }  // namespace ferry::core

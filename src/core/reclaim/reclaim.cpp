@@ -253,7 +253,8 @@ void Reclaim::State::pump() {
 
 void Reclaim::pump() {
   const State& s = *state_;
-  if (counts_ && (!s.line.empty() || !s.refused.empty() || s.background + s.lent + s.over != 0 || s.pumping)) {
+  if (counts_ && (!s.line.empty() || !s.refused.empty() || !s.started.empty() || s.background + s.lent + s.over != 0 ||
+                  s.pumping)) {
     state_->pump();
   }
 }

@@ -152,12 +152,12 @@ void Reclaim::State::recheck() {
 void Reclaim::State::forget_started() {
   std::erase_if(started, [this](const Started& s) {
     const auto it = core.work.buffers.find(s.buffer);
-    if (it != core.work.buffers.end() && (it->second.step != Buffer::Step::rest || it->second.outstanding != 0)) {
+    const bool rests =
+        it == core.work.buffers.end() || (it->second.step == Buffer::Step::rest && it->second.outstanding == 0);
+    // One that is wanted back already has left before: only on its way to the store does it give memory back.
+    if (!rests && it->second.step != Buffer::Step::need_memory && it->second.to == Buffer::Where::store) {
       return false;
     }
-    // One that is back at rest where it was could not be stored.
-    const bool stayed = it != core.work.buffers.end() && it->second.charged_pages == s.pages;
-    core.reclaim.store_answered(stayed ? Status(Code::io_error) : Status());
     return true;
   });
 }
@@ -175,7 +175,7 @@ bool Reclaim::State::under_way() const {
     return true;
   }
   for (const auto& [id, client] : core.clients) {
-    if (client->dying && client->charged_pages != 0) {
+    if (client->dying && client->charged_pages != 0 && core.work.memory_idle(id)) {
       return true;
     }
   }

@@ -249,18 +249,21 @@ void Work::take_back(DeviceId device, ClientId client, unsigned keep) {
     unit.leaving = true;
     mask |= bit_of(held[i]);
   }
-  if (mask == 0) {
-    return;
+  // A unit that waits for its faults must not keep the answer for the others back.
+  const bool together = leaves_while_faulting(device);
+  while (mask != 0) {
+    const std::uint64_t part = together ? mask : mask & -mask;
+    mask &= ~part;
+    ++dev.revokes[client];
+    WorkRef ref;
+    ref.what = WorkRef::What::revoke_units;
+    ref.id = client;
+    ref.sub = (std::uint64_t{device} << 32) | compute.process;
+    ref.cu_mask = part;
+    Action& action = core.ask_work(Verb::revoke_cus, client, ref);
+    action.device = device;
+    action.cu_mask = part;
   }
-  ++dev.revokes[client];
-  WorkRef ref;
-  ref.what = WorkRef::What::revoke_units;
-  ref.id = client;
-  ref.sub = (std::uint64_t{device} << 32) | compute.process;
-  ref.cu_mask = mask;
-  Action& action = core.ask_work(Verb::revoke_cus, client, ref);
-  action.device = device;
-  action.cu_mask = mask;
 }
 
 }  // namespace ferry::core

@@ -47,7 +47,7 @@ Work::Work(Core::Impl& c) : core(c) {
   g.ordered(cls.job, cls.job);      // queues
   g.ordered(cls.unseen, cls.unseen);
   g.ordered(cls.line, cls.operation);  // those that give VRAM back want none
-  g.ordered(cls.memory, cls.memory);  // its line
+  g.ordered(cls.memory, cls.memory);   // its line
   if (asks_fences) {
     g.ordered(cls.memory, cls.fence);  // each such wait was asked for and found good
   }
@@ -93,6 +93,11 @@ bool Work::client_idle(ClientId client) const {
     }
   }
   return buffers_client_idle(client);
+}
+
+bool Work::memory_idle(ClientId client) const {
+  const auto userptr = userptrs.lower_bound({client, 0});
+  return userptr == userptrs.end() || userptr->first != client;
 }
 
 void Work::device_attach(ClientId, DeviceId) {}
