@@ -1,4 +1,5 @@
 // Checks that compare what the core says with what the machine holds, and those of quiet moments.
+#include <algorithm>
 #include <string>
 
 #include "sim/order.h"
@@ -64,7 +65,15 @@ void World::check_view(bool quiet) const {
                 "the core says that page %llu of client %u is current in VRAM of device %u; it is not", u(page), c.id,
                 unsigned{r.vram_device});
       }
-      if (!r.system_current && r.vram_device == no_device) {
+      if (r.stored && !memory_.store_is_current(slot, page)) {
+        violate(Invariant::view_is_true, "the core says that page %llu of client %u is current in the store; it is not",
+                u(page), c.id);
+      }
+      if (memory_.resident(slot, page) && !r.held) {
+        violate(Invariant::charged_first, "page %llu of client %u has system memory, and is not charged", u(page),
+                c.id);
+      }
+      if (!r.system_current && r.vram_device == no_device && !r.stored) {
         violate(Invariant::current_copy, "the core knows no current copy of page %llu of client %u", u(page), c.id);
       }
       if (memory_.cpu_entry(slot, page) == CpuEntry::mapped && !r.cpu_may_map) {
@@ -152,6 +161,40 @@ void World::check_stuck(const char* doing) const {
   }
 }
 
+/// I-40, I-41, at every event. The memory of clients that leave goes with their file, after the core forgot them.
+void World::check_budget() const {
+  std::uint64_t resident = 0;
+  for (unsigned slot = 0; slot < clients_.size(); ++slot) {
+    if (clients_[slot].state == ClientState::running || clients_[slot].state == ClientState::dead) {
+      resident += memory_.resident_pages(slot);
+    }
+  }
+  const core::Stats& s = core_->stats();
+  if (resident > s.system_pages) {
+    violate(Invariant::charged_first, "%llu pages have system memory, but %llu are charged", u(resident),
+            u(s.system_pages));
+  }
+  if (s.system_pages > std::max(budget_, swarm_.core.system_pages) + s.over_budget_pages) {
+    violate(Invariant::over_is_told, "%llu pages are charged; the budget is %llu, and %llu were given over it",
+            u(s.system_pages), u(std::max(budget_, swarm_.core.system_pages)), u(s.over_budget_pages));
+  }
+}
+
+/// In quiet moments, what is charged is what pages hold, to the page.
+void World::check_held() const {
+  std::uint64_t held = 0;
+  for (unsigned slot = 0; slot < clients_.size(); ++slot) {
+    if (clients_[slot].state != ClientState::running) continue;
+    for (std::uint64_t i = 0; i < memory_.window().count_pages; ++i) {
+      held += core_->query(clients_[slot].id, memory_.window().first + i).held ? 1 : 0;
+    }
+  }
+  if (held != core_->stats().system_pages) {
+    violate(Invariant::charged_first, "pages hold %llu pages of system memory, but %llu are charged", u(held),
+            u(core_->stats().system_pages));
+  }
+}
+
 void World::check_settled() const {
   for (const Flight& f : flights_) {
     if (f.in_use) {
@@ -168,6 +211,7 @@ void World::check_settled() const {
   if (!core_->quiescent()) violate(Invariant::progress, "all is done, but the core says that something is in flight");
   memory_.check_all();
   check_view(true);
+  if (swarm_.core.system_pages != 0) check_held();
 }
 
 namespace {
@@ -194,6 +238,10 @@ constexpr Counter counters[] = {
     {"migrations_to_system", &core::Stats::migrations_to_system, true},
     {"evicted_pages", &core::Stats::evicted_pages, false},
     {"in_place_maps", &core::Stats::in_place_maps, true},
+    {"pages_to_store", &core::Stats::pages_to_store, true},
+    {"pages_from_store", &core::Stats::pages_from_store, true},
+    {"store_errors", &core::Stats::store_errors, true},
+    {"stored_pages", &core::Stats::stored_pages, false},
     {"speculated_pages", &core::Stats::speculated_pages, false},
     {"dma_mapped_pages", &core::Stats::dma_mapped_pages, false},
     {"dma_unmapped_pages", &core::Stats::dma_unmapped_pages, false},
@@ -228,12 +276,13 @@ void World::check_migration(const core::Event& e) {
 void World::check_copy(const core::Action& a) {
   const Page granule = a.pages.first - a.pages.first % swarm_.core.granularity_pages;
   const auto it = moving_.find({a.client, granule});
-  if (it == moving_.end() || it->second.to != target_of(a)) {
-    violate(Invariant::counts_are_true, "pages %llu+%llu of client %u are copied %s, and no migration was told",
-            u(a.pages.first), u(a.pages.count_pages), a.client, target_of(a) == core::Place::vram ? "to VRAM" : "home");
+  if (it == moving_.end() || it->second.to != goes_to(a)) {
+    const char* where[] = {"home", "to VRAM", "to the store"};
+    violate(Invariant::counts_are_true, "pages %llu+%llu of client %u are moved %s, and no migration was told",
+            u(a.pages.first), u(a.pages.count_pages), a.client, where[static_cast<unsigned>(goes_to(a))]);
   }
   ++it->second.copies;
-  if (target_of(a) == core::Place::vram && core_->query(a.client, a.pages.first).contended) {
+  if (goes_to(a) == core::Place::vram && core_->query(a.client, a.pages.first).contended) {
     violate(Invariant::answers_right,
             "page %llu of client %u is held in system memory as contended, and is copied to VRAM", u(a.pages.first),
             a.client);
@@ -258,7 +307,8 @@ void World::client_counts(ClientId id) {
 
 /// In a quiet machine, where nothing fails, requests and faults do what they are for (I-17).
 void World::check_effects() {
-  if (swarm_.core.vram_pages < block_pages) return;
+  // Under a budget a prefetch may be refused for want of memory.
+  if (swarm_.core.vram_pages < block_pages || swarm_.core.system_pages != 0) return;
   for (unsigned slot = 0; slot < clients_.size(); ++slot) {
     Client& c = clients_[slot];
     if (c.state != ClientState::running || c.spans.empty()) continue;
@@ -279,6 +329,7 @@ void World::check_effects() {
     }
     if (r.contended) continue;
     const std::uint64_t pins = seen_.contention_pins;
+    const std::uint64_t asked_ns = now_ns_;
 
     // A device that has the page in place does not fault on it.
     if (r.device_mapped != 0 || random_.chance(500)) {
@@ -295,7 +346,9 @@ void World::check_effects() {
     take_actions();
     drain("bringing a page to a device");
     r = core_->query(c.id, page);
-    if (seen_.contention_pins == pins && r.vram_device != device) {
+    // A line for VRAM that stands for too long is served in place.
+    const bool patient = now_ns_ - asked_ns <= swarm_.core.line_patience_ns;
+    if (patient && seen_.contention_pins == pins && r.vram_device != device) {
       violate(Invariant::answers_right, "page %llu of client %u was brought to device %u, but is not there", u(page),
               c.id, unsigned{device});
     }
@@ -337,6 +390,10 @@ void World::check_empty() const {
   }
   if (s.vram_pages != 0)
     violate(Invariant::all_given_back, "all clients are gone, but stats say vram_pages %llu", u(s.vram_pages));
+  if (s.system_pages != 0 || s.stored_pages != 0) {
+    violate(Invariant::all_given_back, "all clients are gone, but %llu pages are charged and %llu stored",
+            u(s.system_pages), u(s.stored_pages));
+  }
   if (s.vram_peak_pages > swarm_.core.vram_pages) {
     violate(Invariant::budget, "stats say a peak of %llu pages; the budget is %llu", u(s.vram_peak_pages),
             u(swarm_.core.vram_pages));

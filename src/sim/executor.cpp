@@ -57,7 +57,8 @@ void World::issue(const Action& a) {
   check_conflicts(a);
   if (uses_vram(a)) memory_.use_vram(slot, a.device, a.vram_first, a.pages.count_pages);
   if (a.verb == Verb::wake_wave || (a.verb == Verb::map_device && a.has_token)) check_wake(a);
-  if (a.verb == Verb::copy) check_copy(a);
+  if (moves(a.verb)) check_copy(a);
+  if (a.verb == Verb::wake_cpu && !a.status.ok()) check_told(a);
   if (a.verb == Verb::reply) check_reply(a);
 
   std::uint32_t index;
@@ -157,6 +158,13 @@ void World::check_wake(const Action& a) {
   }
 }
 
+/// A CPU thread is told that its page cannot be had: fair only where the store has failed.
+void World::check_told(const Action& a) const {
+  if (stats_.failed_actions != 0) return;
+  violate(Invariant::answers_right, "CPU threads at page %llu of client %u are told: %s; but nothing has failed yet",
+          static_cast<unsigned long long>(a.pages.first), a.client, to_string(a.status.code));
+}
+
 void World::check_reply(const Action& a) {
   const auto it = requests_.find(a.cookie.value);
   if (it == requests_.end() || it->second.replied) {
@@ -202,6 +210,8 @@ Status World::inject_failure(const Action& a) {
       if (random_.chance(swarm_.map_device_no_memory)) return Code::no_memory;
       if (random_.chance(swarm_.map_device_no_mappings)) return Code::no_mappings;
       return {};
+    case Verb::store: return random_.chance(swarm_.store_io_error) ? Status(Code::io_error) : Status();
+    case Verb::load: return random_.chance(swarm_.load_io_error) ? Status(Code::io_error) : Status();
     default: return {};
   }
 }
@@ -229,6 +239,9 @@ void World::perform_part(std::uint32_t index, unsigned part) {
   }
   if (f.status.ok()) {
     f.status = inject_failure(a);
+    if (f.status.ok() && a.verb == Verb::store && !swarm_.has_room(memory_.stored_pages() + pages.count_pages)) {
+      f.status = Code::no_space;
+    }
     if (!f.status.ok()) {
       ++stats_.failed_actions;
       fail_pages(f, pages);
@@ -247,6 +260,17 @@ void World::fail_pages(Flight& f, PageSpan pages) {
     for (Page p = pages.first; p < pages.end(); ++p) {
       look_at(f.slot, p);
       memory_.tear(f.slot, a.device, p, target_of(a), a.vram_first + static_cast<VramPage>(p - a.pages.first));
+    }
+    return;
+  }
+  if (a.verb == Verb::store || a.verb == Verb::load) {
+    for (Page p = pages.first; p < pages.end(); ++p) {
+      look_at(f.slot, p);
+      if (a.verb == Verb::store) {
+        memory_.tear_store(f.slot, p);
+      } else {
+        memory_.tear_system(f.slot, p);
+      }
     }
     return;
   }
@@ -279,12 +303,17 @@ void World::perform_pages(Flight& f, PageSpan pages) {
         ++stats_.copied_pages;
         break;
       case Verb::discard_system: memory_.discard_system(f.slot, p); break;
+      case Verb::store:
+        if (!memory_.store(f.slot, p)) f.status = Code::no_space;
+        break;
+      case Verb::load: memory_.load(f.slot, p); break;
+      case Verb::discard_store: memory_.discard_store(f.slot, p); break;
       default: break;
     }
   }
   switch (a.verb) {
-    case Verb::map_cpu: wake_cpu_waiters(f.slot, pages); break;
-    case Verb::wake_cpu: wake_cpu_waiters(f.slot, a.pages); break;
+    case Verb::map_cpu: wake_cpu_waiters(f.slot, pages, {}); break;
+    case Verb::wake_cpu: wake_cpu_waiters(f.slot, a.pages, a.status); break;
     case Verb::release_chunk: memory_.wipe_chunk(f.slot, a.device, a.vram_first); break;
     case Verb::wake_wave: end_fault(a.token.value, a.status); break;
     default: break;
@@ -294,6 +323,9 @@ void World::perform_pages(Flight& f, PageSpan pages) {
 void World::finish_flight(std::uint32_t index) {
   Flight& f = flights_[index];
   const Action a = f.action;
+  if (a.verb == Verb::store && !f.status.ok()) {
+    for (Page p = a.pages.first; p < a.pages.end(); ++p) memory_.tear_store(f.slot, p);
+  }
   if (a.verb == Verb::map_device && a.has_token) {
     if (f.status.ok()) {
       end_fault(a.token.value, {});
@@ -319,6 +351,12 @@ void World::answer(std::uint32_t index) {
     auto& count = !f.status.ok()                ? seen_.copy_errors
                   : target_of(a) == Place::vram ? seen_.pages_to_vram
                                                 : seen_.pages_to_system;
+    count += f.status.ok() ? a.pages.count_pages : 1;
+  }
+  if (a.verb == Verb::store || a.verb == Verb::load) {
+    auto& count = !f.status.ok()          ? seen_.store_errors
+                  : a.verb == Verb::store ? seen_.pages_to_store
+                                          : seen_.pages_from_store;
     count += f.status.ok() ? a.pages.count_pages : 1;
   }
   if (a.verb == Verb::release_chunk) memory_.uncharge_chunk(f.slot, a.device, a.vram_first);

@@ -33,6 +33,11 @@ Memory::Memory(unsigned clients, unsigned devices, Page window_first, std::uint3
   }
 }
 
+void Memory::count_system(std::uint64_t store_pages) {
+  counted_ = true;
+  store_capacity_ = store_pages;
+}
+
 bool Memory::inside(PageSpan span) const {
   return span.first >= first_ && span.first - first_ <= pages_ && span.count_pages <= pages_ - (span.first - first_);
 }
@@ -63,7 +68,10 @@ void Memory::client_close(unsigned slot) {
     }
     c.devices[d].chunks.clear();
   }
+  c.resident = 0;
   for (auto& p : c.pages) {
+    forget_stored(p);
+    p.resident = false;
     p.system = p.shadow = 0;
     p.alloc = AllocState::none;
     p.cpu = CpuEntry::none;
@@ -79,9 +87,13 @@ void Memory::alloc(unsigned slot, PageSpan span, bool in_place) {
               "client %u allocates page %lld anew and would read %s, left there by its last use", clients_[slot].id,
               rel(page), describe(p.system).c_str());
     }
+    if (p.in_store) {
+      violate(Invariant::free_is_final, "client %u allocates page %lld anew, and the store still has its last contents",
+              clients_[slot].id, rel(page));
+    }
     p.alloc = AllocState::allocated;
     p.in_place = in_place;
-    p.cpu = CpuEntry::mapped;
+    p.cpu = counted_ ? CpuEntry::revoked : CpuEntry::mapped;
     p.shadow = 0;
     ++p.generation;
     for (auto& d : clients_[slot].devices) d.vram_of[page - first_] = 0;
@@ -171,6 +183,7 @@ void Memory::map_cpu(unsigned slot, Page page) {
     }
   }
   p.cpu = CpuEntry::mapped;
+  occupy(slot, p);
 }
 
 void Memory::revoke_device(unsigned slot, DeviceId device, Page page) { set_entry(slot, device, page, {}); }
@@ -212,6 +225,7 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
       }
     }
   }
+  if (entry.kind == DeviceKind::system) occupy(slot, p);
   set_entry(slot, device, page, entry);
 }
 
@@ -272,6 +286,7 @@ void Memory::copy(unsigned slot, DeviceId device, Page page, core::Place to, Vra
       }
     }
   }
+  occupy(slot, p);  // reading zeros gives them memory too
   if (to == core::Place::vram) {
     hold(slot, device, page, vram, p.system);
   } else {
@@ -285,6 +300,7 @@ void Memory::tear(unsigned slot, DeviceId device, Page page, core::Place to, Vra
   if (to == core::Place::vram) {
     hold(slot, device, page, vram, torn_word);
   } else {
+    occupy(slot, at(slot, page));
     at(slot, page).system = torn_word;
   }
   check_current(slot, page, "a copy that failed");
@@ -313,13 +329,78 @@ void Memory::discard_system(unsigned slot, Page page) {
     }
   }
   p.system = 0;
+  if (p.resident) {
+    p.resident = false;
+    --clients_[slot].resident;
+  }
   if (p.alloc == AllocState::allocated) {
-    if (p.cpu == CpuEntry::mapped && p.shadow != 0) {
+    if (p.cpu == CpuEntry::mapped && (p.shadow != 0 || counted_)) {
       violate(Invariant::free_is_final, "system page %lld of client %u is discarded while the CPU maps it", rel(page),
               clients_[slot].id);
     }
     check_current(slot, page, "its system page was discarded");
   }
+}
+
+/// I-11, for what moves between system memory and the store.
+void Memory::check_quiet(unsigned slot, Page page, const char* what) const {
+  const auto& p = at(slot, page);
+  if (p.cpu == CpuEntry::mapped) {
+    violate(Invariant::quiet_source, "page %lld of client %u is %s while CPU threads can write it", rel(page),
+            clients_[slot].id, what);
+  }
+  for (DeviceId d = 0; d < devices_; ++d) {
+    if (device_entry(slot, d, page).kind == DeviceKind::system) {
+      violate(Invariant::quiet_source, "page %lld of client %u is %s while device %u maps it", rel(page),
+              clients_[slot].id, what, unsigned{d});
+    }
+  }
+}
+
+void Memory::forget_stored(PageState& p) {
+  if (p.in_store) --stored_pages_;
+  p.in_store = false;
+  p.stored = 0;
+}
+
+bool Memory::store(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  check_quiet(slot, page, "stored");
+  if (!p.in_store && stored_pages_ >= store_capacity_) return false;
+  if (!p.in_store) ++stored_pages_;
+  p.in_store = true;
+  p.stored = p.system;
+  return true;
+}
+
+void Memory::tear_store(unsigned slot, Page page) {
+  forget_stored(at(slot, page));
+  check_current(slot, page, "a store that failed");
+}
+
+void Memory::load(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  check_quiet(slot, page, "loaded");
+  if (!p.in_store) {
+    violate(Invariant::answers_right, "page %lld of client %u is loaded, but the store does not have it", rel(page),
+            clients_[slot].id);
+  }
+  occupy(slot, p);
+  p.system = p.stored;
+  check_current(slot, page, "a load");
+}
+
+void Memory::tear_system(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  check_quiet(slot, page, "loaded");
+  occupy(slot, p);
+  p.system = torn_word;
+  check_current(slot, page, "a load that failed");
+}
+
+void Memory::discard_store(unsigned slot, Page page) {
+  forget_stored(at(slot, page));
+  check_current(slot, page, "the store forgot it");
 }
 
 Memory::Chunk& Memory::chunk(unsigned slot, DeviceId device, VramPage vram) {
@@ -390,7 +471,7 @@ bool Memory::vram_is_current(unsigned slot, DeviceId device, Page page) const {
 
 void Memory::check_current(unsigned slot, Page page, const char* after) const {
   const auto& p = at(slot, page);
-  if (p.alloc != AllocState::allocated || p.system == p.shadow) return;
+  if (p.alloc != AllocState::allocated || p.system == p.shadow || (p.in_store && p.stored == p.shadow)) return;
   for (DeviceId d = 0; d < devices_; ++d) {
     if (vram_is_current(slot, d, page)) return;
   }
@@ -425,6 +506,7 @@ std::string Memory::describe(Word word) const {
 std::string Memory::copies_of(unsigned slot, Page page) const {
   const auto& p = at(slot, page);
   std::string text = "must be " + describe(p.shadow) + ", system has " + describe(p.system);
+  if (p.in_store) text += ", the store has " + describe(p.stored);
   for (DeviceId d = 0; d < devices_; ++d) {
     const auto& m = clients_[slot].devices[d];
     const std::uint32_t where = m.vram_of[page - first_];

@@ -1,5 +1,5 @@
-// The simulated machine's contents and page tables, and the checks that need nothing else: every word of system memory
-// and VRAM, what the CPU and each device map, what each page must read (the shadow), and who holds which VRAM chunk.
+// The simulated machine's contents and page tables, and the checks that need nothing else: every word of system memory,
+// VRAM and the store, what the CPU and each device map, what each page must read (the shadow), and who holds which VRAM chunk.
 // One 64-bit word stands for a page's contents. Does not know of actions, time or the core.
 // Each check throws Violation. A client is named by its slot, 0 to clients-1.
 #pragma once
@@ -43,6 +43,8 @@ class Memory {
  public:
   Memory(unsigned clients, unsigned devices, Page window_first, std::uint32_t window_pages,
          std::uint64_t budget_chunks);
+  /// System memory is counted from now on: nobody reaches a page that was just allocated, and `store_pages` fit beneath.
+  void count_system(std::uint64_t store_pages);
 
   // --- clients and ranges --------------------------------------------------------------------------------------------
   void client_open(unsigned slot, ClientId id);
@@ -70,6 +72,14 @@ class Memory {
   /// A copy that failed here: the target holds rubbish.
   void tear(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
   void discard_system(unsigned slot, Page page);
+  /// False: the store has no room; nothing happened.
+  bool store(unsigned slot, Page page);
+  /// A store that failed here: what was stored of the page before is gone.
+  void tear_store(unsigned slot, Page page);
+  void load(unsigned slot, Page page);
+  /// A load that failed here: the system page holds rubbish.
+  void tear_system(unsigned slot, Page page);
+  void discard_store(unsigned slot, Page page);
 
   // --- VRAM ----------------------------------------------------------------------------------------------------------
   /// A chunk counts from its first use on (I-04). REQUIRES nothing: any number may come from the core.
@@ -98,6 +108,13 @@ class Memory {
   [[nodiscard]] bool system_is_current(unsigned slot, Page page) const {
     return at(slot, page).system == at(slot, page).shadow;
   }
+  [[nodiscard]] bool store_is_current(unsigned slot, Page page) const {
+    return at(slot, page).in_store && at(slot, page).stored == at(slot, page).shadow;
+  }
+  /// The page has system memory (I-40). Only counted after count_system().
+  [[nodiscard]] bool resident(unsigned slot, Page page) const { return at(slot, page).resident; }
+  [[nodiscard]] std::uint64_t resident_pages(unsigned slot) const { return clients_[slot].resident; }
+  [[nodiscard]] std::uint64_t stored_pages() const { return stored_pages_; }
   /// The page that lost its last copy, where a violation was thrown for another page's sake.
   struct Suspect {
     ClientId client = 0;
@@ -117,6 +134,9 @@ class Memory {
     AllocState alloc = AllocState::none;
     CpuEntry cpu = CpuEntry::none;
     bool in_place = false;
+    bool resident = false;
+    bool in_store = false;
+    Word stored = 0;
   };
   struct VramState {
     Word word = fresh_vram_word;
@@ -134,6 +154,7 @@ class Memory {
   };
   struct ClientMemory {
     ClientId id = 0;
+    std::uint64_t resident = 0;
     std::vector<PageState> pages;
     std::vector<DeviceMemory> devices;
   };
@@ -148,6 +169,14 @@ class Memory {
   void set_entry(unsigned slot, DeviceId device, Page page, DeviceEntry entry);
   /// Takes a VRAM page over for `page`; whoever was copied there before must have a current copy elsewhere.
   void hold(unsigned slot, DeviceId device, Page page, VramPage vram, Word word);
+  void occupy(unsigned slot, PageState& page) {
+    if (counted_ && !page.resident) {
+      page.resident = true;
+      ++clients_[slot].resident;
+    }
+  }
+  void check_quiet(unsigned slot, Page page, const char* what) const;
+  void forget_stored(PageState& page);
   void check_target(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
   void check_current(unsigned slot, Page page, const char* after) const;
   [[nodiscard]] std::string describe(Word word) const;
@@ -158,6 +187,9 @@ class Memory {
   DeviceId devices_;
   std::uint64_t budget_chunks_;
   std::uint64_t stamp_ = 0;
+  bool counted_ = false;
+  std::uint64_t store_capacity_ = 0;
+  std::uint64_t stored_pages_ = 0;
   std::vector<ClientMemory> clients_;
   std::vector<std::uint64_t> used_chunks_;
   mutable Suspect suspect_;

@@ -10,10 +10,11 @@ bool in_one_chunk(VramPage a, std::uint64_t count, VramPage chunk_first) {
   return a < chunk_first + block_pages && chunk_first < a + count;
 }
 bool writes_system(const Action& a) {
-  return a.verb == Verb::discard_system || (a.verb == Verb::copy && target_of(a) == Place::system);
+  return a.verb == Verb::discard_system || a.verb == Verb::load ||
+         (a.verb == Verb::copy && target_of(a) == Place::system);
 }
 bool uses_system(const Action& a) {
-  return a.verb == Verb::map_cpu || (a.verb == Verb::map_device && a.place == Place::system) ||
+  return a.verb == Verb::map_cpu || a.verb == Verb::store || (a.verb == Verb::map_device && a.place == Place::system) ||
          (a.verb == Verb::copy && target_of(a) == Place::vram);
 }
 
@@ -39,6 +40,13 @@ bool order_matters(const Action& a, const Action& b) {
   if (touches_device_table(a.verb) && touches_device_table(b.verb) && same_device) return true;
   if (writes_system(a) && (uses_system(b) || writes_system(b))) return true;
   if (writes_system(b) && uses_system(a)) return true;
+  if (touches_store(a.verb) && touches_store(b.verb)) return true;
+  // What is stored must be quiet from before until after.
+  const auto stores_and_maps = [](const Action& x, const Action& y) {
+    return x.verb == Verb::store && (touches_cpu_table(y.verb) || y.verb == Verb::revoke_device ||
+                                     (y.verb == Verb::map_device && y.place == Place::system));
+  };
+  if (stores_and_maps(a, b) || stores_and_maps(b, a)) return true;
   const auto fills_and_maps = [&](const Action& x, const Action& y) {
     return x.verb == Verb::copy && target_of(x) == Place::vram && y.verb == Verb::map_device &&
            y.place == Place::vram && same_device;

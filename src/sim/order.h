@@ -21,6 +21,18 @@ namespace ferry::sim {
 [[nodiscard]] inline core::Place target_of(const core::Action& copy) {
   return copy.place == core::Place::system ? core::Place::vram : core::Place::system;
 }
+/// Bytes move: where to.
+[[nodiscard]] inline bool moves(core::Verb v) {
+  return v == core::Verb::copy || v == core::Verb::store || v == core::Verb::load;
+}
+[[nodiscard]] inline core::Place goes_to(const core::Action& a) {
+  return a.verb == core::Verb::store  ? core::Place::store
+         : a.verb == core::Verb::load ? core::Place::system
+                                      : target_of(a);
+}
+[[nodiscard]] inline bool touches_store(core::Verb v) {
+  return v == core::Verb::store || v == core::Verb::load || v == core::Verb::discard_store;
+}
 
 /// Whether the result depends on which of the two is performed first. REQUIRES: both are answered (have an id) and
 /// belong to one client.

@@ -197,10 +197,10 @@ void World::wake_agent(std::uint32_t index, Status status) {
   schedule(1 + random_.below(1000), Kind::agent, index, a.life);
 }
 
-void World::wake_cpu_waiters(unsigned slot, PageSpan span) {
+void World::wake_cpu_waiters(unsigned slot, PageSpan span, Status status) {
   for (const auto index : clients_[slot].agents) {
     const Agent& a = agents_[index];
-    if (!a.is_wave && a.blocked && span.contains(a.page)) wake_agent(index, {});
+    if (!a.is_wave && a.blocked && span.contains(a.page)) wake_agent(index, status);
   }
 }
 
@@ -294,7 +294,7 @@ void World::free_span(unsigned slot, PageSpan span) {
     // munmap comes first: threads that wait in the span get their own fault.
     memory_.begin_free(slot, span);
     drop_span(slot, span);
-    wake_cpu_waiters(slot, span);
+    wake_cpu_waiters(slot, span, {});
   }
   const std::uint64_t cookie = new_cookie(RequestKind::free, slot, span);
   const Status status = core_->free(now_ns_, c.id, span, {cookie});

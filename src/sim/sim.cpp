@@ -47,6 +47,8 @@ const char* to_string(Invariant invariant) {
     case Invariant::order_free: return "order of actions does not matter";
     case Invariant::core_check: return "the core's own checks hold";
     case Invariant::counts_are_true: return "statistics count what happened";
+    case Invariant::charged_first: return "system memory is charged before it is used";
+    case Invariant::over_is_told: return "what exceeds the budget is told";
   }
   return "unknown";
 }
@@ -63,11 +65,18 @@ void SimStats::add(const SimStats& o) {
   stops += o.stops;
   waves_failed += o.waves_failed;
   requests += o.requests;
+  budgets += o.budgets;
+  stored_pages += o.stored_pages;
+  loaded_pages += o.loaded_pages;
+  over_budget_pages += o.over_budget_pages;
   most_retries = std::max(most_retries, o.most_retries);
 }
 
 std::string command_of(const SimOptions& options) {
   std::string text = "ferry sim --seed " + std::to_string(options.seed) + " --steps " + std::to_string(options.steps);
+  if (options.budget != SimOptions::Budget::by_seed) {
+    text += options.budget == SimOptions::Budget::on ? " --budget on" : " --budget off";
+  }
   if (options.bug != core::PlantedBug::none) text += std::string(" --bug ") + core::to_string(options.bug);
   return text;
 }

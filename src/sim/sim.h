@@ -35,8 +35,10 @@ enum class Invariant : std::uint8_t {
   order_free = 18,        ///< no two actions in flight depend on which is performed first
   core_check = 19,        ///< the core's own checks hold (FERRY_CHECK, verify())
   counts_are_true = 20,   ///< statistics count what happened
+  // The numbers between belong to buffers, fences and units.
+  charged_first = 40,  ///< a page has system memory only while it is charged, and what is charged is held
+  over_is_told = 41,   ///< nothing is given over the budget but what is counted as such
 };
-inline constexpr unsigned invariant_count = 20;
 [[nodiscard]] const char* to_string(Invariant invariant);
 
 inline constexpr std::uint64_t default_steps = 3000;
@@ -48,6 +50,8 @@ struct SimOptions {
   /// Events of the random phase; the phases that end the run come after.
   std::uint64_t steps = default_steps;
   core::PlantedBug bug = core::PlantedBug::none;
+  /// Whether system memory has a budget and a store beneath it.
+  enum class Budget : std::uint8_t { by_seed, off, on } budget = Budget::by_seed;
   /// Called for every line of the trace, newline not included; empty: no text is made.
   std::function<void(std::string_view)> trace;
 };
@@ -65,6 +69,10 @@ struct SimStats {
   std::uint64_t stops = 0;
   std::uint64_t waves_failed = 0;
   std::uint64_t requests = 0;
+  std::uint64_t budgets = 0;  ///< runs with a budget of system memory
+  std::uint64_t stored_pages = 0;
+  std::uint64_t loaded_pages = 0;
+  std::uint64_t over_budget_pages = 0;
   std::uint64_t most_retries = 0;  ///< times that one access faulted before it was done, at most
 
   void add(const SimStats& o);

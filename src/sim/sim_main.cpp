@@ -91,9 +91,9 @@ void print_failure(const Finding& finding, bool whole_trace) {
 }
 
 bool parse_bug(const std::string& name, PlantedBug& bug) {
-  for (unsigned i = 0; i < core::memory_bug_count; ++i) {
+  for (unsigned i = 0; i < core::planted_bug_count; ++i) {
     bug = static_cast<PlantedBug>(i);
-    if (name == core::to_string(bug)) return true;
+    if ((i == 0 || core::is_simulated(bug)) && name == core::to_string(bug)) return true;
   }
   return false;
 }
@@ -102,8 +102,10 @@ int all_bugs(const SimMainOptions& options, unsigned jobs) {
   const std::uint64_t limit = options.runs > 1 ? options.runs : planted_bug_seeds;
   std::printf("%-22s %-7s %-7s %s\n", "planted bug", "seeds", "limit", "found by");
   unsigned missed = 0;
-  for (unsigned i = 1; i < core::memory_bug_count; ++i) {
+  for (unsigned i = 1; i < core::planted_bug_count; ++i) {
+    if (!core::is_simulated(static_cast<PlantedBug>(i))) continue;
     SimOptions o;
+    o.budget = options.budget;
     o.seed = options.seed;
     o.steps = options.steps;
     o.bug = static_cast<PlantedBug>(i);
@@ -135,10 +137,12 @@ int sim_main(const SimMainOptions& options) {
   SimOptions base;
   base.seed = options.seed;
   base.steps = options.steps;
+  base.budget = options.budget;
   if (!options.bug.empty() && !parse_bug(options.bug, base.bug)) {
     std::fprintf(stderr, "ferry sim: no planted bug is called '%s'; try one of:", options.bug.c_str());
-    for (unsigned i = 1; i < core::memory_bug_count; ++i) {
-      std::fprintf(stderr, " %s", core::to_string(static_cast<PlantedBug>(i)));
+    for (unsigned i = 1; i < core::planted_bug_count; ++i) {
+      const auto bug = static_cast<PlantedBug>(i);
+      if (core::is_simulated(bug)) std::fprintf(stderr, " %s", core::to_string(bug));
     }
     std::fputs(" all\n", stderr);
     return 2;
@@ -164,9 +168,11 @@ int sim_main(const SimMainOptions& options) {
       "  %llu events, %llu accesses checked, %llu device faults, %llu CPU faults, %llu pages copied, %llu evictions\n",
       u(batch.steps), u(s.accesses), u(s.device_faults), u(s.cpu_faults), u(s.copied_pages), u(s.evictions));
   std::printf(
+      "  %llu runs with a budget of system memory: %llu pages stored, %llu loaded, %llu given over it\n"
       "  %llu actions (%llu failed), %llu requests, %llu processes killed, %llu stopped, %llu waves got an error\n"
       "  an access was tried again %llu times at most\n",
-      u(s.actions), u(s.failed_actions), u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed), u(s.most_retries));
+      u(s.budgets), u(s.stored_pages), u(s.loaded_pages), u(s.over_budget_pages), u(s.actions), u(s.failed_actions),
+      u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed), u(s.most_retries));
   return 0;
 }
 

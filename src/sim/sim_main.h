@@ -14,6 +14,7 @@ struct SimMainOptions {
   std::uint64_t runs = 1;
   /// A name of core::PlantedBug, "all" for a table of every one, or empty.
   std::string bug;
+  SimOptions::Budget budget = SimOptions::Budget::by_seed;
   bool trace = false;  ///< print every line of the run; with runs > 1 only of a failing one
   unsigned jobs = 0;   ///< threads; 0: one for each CPU
 };

@@ -14,7 +14,32 @@ unsigned maybe(Random& r, unsigned weak, unsigned strong) {
 unsigned failures(Random& r, unsigned weak, unsigned strong) { return r.chance(30) ? 950 : maybe(r, weak, strong); }
 }  // namespace
 
-Swarm make_swarm(Random& r, core::PlantedBug bug) {
+namespace {
+void draw_budget(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0x5e1f'ca3e'1e55'0017);
+  const bool by_seed = r.chance(500);
+  if (options.budget == SimOptions::Budget::off || (options.budget == SimOptions::Budget::by_seed && !by_seed)) return;
+  // A share of what all clients can allocate, now and then less than one granule.
+  const std::uint64_t all = std::uint64_t{s.clients} * s.window_blocks * block_pages;
+  s.core.system_pages = r.chance(100) ? 1 + r.below(block_pages) : all / pick(r, 2, 12) + r.below(block_pages);
+  const unsigned kind = pick(r, 0, 9);
+  if (kind >= 1) {  // 0: no store at all
+    s.store_capacity = kind <= 6 ? all * 2 : 1 + r.below(all / 2);
+    s.core.store_pages = r.chance(500) ? s.store_capacity : all * 2;
+  }
+  s.store_io_error = failures(r, 20, 200);
+  s.load_io_error = failures(r, 20, 200);
+  s.pressure = maybe(r, 20, 100);
+  if (r.chance(300)) {
+    core::DeviceModel model;
+    model.policy = core::Policy::track;
+    model.repair_reserve_granules = pick(r, 0, 4);
+    s.core.models.assign(s.devices, model);
+  }
+}
+}  // namespace
+
+Swarm make_swarm(Random& r, const SimOptions& options) {
   Swarm s;
   s.clients = r.chance(400) ? 1 : pick(r, 2, 4);
   s.devices = static_cast<DeviceId>(r.chance(500) ? 1 : pick(r, 2, 3));
@@ -63,7 +88,8 @@ Swarm make_swarm(Random& r, core::PlantedBug bug) {
   s.core.line_patience_ns = s.core.contention_window_ns * 4;
   s.core.copy_retries = pick(r, 0, 4);
   s.core.speculation_granules = r.chance(300) ? 0 : pick(r, 1, 8);
-  s.core.bug = bug;
+  s.core.bug = options.bug;
+  draw_budget(s, options);
   return s;
 }
 

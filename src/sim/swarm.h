@@ -6,6 +6,7 @@
 
 #include "base/random.h"
 #include "core/config.h"
+#include "sim/sim.h"
 
 namespace ferry::sim {
 
@@ -23,10 +24,13 @@ struct Swarm {
   unsigned map_cpu_no_memory = 0;
   unsigned map_device_no_memory = 0;
   unsigned map_device_no_mappings = 0;
+  unsigned store_io_error = 0;
+  unsigned load_io_error = 0;
   // Events of processes, per 10,000 steps of the random phase.
   unsigned kill_client = 0;
   unsigned kill_device = 0;
   unsigned stop = 0;
+  unsigned pressure = 0;  ///< system memory is asked back, or the budget changes
 
   // Delays: most are uniform below `delay_ns`, `tail` of 1000 below `tail_ns`.
   std::uint64_t delay_ns = 5'000;
@@ -48,9 +52,14 @@ struct Swarm {
   bool free_while_used = true;  ///< programs free what their own threads and waves still touch
   bool same_client_id = true;   ///< an id that became free is used again
 
+  /// What the store holds; less than Config::store_pages: it says no_space.
+  std::uint64_t store_capacity = 0;
+  [[nodiscard]] bool has_room(std::uint64_t pages) const { return pages <= store_capacity; }
+
   core::Config core;
 };
 
-[[nodiscard]] Swarm make_swarm(Random& random, core::PlantedBug bug);
+/// What concerns the budget of system memory is drawn from numbers of its own: seeds without one keep their meaning.
+[[nodiscard]] Swarm make_swarm(Random& random, const SimOptions& options);
 
 }  // namespace ferry::sim

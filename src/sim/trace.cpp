@@ -172,9 +172,15 @@ std::string Trace::text_of(const Record& r) {
     case Line::core_event:
       std::snprintf(what, sizeof what, "  core: %s %llu+%llu to %s (%s)",
                     core::to_string(static_cast<core::EventKind>(byte_of(r.c, 0))), u(r.a), u(r.b),
-                    byte_of(r.d, 0) != 0 ? "vram" : "system",
+                    byte_of(r.d, 0) == 0   ? "system"
+                    : byte_of(r.d, 0) == 1 ? "vram"
+                                           : "store",
                     core::to_string(static_cast<core::Cause>(byte_of(r.c, 1))));
       break;
+    case Line::budget:
+      std::snprintf(what, sizeof what, "> system memory: %llu pages, store %llu", u(r.a), u(r.b));
+      break;
+    case Line::pressure: std::snprintf(what, sizeof what, "> pressure %llu pages", u(r.a)); break;
     case Line::open: std::snprintf(what, sizeof what, "> client_open %llu", u(r.a)); break;
     case Line::attach: std::snprintf(what, sizeof what, "> device_attach"); break;
     case Line::kill:

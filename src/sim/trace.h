@@ -39,6 +39,8 @@ enum class Line : std::uint8_t {
   closed,
   stop,
   resume_process,
+  budget,    ///< a: pages, b: room in the store
+  pressure,  ///< a: pages
 };
 
 class Trace {

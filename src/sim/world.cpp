@@ -15,16 +15,20 @@ constexpr std::uint64_t verify_every = 64;
 World::World(const SimOptions& options)
     : options_(options),
       random_(options.seed),
-      swarm_(make_swarm(random_, options.bug)),
+      swarm_(make_swarm(random_, options)),
       memory_(swarm_.clients, swarm_.devices, swarm_.window_first, swarm_.window_blocks * block_pages,
               swarm_.core.vram_pages / block_pages),
       trace_(options.trace),
       command_(command_of(options)),
       core_(std::make_unique<core::Core>(swarm_.core, this)) {
+  if (swarm_.core.system_pages != 0) memory_.count_system(swarm_.store_capacity);
   clients_.resize(swarm_.clients);
   for (auto& c : clients_) c.devices.resize(swarm_.devices);
   trace_.add(now_ns_, 0, Line::start, 0, no_device, swarm_.clients, swarm_.devices,
              swarm_.core.vram_pages / block_pages, swarm_.core.granularity_pages);
+  if (swarm_.core.system_pages != 0) {
+    trace_.add(now_ns_, 0, Line::budget, 0, no_device, swarm_.core.system_pages, swarm_.store_capacity);
+  }
 }
 
 World::~World() = default;
@@ -37,7 +41,8 @@ void World::on_event(const core::Event& event) {
     case core::EventKind::contention_pin: ++seen_.contention_pins; break;
     case core::EventKind::map_in_place: ++seen_.in_place_maps; break;
     case core::EventKind::migrate_begin:
-      ++(event.to == core::Place::vram ? seen_.migrations_to_vram : seen_.migrations_to_system);
+      if (event.to == core::Place::vram) ++seen_.migrations_to_vram;
+      if (event.to == core::Place::system) ++seen_.migrations_to_system;
       check_migration(event);
       break;
     case core::EventKind::migrate_end: check_migration(event); break;
@@ -70,6 +75,7 @@ bool World::step() {
   subject_.known = false;
   dispatch(event);
   take_actions();
+  if (swarm_.core.system_pages != 0) check_budget();
   if (phase_ == Phase::random) random_trouble();
   if (steps_ % verify_every == 0) {
     core_->tick(now_ns_);
@@ -158,6 +164,7 @@ void World::dispatch(const Event& e) {
 }
 
 void World::random_trouble() {
+  if (swarm_.pressure != 0 && random_.below(10'000) < swarm_.pressure) squeeze();
   if (swarm_.kill_client != 0 && random_.below(10'000) < swarm_.kill_client) {
     kill_client(static_cast<unsigned>(random_.below(clients_.size())));
   }
@@ -170,6 +177,22 @@ void World::random_trouble() {
     const auto which = random_.below(swarm_.devices + 1);
     stop_process(slot, which == swarm_.devices ? no_device : static_cast<DeviceId>(which));
   }
+}
+
+/// The machine wants memory back, or gives some.
+void World::squeeze() {
+  const std::uint64_t budget = swarm_.core.system_pages;
+  if (random_.chance(700)) {
+    const std::uint64_t pages = 1 + random_.below(budget);
+    trace_.add(now_ns_, steps_, Line::pressure, 0, no_device, pages);
+    core_->pressure(now_ns_, pages);
+  } else {
+    const std::uint64_t pages = budget / 2 + 1 + random_.below(budget);
+    budget_ = std::max(budget_, pages);
+    trace_.add(now_ns_, steps_, Line::budget, 0, no_device, pages, swarm_.store_capacity);
+    core_->set_system_budget(now_ns_, pages);
+  }
+  take_actions();
 }
 
 void World::open_client(unsigned slot) {
@@ -337,6 +360,10 @@ SimResult World::run() {
   result.steps = steps_;
   result.stats = stats_;
   result.stats.evictions = seen_.evictions;
+  result.stats.budgets = swarm_.core.system_pages != 0 ? 1 : 0;
+  result.stats.stored_pages = seen_.pages_to_store;
+  result.stats.loaded_pages = seen_.pages_from_store;
+  result.stats.over_budget_pages = core_->stats().over_budget_pages;
   return result;
 }
 

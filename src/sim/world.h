@@ -167,6 +167,7 @@ class World final : public core::Observer {
   void dispatch(const Event& event);
   void drain(const char* doing);
   void random_trouble();
+  void squeeze();
   void open_client(unsigned slot);
   void kill_client(unsigned slot);
   void kill_device(unsigned slot, DeviceId device);
@@ -192,7 +193,7 @@ class World final : public core::Observer {
   void deliver_fault(std::uint64_t token);
   void deliver_cpu_fault(unsigned slot, Page page, Access access);
   void wake_agent(std::uint32_t index, Status status);
-  void wake_cpu_waiters(unsigned slot, PageSpan span);
+  void wake_cpu_waiters(unsigned slot, PageSpan span, Status status);
   void start_agent(std::uint32_t index, std::uint64_t delay_ns);
   void manage(unsigned slot);
   void do_alloc(unsigned slot);
@@ -214,6 +215,7 @@ class World final : public core::Observer {
   void check_conflicts(const core::Action& action) const;
   void check_wake(const core::Action& action);
   void check_reply(const core::Action& action);
+  void check_told(const core::Action& action) const;
   void perform_part(std::uint32_t index, unsigned part);
   [[nodiscard]] Status inject_failure(const core::Action& action);
   void fail_pages(Flight& flight, PageSpan pages);
@@ -232,6 +234,8 @@ class World final : public core::Observer {
   void check_empty() const;
   void check_effects();
   void check_counts() const;
+  void check_budget() const;
+  void check_held() const;
   void client_counts(ClientId id);
   void check_migration(const core::Event& event);
   void check_copy(const core::Action& copy);
@@ -266,9 +270,10 @@ class World final : public core::Observer {
     std::uint64_t copies = 0;
   };
   std::map<std::pair<ClientId, Page>, Migration> moving_;
-  core::Stats seen_;         ///< what the core's statistics must say (I-20); the fields that can be told from outside
-  core::Stats clients_sum_;  ///< the core's statistics of the clients that are closed, added up
-  mutable Subject subject_;  ///< what the checks look at now
+  std::uint64_t budget_ = 0;  ///< of system memory, the largest that was set
+  core::Stats seen_;          ///< what the core's statistics must say (I-20); the fields that can be told from outside
+  core::Stats clients_sum_;   ///< the core's statistics of the clients that are closed, added up
+  mutable Subject subject_;   ///< what the checks look at now
 };
 
 }  // namespace ferry::sim

@@ -189,6 +189,88 @@ TEST_F(MemoryTest, I08MappingLeftBehind) {
   expect_broken(Invariant::all_given_back, "still maps", [&] { memory.client_close(0); });
 }
 
+/// With a budget: nobody reaches what was just allocated, and two pages fit into the store.
+class CountedMemoryTest : public ::testing::Test {
+ protected:
+  CountedMemoryTest() : memory(1, 1, base, 2 * block_pages, 2) {
+    memory.count_system(2);
+    memory.client_open(0, 1);
+    memory.alloc(0, {base, block_pages});
+  }
+  void write(Page at) {
+    memory.map_cpu(0, at);
+    ASSERT_EQ(memory.cpu_access(0, at, Op::write), Touch::done);
+    memory.revoke_cpu(0, at);
+  }
+
+  Memory memory;
+};
+
+TEST_F(CountedMemoryTest, GoodWayThroughTheStorePasses) {
+  EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::fault);
+  EXPECT_EQ(memory.resident_pages(0), 0U);
+  write(page);
+  EXPECT_TRUE(memory.resident(0, page));
+  EXPECT_TRUE(memory.store(0, page));
+  EXPECT_TRUE(memory.store_is_current(0, page));
+  memory.discard_system(0, page);
+  EXPECT_EQ(memory.resident_pages(0), 0U);
+  memory.load(0, page);
+  memory.discard_store(0, page);
+  memory.map_cpu(0, page);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::done);
+  EXPECT_EQ(memory.resident_pages(0), 1U);
+  EXPECT_EQ(memory.stored_pages(), 0U);
+  memory.check_all();
+}
+
+TEST_F(CountedMemoryTest, AFullStoreTakesNothing) {
+  EXPECT_TRUE(memory.store(0, page));
+  EXPECT_TRUE(memory.store(0, page + 1));
+  EXPECT_FALSE(memory.store(0, page + 2));
+  EXPECT_TRUE(memory.store(0, page)) << "what is there already takes no more room";
+}
+
+TEST_F(CountedMemoryTest, I01DroppingWhatIsNotStored) {
+  write(page);
+  expect_broken(Invariant::current_copy, "discarded", [&] { memory.discard_system(0, page); });
+}
+
+TEST_F(CountedMemoryTest, I01ForgettingTheOnlyCopy) {
+  write(page);
+  memory.store(0, page);
+  memory.discard_system(0, page);
+  expect_broken(Invariant::current_copy, "the store forgot it", [&] { memory.discard_store(0, page); });
+}
+
+TEST_F(CountedMemoryTest, I01LoadingWhatIsStale) {
+  write(page);
+  memory.store(0, page);
+  write(page);
+  expect_broken(Invariant::current_copy, "a load", [&] { memory.load(0, page); });
+}
+
+TEST_F(CountedMemoryTest, I11StoringWhatTheCpuCanWrite) {
+  memory.map_cpu(0, page);
+  expect_broken(Invariant::quiet_source, "stored while CPU threads can write", [&] { memory.store(0, page); });
+}
+
+TEST_F(CountedMemoryTest, I11StoringWhatADeviceMaps) {
+  memory.map_device(0, 0, page, in_place);
+  expect_broken(Invariant::quiet_source, "stored while device 0 maps it", [&] { memory.store(0, page); });
+}
+
+TEST_F(CountedMemoryTest, I15StoredPagesOfTheLastUse) {
+  memory.store(0, page);
+  memory.begin_free(0, {page, 1});
+  memory.end_free(0, {page, 1});
+  expect_broken(Invariant::free_is_final, "the store still has", [&] { memory.alloc(0, {page, 1}); });
+}
+
+TEST_F(CountedMemoryTest, I17LoadingWhatIsNotThere) {
+  expect_broken(Invariant::answers_right, "the store does not have it", [&] { memory.load(0, page); });
+}
+
 /// A mapping that outlived its page: the one way to a stale read that no other check of Memory stands in front of.
 class StaleMappingTest : public MemoryTest {
  protected:

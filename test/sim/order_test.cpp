@@ -57,6 +57,24 @@ TEST(OrderTest, CopyAgainstMapOfItsTarget) {
   expect_pair(true, make(Verb::copy, here, 0, Place::vram), make(Verb::map_device, here, 1, Place::system));
 }
 
+TEST(OrderTest, StoreAgainstWhatChangesItsSource) {
+  expect_pair(true, make(Verb::store, here), make(Verb::revoke_cpu, here));
+  expect_pair(true, make(Verb::store, here), make(Verb::map_cpu, here));
+  expect_pair(true, make(Verb::store, here), make(Verb::revoke_device, here, 1));
+  expect_pair(true, make(Verb::store, here), make(Verb::map_device, here, 1, Place::system));
+  expect_pair(true, make(Verb::store, here), make(Verb::discard_system, here));
+  expect_pair(false, make(Verb::store, here), make(Verb::map_device, here, 1, Place::vram));
+  expect_pair(false, make(Verb::store, here), make(Verb::discard_system, there));
+}
+
+TEST(OrderTest, LoadAgainstWhatUsesItsTarget) {
+  expect_pair(true, make(Verb::load, here), make(Verb::map_cpu, here));
+  expect_pair(true, make(Verb::load, here), make(Verb::copy, here, 0, Place::system));
+  expect_pair(true, make(Verb::load, here), make(Verb::discard_store, here));
+  expect_pair(true, make(Verb::store, here), make(Verb::load, here));
+  expect_pair(false, make(Verb::discard_store, here), make(Verb::map_cpu, here));
+}
+
 TEST(OrderTest, TwoCopiesOfOneVramPage) {
   expect_pair(true, make(Verb::copy, here, 0, Place::vram, 50), make(Verb::copy, there, 0, Place::system, 59));
   expect_pair(false, make(Verb::copy, here, 0, Place::vram, 50), make(Verb::copy, there, 0, Place::system, 60));

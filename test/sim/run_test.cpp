@@ -4,6 +4,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "sim/sim.h"
 #include "sim/sim_main.h"
@@ -29,6 +30,11 @@ TEST(SimRunTest, BlockOfSeedsIsClean) {
   EXPECT_GT(total.kills, 200U);
   EXPECT_GT(total.stops, 100U);
   EXPECT_GT(total.waves_failed, 100U);
+  EXPECT_GT(total.budgets, 50U);
+  EXPECT_LT(total.budgets, 150U);
+  EXPECT_GT(total.stored_pages, 100'000U);
+  EXPECT_GT(total.loaded_pages, 100'000U);
+  EXPECT_GT(total.over_budget_pages, 1000U);
 }
 
 std::string trace_of(std::uint64_t seed, std::uint64_t steps) {
@@ -48,6 +54,28 @@ TEST(SimRunTest, SameSeedSameTraceToTheLastByte) {
     const std::string second = trace_of(seed, 2000);
     ASSERT_GT(first.size(), 50'000U);
     ASSERT_EQ(first, second) << "seed " << seed;
+  }
+}
+
+TEST(SimRunTest, BudgetChangesNothingElse) {
+  // A seed means the same programs with and without a budget; without one nothing of it is in the trace.
+  for (std::uint64_t seed : {3, 4}) {
+    SimOptions o;
+    o.seed = seed;
+    o.steps = 500;
+    o.budget = SimOptions::Budget::off;
+    const SimResult without = run(o);
+    ASSERT_TRUE(without.ok) << without.failure;
+    EXPECT_EQ(without.stats.budgets, 0U);
+    EXPECT_EQ(without.stats.stored_pages, 0U);
+    o.budget = SimOptions::Budget::on;
+    const SimResult with = run(o);
+    ASSERT_TRUE(with.ok) << with.failure;
+    EXPECT_EQ(with.stats.budgets, 1U);
+    EXPECT_NE(with.trace_hash, without.trace_hash);
+    o.budget = SimOptions::Budget::by_seed;
+    const std::uint64_t chosen = run(o).trace_hash;
+    EXPECT_TRUE(chosen == with.trace_hash || chosen == without.trace_hash);
   }
 }
 
@@ -88,7 +116,15 @@ TEST_P(PlantedBugTest, IsFoundInTime) {
   FAIL() << core::to_string(o.bug) << " was not found in " << planted_bug_seeds << " seeds of " << o.steps << " steps";
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PlantedBugTest, ::testing::Range(1U, core::memory_bug_count),
+std::vector<unsigned> simulated_bugs() {
+  std::vector<unsigned> bugs;
+  for (unsigned i = 1; i < core::planted_bug_count; ++i) {
+    if (core::is_simulated(static_cast<PlantedBug>(i))) bugs.push_back(i);
+  }
+  return bugs;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, PlantedBugTest, ::testing::ValuesIn(simulated_bugs()),
                          [](const auto& info) { return core::to_string(static_cast<PlantedBug>(info.param)); });
 
 TEST(SimRunTest, SeedsThatFailedBefore) {
@@ -99,6 +135,7 @@ TEST(SimRunTest, SeedsThatFailedBefore) {
     if (text.empty() || text[0] == '#') continue;
     std::istringstream words(text);
     SimOptions o;
+    o.budget = SimOptions::Budget::off;  // they failed before there was one
     ASSERT_TRUE(words >> o.seed >> o.steps) << text;
     const SimResult r = run(o);
     EXPECT_TRUE(r.ok) << text << "\n" << r.failure;

@@ -79,9 +79,9 @@ void Core::Impl::copy_home(Op& op) {
   const Granule& state = granule_state(op);
   PageMask dirty = op.pages & block.vram_current;
   dirty.remove(block.system_current);
-  if (!wants_system(op)) {
-    dirty.remove(block.stored);  // the store has them: nothing is lost
-  }
+  // What the store has too needs no copy, unless it is wanted here; whoever came to want it since the operation was
+  // charged is looked at when it ends.
+  dirty.remove(wants_system(op) ? block.stored & ~block.held : block.stored);
   if (dirty.none()) {
     return;
   }

@@ -209,8 +209,8 @@ void Core::Impl::withdraw_memory(Client& client) {
       op.memory = 0;
       --memory_line_ops;
       hide_waits(op);
-      end_op(index);
       reclaim.withdraw(request);
+      end_op(index);
     }
   }
 }

@@ -80,6 +80,7 @@ bool Core::Impl::acquire_slot(Op& op) {
   if (!dev.pumping) {
     pump(op.device);  // may run the operation on, even to its end: the caller must not touch it again
   }
+  reclaim.pump();  // who waits for memory may have waited for this one to end
   return false;
 }
 
