@@ -77,7 +77,7 @@ enum class Place : std::uint8_t {
 /// A buffer of BufferSpec::userptr is mapped by map_buffer from the client's pages of that moment; it is never moved.
 ///
 /// After a failed map, pages may be mapped as before, as asked, or not at all, each for itself; after a failed copy the
-/// target's contents are anything.
+/// target's contents are anything; after a failed store the store has none of the pages, after a failed load all of them.
 ///
 /// On client_gone / device_lost the executor promises that the process has ended (or is certain to run no further
 /// instruction on managed memory), so the core may treat the pages as revoked.

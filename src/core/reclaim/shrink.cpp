@@ -175,7 +175,7 @@ bool Reclaim::State::under_way() const {
     return true;
   }
   for (const auto& [id, client] : core.clients) {
-    if (client->dying && client->charged_pages != 0) {
+    if (client->dying && client->charged_pages != 0 && core.work.memory_idle(id)) {
       return true;
     }
   }
