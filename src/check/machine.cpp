@@ -157,7 +157,16 @@ std::vector<std::string> World::participants() const {
 
 World::Version& World::vram_word(std::uint32_t client, DeviceId device, VramPage page) {
   const std::uint64_t key = std::uint64_t{client} << 48 | std::uint64_t{device} << 40 | page / block_pages;
-  return vram_.try_emplace(key, garbage).first->second;
+  const auto [it, fresh] = vram_.try_emplace(key, garbage);
+  if (fresh) {
+    const auto used = std::count_if(vram_.begin(), vram_.end(),
+                                    [device](const auto& entry) { return (entry.first >> 40 & 0xff) == device; });
+    if (static_cast<std::uint64_t>(used) > scenario_.vram_granules) {
+      violate(Verdict::violation, "device " + std::to_string(device) + " uses more VRAM than its budget, or before " +
+                                      "whoever had it gave it back");
+    }
+  }
+  return it->second;
 }
 
 World::Version& World::buffer_word(std::uint32_t buffer, core::Place where, DeviceId device) {

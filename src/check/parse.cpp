@@ -198,6 +198,13 @@ class Parser {
       s_.store_pages = number(w.next("a number of pages"), 1 << 20, 1);
     } else if (key == "bound") {
       bound_line(w);
+    } else if (key == "strict") {
+      do {
+        const std::string word = w.next("a policy");
+        const auto policy = parse_policy(word);
+        if (!policy) throw Bad("no policy is called '" + word + "'");
+        s_.strict.push_back(*policy);
+      } while (!w.empty());
     } else if (key == "apart") {
       s_.apart = true;
     } else if (key == "large") {

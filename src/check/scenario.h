@@ -159,6 +159,8 @@ struct Scenario {
   /// Actions that may fail in one execution, and which.
   unsigned failures = 0;
   std::vector<core::Verb> failing;
+  /// Under these policies memory is never given over the budget; none: that is not looked at.
+  std::vector<core::Policy> strict;
   /// An action's effect and its answer are two events.
   bool apart = false;
   /// Random runs instead of exhaustive search, unless the command line says otherwise.

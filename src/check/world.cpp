@@ -280,6 +280,10 @@ void World::tell_notice(std::uint32_t index) {
 void World::settle() {
   take_actions();
   check_reports();
+  if (core_->stats().over_budget_pages != 0 &&
+      std::count(scenario_.strict.begin(), scenario_.strict.end(), setup_.policy) != 0) {
+    violate(Verdict::violation, "memory was given over the budget: nothing could be reclaimed\n" + who_waits());
+  }
 }
 
 /// Time goes on until something else can happen. A deadline that passes meanwhile is missed: the machine stood idle.
