@@ -59,6 +59,7 @@ std::vector<std::string> command_line(const Machine& machine, const std::string&
   if (machine.copy_threads != 0) {
     words.insert(words.end(), {"--copy-threads", std::to_string(machine.copy_threads)});
   }
+  if (!machine.system.empty()) words.insert(words.end(), {"--system", machine.system});
   return words;
 }
 

@@ -15,6 +15,7 @@ struct Machine {
   /// Granules brought ahead of a sequential fault; below 0: the manager's default.
   int speculation = -1;
   unsigned copy_threads = 0;  ///< 0: the manager's default
+  std::string system = {};    ///< budget of system memory; empty: none
 };
 
 /// CPUs that this process may run on.

@@ -24,11 +24,20 @@ std::vector<Bench> all_benches() {
 #endif
 #ifdef FERRY_BENCH_DEVICE
   for (const auto make : {fault_device_one, fault_device_all, fault_cpu, migrate, kernels, traffic_bfs,
-                          traffic_page_rank, traffic_stencil}) {
+                          traffic_page_rank, traffic_stencil, progress, progress_reclaim}) {
     benches.push_back(make());
   }
 #endif
   return benches;
+}
+
+/// "progress" means progress and progress-reclaim.
+std::vector<const Bench*> find_group(const std::vector<Bench>& benches, const std::string& name) {
+  std::vector<const Bench*> found;
+  for (const Bench& bench : benches) {
+    if (bench.name == name || bench.name.starts_with(name + "-")) found.push_back(&bench);
+  }
+  return found;
 }
 
 const Bench* find(const std::vector<Bench>& benches, const std::string& name) {
@@ -65,7 +74,7 @@ int main(int argc, char** argv) {
   int limit_s = 300;
 
   CLI::App app{"Measures Ferry against floors measured in the same run.", "ferry-bench"};
-  app.add_option("NAME", names, "benches to run (default: all)");
+  app.add_option("NAME", names, "benches to run, or the first word of several, such as fault (default: all)");
   app.add_flag("--json", json, "print one JSON array of {name, ferry, floor, ratio, target, meets, unit}");
   app.add_option("--repeat", settings.repeat, "samples of each side; a figure is their median")
       ->check(CLI::Range(1, 1000))
@@ -89,12 +98,12 @@ int main(int argc, char** argv) {
   }
   std::vector<const Bench*> chosen;
   for (const std::string& name : names) {
-    const Bench* bench = find(benches, name);
-    if (bench == nullptr) {
+    const std::vector<const Bench*> group = find_group(benches, name);
+    if (group.empty()) {
       fmt::print(stderr, "ferry-bench: there is no bench '{}'. There are:\n{}", name, list_of(benches));
       return 2;
     }
-    chosen.push_back(bench);
+    chosen.insert(chosen.end(), group.begin(), group.end());
   }
   if (chosen.empty()) {
     for (const Bench& bench : benches) chosen.push_back(&bench);

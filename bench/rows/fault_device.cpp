@@ -6,6 +6,7 @@
 
 #include "floors/floors.h"
 #include "machine.h"
+#include "rows/fault_device.h"
 #include "rows/rows.h"
 #include "rows/session.h"
 
@@ -18,9 +19,9 @@ constexpr std::size_t pages = 4096;
 
 Row owed(const std::string& name) { return {.name = name, .target = 1.5, .bound = Bound::at_most, .unit = "us"}; }
 
-/// Microseconds a fault over a fresh range: memory that the CPU has written and the device has never touched, one
-/// write a page. `wave` items a wave: all of them (one wave, one fault outstanding) or fewer (waves hide each other).
-double sample_ferry(queue& launches, std::size_t wave) {
+}  // namespace
+
+double sample_device_fault_us(queue& launches, std::size_t wave) {
   const Array<std::uint64_t> memory(pages * words_per_page, placement::system);
   memory.fill(1);
   std::uint64_t* data = memory.data();
@@ -41,6 +42,8 @@ double sample_ferry(queue& launches, std::size_t wave) {
   return static_cast<double>(elapsed_ns) / 1e3 / static_cast<double>(faults);
 }
 
+namespace {
+
 Bench make(const std::string& name, const std::string& about, unsigned cus,
            std::vector<std::pair<std::string, std::size_t>> rows) {
   Bench bench{.name = name, .about = about};
@@ -52,7 +55,7 @@ Bench make(const std::string& name, const std::string& about, unsigned cus,
     std::vector<Row> result;
     for (const auto& [row, wave] : rows) {
       const Pair pair = sample_in_turn(
-          settings, row, [&, wave_items = wave] { return sample_ferry(launches, wave_items); },
+          settings, row, [&, wave_items = wave] { return sample_device_fault_us(launches, wave_items); },
           [&] { return floor.sample(); });
       result.push_back(make_row(owed(row), pair.ferry, pair.floor));
     }

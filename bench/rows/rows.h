@@ -8,6 +8,10 @@ namespace ferry::bench {
 /// The core alone: faults and migrations decided a second on one thread, nothing performed.
 [[nodiscard]] Bench core_decisions();
 
+/// The wait graph: what it costs a fault, and how fast it is alone. With a device.
+[[nodiscard]] Bench progress();
+[[nodiscard]] Bench progress_reclaim();
+
 // On a device:
 [[nodiscard]] Bench fault_device_one();
 [[nodiscard]] Bench fault_device_all();
