@@ -91,6 +91,8 @@ Status Manager::start() {
   const unsigned cpus = cpu_count();
   const unsigned threads = config_.copy_threads != 0 ? config_.copy_threads : std::clamp(cpus - 1, 1U, 4U);
   Household& household = *this;
+  const core::Config memory = config_.machine.core_config();
+  if (memory.store_pages != 0) watermark_ = Watermark(memory.system_pages, memory.granularity_pages);
   std::unique_ptr<linux::Store> store;
   if (linux::StoreConfig how = config_.machine.store_config(); config_.machine.store_room_bytes() != 0) {
     how.threads = threads;
@@ -196,6 +198,9 @@ bool Manager::turn() {
     last_event_poll_ns_ = now_ns_;
     poll_events(0);
     advise();
+  }
+  if (const std::uint64_t pages = watermark_.want(now_ns_, core_->stats().system_pages); pages != 0) {
+    core_->pressure(now_ns_, pages);
   }
   if (core_->has_actions()) progress = true;
   executor_->run_actions();

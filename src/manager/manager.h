@@ -22,6 +22,7 @@
 #include "manager/listener.h"
 #include "manager/recorder.h"
 #include "manager/stats_json.h"
+#include "manager/watermark.h"
 #include "manager/work_table.h"
 
 namespace ferry::manager {
@@ -206,6 +207,7 @@ class Manager final : private Household {
   std::vector<std::uint64_t> forgotten_;  ///< connections to destroy at the end of the turn
 
   std::uint64_t now_ns_ = 0;
+  Watermark watermark_;
   std::uint64_t last_userfault_poll_ns_ = 0;
   std::uint64_t last_event_poll_ns_ = 0;
   std::uint64_t last_tick_ns_ = 0;

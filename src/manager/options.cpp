@@ -55,8 +55,8 @@ Error milliseconds_of(std::int64_t value, std::uint64_t& out_ns) {
 }
 
 Error system_of(std::uint64_t bytes, MachineOptions& options) {
-  // Less could not hold what one fault of each compute unit needs at a time.
-  if (bytes != 0 && bytes < 4 * block_bytes) return "is too small: 8M at least, or 0 for no budget";
+  // Less could not hold what a few faults need at a time.
+  if (bytes != 0 && bytes < block_bytes) return "is too small: 2M at least, or 0 for no budget";
   options.system_bytes = bytes / page_bytes * page_bytes;
   return {};
 }
@@ -264,6 +264,7 @@ Table machine_keys(Table keys) {
 const std::map<std::string, Table, std::less<>>& tables() {
   static const std::map<std::string, Table, std::less<>> all = {
       {"machine", machine_keys({{"vram", size_key(vram_of)},
+                                {"system", size_key(system_of)},
                                 {"granularity", size_key(granularity_of)},
                                 {"cus", count_key(cus_of)},
                                 {"devices", count_key(devices_of)},

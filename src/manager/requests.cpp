@@ -265,6 +265,10 @@ StatsDocument Manager::document() const {
   d.clients = static_cast<unsigned>(
       std::count_if(clients_.begin(), clients_.end(), [](const Client* c) { return !c->closing; }));
   d.kernels = recorder_->series().kernels();
+  const StoreClient& store = executor_->store_client();
+  if (store.get() != nullptr) d.store.stats = store.get()->stats();
+  d.store.store_ns = store.store_ns;
+  d.store.load_ns = store.load_ns;
   return d;
 }
 

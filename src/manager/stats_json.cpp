@@ -48,6 +48,34 @@ std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
   json["contention_pins"] = s.contention_pins;
   json["speculated_bytes"] = bytes(s.speculated_pages);
   json["copy_errors"] = s.copy_errors;
+  json["system"] = {
+      {"budget_bytes", d.machine.system_bytes},     {"bytes_now", bytes(s.system_pages)},
+      {"peak_bytes", bytes(s.system_peak_pages)},   {"over_budget_bytes", bytes(s.over_budget_pages)},
+      {"pressure_events", d.store.pressure_events}, {"pressure_bytes", bytes(d.store.pressure_pages)},
+  };
+  const linux::StoreStats& store = d.store.stats;
+  json["store"] = {
+      {"room_bytes", d.machine.store_room_bytes()},
+      {"codec", linux::to_string(d.machine.store_codec)},
+      {"io", store.file_bytes_max == 0 ? "none"
+             : store.uring             ? "uring"
+                                       : "threads"},
+      {"bytes_now", bytes(s.stored_pages)},
+      {"bytes_in", bytes(s.pages_to_store)},
+      {"bytes_out", bytes(s.pages_from_store)},
+      {"errors", s.store_errors},
+      {"same_filled_bytes", bytes(store.fill_pages)},
+      {"uncompressed_bytes", bytes(store.file_pages)},
+      {"compressed_bytes", store.payload_bytes},
+      {"memory_bytes", store.memory_bytes},
+      {"memory_bytes_most", store.memory_bytes_max},
+      {"file_bytes", store.file_bytes},
+      {"file_bytes_written", store.written_bytes},
+      {"file_bytes_read", store.read_bytes},
+      {"file_errors", store.failed},
+      {"store_ns", d.store.store_ns},
+      {"load_ns", d.store.load_ns},
+  };
   json["progress"] = {
       {"jobs_done", s.jobs_done},
       {"jobs_failed", s.jobs_failed},

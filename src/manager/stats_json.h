@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/core.h"
+#include "linux/store/store.h"
 #include "manager/options.h"
 
 namespace ferry::manager {
@@ -21,6 +22,15 @@ struct TimeSplit {
   std::uint64_t manager_busy_ns = 0;    ///< the manager's main thread worked ...
   std::uint64_t manager_poll_ns = 0;    ///< ... looked for work and found none ...
   std::uint64_t manager_sleep_ns = 0;   ///< ... slept
+};
+
+/// What lies beneath system memory; all 0 without a store.
+struct StoreFigures {
+  linux::StoreStats stats;
+  std::uint64_t store_ns = 0;         ///< of the store's threads, summed: into it ...
+  std::uint64_t load_ns = 0;          ///< ... and out of it
+  std::uint64_t pressure_events = 0;  ///< times that the machine or a cgroup asked for memory back
+  std::uint64_t pressure_pages = 0;   ///< that were asked for
 };
 
 /// One row a kernel name.
@@ -38,6 +48,7 @@ struct StatsDocument {
   core::Stats stats;
   MachineOptions machine;
   TimeSplit time;
+  StoreFigures store;
   unsigned clients = 0;  ///< connected now
   std::vector<KernelRow> kernels;
 };

@@ -147,7 +147,7 @@ TEST(Options, StoreFlagsThatAreWrongAreNamed) {
     const char* part;
   };
   const Case cases[] = {
-      {&MachineFlags::system, "1M", "--system '1M' is too small: 8M at least"},
+      {&MachineFlags::system, "1M", "--system '1M' is too small: 2M at least"},
       {&MachineFlags::system, "much", "--system 'much' is not a size"},
       {&MachineFlags::store, "16T", "less than 16T"},
       {&MachineFlags::store_memory, "64K", "1M at least"},
