@@ -392,7 +392,7 @@ void Core::Impl::dropped(Op& op, const PageMask& pages) {
 /// Operations that wait for VRAM are charged already: the first that is found goes on in place. False: there is none.
 bool Core::Impl::serve_slot_line_in_place() {
   for (Device& device : devices) {
-    if (!device.waiting.empty() && !device.pumping) {
+    if (!device.waiting.empty()) {
       const OpIndex front = device.waiting.front();
       device.waiting.pop_front();
       redirect(ops[front], Goal::in_place);

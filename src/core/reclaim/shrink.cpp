@@ -20,7 +20,8 @@ void Reclaim::State::shrink() {
     if (!for_line && !for_others) {
       return;
     }
-    switch (start_victim()) {
+    // What was given over the budget is not taken back from whoever got it last: it has not had its use of it yet.
+    switch (start_victim(!for_line && background == 0)) {
       case Found::started: background -= std::min(background, coming() - std::min(before, coming())); break;
       case Found::waits: return;
       case Found::nothing: background = 0; return;
@@ -38,11 +39,14 @@ std::uint64_t Reclaim::State::coming() const {
   return pages;
 }
 
-Reclaim::State::Found Reclaim::State::start_victim() {
+Reclaim::State::Found Reclaim::State::start_victim(bool spare_last) {
   std::uint32_t next = none_index;
   for (std::uint32_t at = lru.first(LruEntry::active); at != none_index; at = next) {
     const LruEntry entry = lru.at(at);
     next = entry.next;
+    if (spare_last && next == none_index) {
+      break;
+    }
     if (entry.block == nullptr) {
       const Found found = look_at_buffer(at);
       if (found != Found::nothing) {

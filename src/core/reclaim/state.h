@@ -90,7 +90,7 @@ struct Reclaim::State {
   void shrink();
   [[nodiscard]] std::uint64_t coming() const;
   enum class Found : std::uint8_t { started, waits, nothing };
-  Found start_victim();
+  Found start_victim(bool spare_last);
   Found look_at_buffer(std::uint32_t entry);
   bool wait_for(FenceId fence);
   void unwait();
