@@ -452,6 +452,7 @@ Finding World::conclude() {
       drain();
       if (!core_->quiescent()) return why_stuck();
     }
+    check_charges();
     close_down();
   } catch (const Violation& violation) {
     finding_ = violation.finding;
@@ -495,6 +496,21 @@ Finding World::why_stuck() const {
 bool World::nothing_runs() const {
   return std::none_of(jobs_.begin(), jobs_.end(),
                       [](const JobState& j) { return j.state == JobState::State::running; });
+}
+
+/// No more is counted than what there is to count.
+void World::check_charges() const {
+  std::uint64_t most = 0;
+  for (const PageState& page : pages_) most += page.allocated ? block_pages : 0;
+  for (std::uint32_t b = 0; b < buffers_.size(); ++b) {
+    const bool own_memory = buffers_[b].created && scenario_.buffers[b].user_page == none;
+    most += own_memory ? scenario_.buffers[b].pages * block_pages : 0;
+  }
+  const std::uint64_t counted = core_->stats().system_pages;
+  if (counted > most) {
+    violate(Verdict::violation, std::to_string(counted) + " pages of system memory are counted, and there are only " +
+                                    std::to_string(most) + " that could have some");
+  }
 }
 
 /// Answers all that is under way, oldest first.

@@ -200,6 +200,7 @@ class World {
   [[nodiscard]] bool nothing_runs() const;
   [[nodiscard]] bool only_held_jobs() const;
   void drain();
+  void check_charges() const;
   void pass_time();
   [[nodiscard]] bool only_time() const;
   void say(LogLine::Kind kind, std::string from, std::string to, std::string text);
