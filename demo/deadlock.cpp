@@ -62,12 +62,10 @@ Outcome run_once(const std::string& policy) {
   {
     // Hardware that can be taken from faulting waves only where that is the policy's point.
     Manager manager({"--policy", policy, "--hardware", policy == "preempt" ? "preempt" : "no-preempt", "--cus", "2",
-                     "--vram", "4M", "--granularity", "64K", "--system", "16M", "--store", "64M"},
+                     "--vram", "4M", "--granularity", "64K", "--system", "10M", "--store", "64M"},
                     said);
     {
-      Role compute(manager, {"compute", "--bytes", "24M", "--rounds", "4"});
-      Role graphics(manager, {"chain", "--buffer", "5M", "--rounds", "3"});
-      const bool ended = watch({&compute, &graphics}, patience_ms, [&](std::size_t role, const std::string& line) {
+      const auto take_line = [&](std::size_t role, const std::string& line) {
         std::istringstream words(line);
         std::string word;
         unsigned long value = 0;
@@ -77,11 +75,18 @@ Outcome run_once(const std::string& policy) {
           out.wrong += value;
         } else if (word == "refused") {
           ++out.compute_refused;
-          if (out.error.empty()) out.error = "compute: " + line.substr(8);
+          if (out.error.empty()) out.error = "compute: " + line.substr(line.find(' ', 8) + 1);
         } else if (word == "error") {
           if (out.error.empty()) out.error = (role == 0 ? "compute: " : "graphics: ") + line.substr(6);
         }
-      });
+      };
+      Role compute(manager, {"compute", "--bytes", "16M", "--seconds", "2"});
+      // The other one comes when the first has filled its memory and its kernels run.
+      bool ended = watch(
+          {&compute}, patience_ms, [&](std::size_t role, const std::string& line) { take_line(role, line); },
+          "running");
+      Role graphics(manager, {"chain", "--buffer", "5M", "--rounds", "3"});
+      ended = ended && watch({&compute, &graphics}, patience_ms, take_line);
       out.hang = !ended;
       if (ended) {
         out.compute_finished = compute.wait_end() == 0 && out.compute_refused == 0;

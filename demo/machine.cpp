@@ -179,17 +179,21 @@ int Role::wait_end() {
 }
 
 bool watch(std::vector<Role*> roles, int patience_ms,
-           const std::function<void(std::size_t role, const std::string& line)>& line) {
+           const std::function<void(std::size_t role, const std::string& line)>& line, const std::string& until) {
+  bool said = false;
   std::vector<pollfd> fds;
   for (Role* role : roles) fds.push_back({.fd = role->output(), .events = POLLIN, .revents = 0});
   std::size_t open = roles.size();
-  while (open > 0) {
+  while (open > 0 && !said) {
     const int ready = poll(fds.data(), fds.size(), patience_ms);
     if (ready < 0 && errno == EINTR) continue;
     if (ready <= 0) return false;
     for (std::size_t i = 0; i < fds.size(); ++i) {
       if (fds[i].fd < 0 || fds[i].revents == 0) continue;
-      if (!roles[i]->read_lines([&](const std::string& text) { line(i, text); })) {
+      if (!roles[i]->read_lines([&](const std::string& text) {
+            line(i, text);
+            said = said || (!until.empty() && text == until);
+          })) {
         fds[i].fd = -1;
         --open;
       }

@@ -58,8 +58,9 @@ class Role {
   std::string partial_;
 };
 
-/// Reads lines of all roles until all have ended (true) or `patience_ms` passed without a line of any (false: a hang).
+/// Reads lines of all roles until all have ended, or one has said `until` (true), or `patience_ms` passed without a line
+/// of any (false: a hang).
 bool watch(std::vector<Role*> roles, int patience_ms,
-           const std::function<void(std::size_t role, const std::string& line)>& line);
+           const std::function<void(std::size_t role, const std::string& line)>& line, const std::string& until = "");
 
 }  // namespace ferry::demo
