@@ -205,7 +205,7 @@ bool Manager::turn() {
   if (core_->has_actions()) progress = true;
   executor_->run_actions();
   show_timelines();
-  if (work_.buffers_changed) sweep_buffers();
+  if (progress && !work_.leaving.empty()) drop_left_buffers();
   end_dropped();
   if (now_ns_ - last_tick_ns_ > tick_ns || now_ns_ >= core_->next_tick_ns()) tick();
   if (core_->stats().circles != circles_told_) tell_circles();
@@ -411,6 +411,7 @@ bool Manager::doze(Client& client, std::uint64_t now) {
 }
 
 void Manager::sleep() {
+  drop_left_buffers();
   executor_->set_owner_sleeping(true);
   int timeout_ms = -1;
   // Deadlines of what peers owe.

@@ -121,7 +121,8 @@ class Manager final : private Household {
   void buffer_map(Client& client, const wire::ObjectRef& ref);
   void buffer_unmap(Client& client, const wire::ObjectRef& ref);
   void buffer_query(Client& client, const wire::ObjectRef& ref);
-  void sweep_buffers();
+  void drop_buffer_hold(core::BufferId id, std::uint32_t count = 1);
+  void drop_left_buffers();
   bool give_fence(Client& client, core::FenceId id);
   static void show_fence(Client& client, std::uint32_t slot, const FenceEntry& entry);
   void show_fence_to_all(core::FenceId id, const FenceEntry& entry);

@@ -76,6 +76,7 @@ void Manager::export_token(Client& client, const wire::ObjectRef& ref) {
     refuse_work(client, status);
     return;
   }
+  if (token.kind == Token::Kind::buffer) ++work_.buffer_holds[ref.id];
   const std::uint64_t number = work_.next_token++;
   watch_token(token.end.get(), number);
   ++client.work.tokens;
@@ -126,7 +127,7 @@ void Manager::drop_token(std::uint64_t number) {
   switch (token.kind) {
     case Token::Kind::buffer:
       FERRY_CHECK(core_->buffer_close(now_ns_, work_.exports, token.object).ok());
-      work_.buffers_changed = true;
+      drop_buffer_hold(token.object);
       break;
     case Token::Kind::fence:
       std::erase(work_.fences.at(token.object).tokens, number);
@@ -200,12 +201,14 @@ void Manager::import_buffer(Client& client, core::BufferId id) {
   Handle& handle = client.work.buffers[id];
   handle.slot = *slot;
   ++handle.holds;
+  ++work_.buffer_holds[id];
   answer_buffer(client, id);
 }
 
 /// The application is gone, and the core has let go of all that it held.
 void Manager::forget_work(Client& client) {
-  work_.buffers_changed = true;
+  for (const auto& [id, handle] : client.work.buffers) drop_buffer_hold(id, handle.holds);
+  client.work.buffers.clear();
   for (const auto& [id, handle] : client.work.fences) drop_fence_hold(id, handle.holds);
   client.work.fences.clear();
   std::vector<core::FenceId> orphans;

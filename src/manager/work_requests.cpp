@@ -145,6 +145,7 @@ void Manager::buffer_create(Client& client) {
     return;
   }
   client.work.buffers.emplace(id, Handle{*slot, 1});
+  work_.buffer_holds[id] = 1;
   answer_buffer(client, id);
 }
 
@@ -155,12 +156,14 @@ void Manager::buffer_close(Client& client, const wire::ObjectRef& ref) {
     return;
   }
   const Status status = core_->buffer_close(now_ns_, client.id, ref.id);
-  if (status.ok() && --handle->holds == 0) {
-    executor_->forget_buffer_file(client, handle->slot);
-    client.work.buffer_slots.give(handle->slot);
-    client.work.buffers.erase(ref.id);
+  if (status.ok()) {
+    if (--handle->holds == 0) {
+      executor_->forget_buffer_file(client, handle->slot);
+      client.work.buffer_slots.give(handle->slot);
+      client.work.buffers.erase(ref.id);
+    }
+    drop_buffer_hold(ref.id);
   }
-  work_.buffers_changed = true;
   refuse_work(client, status);
 }
 
@@ -214,10 +217,22 @@ void Manager::buffer_query(Client& client, const wire::ObjectRef& ref) {
   if (!sent.ok()) drop_client(client, "it does not take answers");
 }
 
-/// Memory files of buffers that the core has let go of.
-void Manager::sweep_buffers() {
-  work_.buffers_changed = false;
-  executor_->sweep_buffers();
+void Manager::drop_buffer_hold(core::BufferId id, std::uint32_t count) {
+  const auto it = work_.buffer_holds.find(id);
+  FERRY_CHECK(it != work_.buffer_holds.end() && it->second >= count);
+  it->second -= count;
+  if (it->second != 0) return;
+  work_.buffer_holds.erase(it);
+  work_.leaving.push_back(id);
+}
+
+/// Jobs may use a buffer for a while after its last hold, and taking it from processors takes time.
+void Manager::drop_left_buffers() {
+  std::erase_if(work_.leaving, [&](core::BufferId id) {
+    if (core_->buffer_info(id).known) return false;
+    executor_->drop_buffer(id);
+    return true;
+  });
 }
 
 // --- fences ----------------------------------------------------------------------------------------------------------
@@ -378,7 +393,6 @@ void Manager::forget_new_fence(core::FenceId id) {
 /// The fence is final: everybody outside is told.
 void Manager::on_fence(core::FenceId id, Status status) {
   work_.timelines_changed = true;
-  work_.buffers_changed = true;
   const auto it = work_.fences.find(id);
   if (it == work_.fences.end() || it->second.signalled) return;
   FenceEntry& entry = it->second;

@@ -45,7 +45,8 @@ struct WorkTable {
   std::uint64_t next_token = 1;
   ClientId exports = 0;  ///< holds, in the core, what tokens stand for; 0: there was none yet
   bool timelines_changed = false;
-  bool buffers_changed = false;  ///< some may be gone
+  std::unordered_map<core::BufferId, std::uint32_t> buffer_holds;  ///< applications' handles and tokens
+  std::vector<core::BufferId> leaving;  ///< nobody holds them; their memory goes when the core has let go of them
 };
 
 }  // namespace ferry::manager

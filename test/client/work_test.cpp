@@ -353,12 +353,12 @@ TEST(VideoJobs, WhatDoesNotFitIsRefused) {
     return code_of([&] { static_cast<void>(submit_video({}, v, target, source)); }) == FERRY_BAD_RANGE;
   };
   EXPECT_FALSE(refused(op));
-  for (auto change : {+[](ferry::video& v) { v.width = 0; }, +[](ferry::video& v) { v.width = 63; },
-                      +[](ferry::video& v) { v.height = 16386; }, +[](ferry::video& v) { v.source_offset = 60 * kib; },
-                      +[](ferry::video& v) { v.target_offset = UINT64_MAX; },
-                      +[](ferry::video& v) { v.source_pitch = 10; }, +[](ferry::video& v) { v.target_pitch = 1 << 30; },
-                      +[](ferry::video& v) { v.op = static_cast<ferry_video_op>(0); },
-                      +[](ferry::video& v) { v.alpha = 256; }}) {
+  for (auto change :
+       {+[](ferry::video& v) { v.width = 0; }, +[](ferry::video& v) { v.width = 63; },
+        +[](ferry::video& v) { v.height = 16386; }, +[](ferry::video& v) { v.source_offset = 60 * kib; },
+        +[](ferry::video& v) { v.target_offset = UINT64_MAX; }, +[](ferry::video& v) { v.source_pitch = 10; },
+        +[](ferry::video& v) { v.target_pitch = 1 << 30; },
+        +[](ferry::video& v) { v.op = static_cast<ferry_video_op>(0); }, +[](ferry::video& v) { v.alpha = 256; }}) {
     ferry::video bad = op;
     change(bad);
     EXPECT_TRUE(refused(bad));
@@ -529,9 +529,7 @@ TEST(Timelines, SignalledByJobs) {
   const buffer b(64 * kib);
   const fence two = submit_copy({.wait_points = {line.at(1)}, .signal_points = {line.at(2)}}, b, 0, b, 32 * kib, 64);
   const fence three = submit_copy({.wait_points = {line.at(2)}, .signal_points = {line.at(3)}}, b, 0, b, 32 * kib, 64);
-  EXPECT_EQ(code_of([&] {
-              static_cast<void>(submit_copy({.signal_points = {line.at(2)}}, b, 0, b, 32 * kib, 64));
-            }),
+  EXPECT_EQ(code_of([&] { static_cast<void>(submit_copy({.signal_points = {line.at(2)}}, b, 0, b, 32 * kib, 64)); }),
             FERRY_IN_USE);
   EXPECT_FALSE(three.wait_for(milliseconds(5)));
   EXPECT_EQ(line.value(), 0U);

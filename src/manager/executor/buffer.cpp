@@ -45,10 +45,6 @@ int Executor::buffer_file(core::BufferId id) const {
   return it == buffers_.end() || it->second.userptr ? -1 : it->second.file.get();
 }
 
-void Executor::sweep_buffers() {
-  std::erase_if(buffers_, [&](const auto& entry) { return !core_.buffer_info(entry.first).known; });
-}
-
 /// The manager's own view of one half (of a userptr: of its pages), or null if it cannot be mapped. Jobs and moves use it.
 std::byte* Executor::buffer_half(BufferMemory& buffer, core::Place place) {
   if (buffer.userptr) place = core::Place::system;

@@ -115,8 +115,6 @@ class Executor final : private StoreUser {
   [[nodiscard]] std::uint64_t buffer_pages(core::BufferId id) const;
   /// -1: it is the application's own memory.
   [[nodiscard]] int buffer_file(core::BufferId id) const;
-  /// Lets go of those that the core does not know any more.
-  void sweep_buffers();
   /// ERRORS: no_mappings, bad_range (the application has not mapped the buffer there).
   Status add_place(Client& client, core::BufferId id, PageSpan span);
   void remove_place(Client& client, Page first);
