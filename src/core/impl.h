@@ -322,6 +322,7 @@ class Core::Impl {
   void show_memory_wait(Op& op, graph::NodeId memory);
   void show_fault(Op& op, const Waiter& waiter);
   void show_slot_line(DeviceId device);
+  void show_slot_lines();
   void hide_waits(Op& op);
 
   // vram/vram.cpp

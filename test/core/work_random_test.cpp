@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdlib>
 #include <iostream>
 #include <set>
 
@@ -309,10 +310,16 @@ class World : public WorkMachine {
   std::uint64_t cpu_point_ = 0;
 };
 
-class Random_ : public ::testing::TestWithParam<Setup> {};
+/// FERRY_TEST_SEEDS asks for more.
+std::uint64_t seeds() {
+  const char* more = std::getenv("FERRY_TEST_SEEDS");
+  return more != nullptr ? std::strtoull(more, nullptr, 10) : 8;
+}
 
-TEST_P(Random_, EverythingEnds) {
-  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+class WorkRandom : public ::testing::TestWithParam<Setup> {};
+
+TEST_P(WorkRandom, EverythingEnds) {
+  for (std::uint64_t seed = 1; seed <= seeds(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Config config = work_config(GetParam().policy, GetParam().cus, GetParam().preempts_while_faulting);
     config.device_count = seed % 3 == 0 ? 2 : 1;
@@ -341,7 +348,7 @@ TEST_P(Random_, EverythingEnds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    All, Random_,
+    All, WorkRandom,
     ::testing::Values(Setup{Policy::none, false, 2, 0}, Setup{Policy::none, false, 2, 1500},
                       Setup{Policy::preempt, true, 1, 1500}, Setup{Policy::preempt, true, 4, 0},
                       Setup{Policy::preempt, false, 2, 1500}, Setup{Policy::reserve, false, 2, 1500},
@@ -350,7 +357,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Setup{Policy::exclusive, true, 4, 0}, Setup{Policy::query, false, 1, 1500},
                       Setup{Policy::query, false, 4, 1500}, Setup{Policy::track, false, 2, 1500},
                       Setup{Policy::track, false, 4, 3000}, Setup{Policy::pinned, false, 2, 3000}),
-    [](const auto& info) { return ::testing::PrintToString(info.param).substr(0, 0) + std::to_string(info.index); });
+    [](const auto& info) { return std::to_string(info.index); });
 
 }  // namespace
 }  // namespace ferry::core::test

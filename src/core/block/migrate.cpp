@@ -381,6 +381,7 @@ void Core::Impl::end_op(OpIndex index) {
     waiters.clear();
     spare_waiters.push_back(std::move(waiters));
     finish_client_if_idle(client);
+    show_slot_lines();
     pump_all();
     reclaim.pump();
     return;
@@ -406,6 +407,7 @@ void Core::Impl::end_op(OpIndex index) {
   }
   --block.holds;
   drop_block_if_empty(client, block);
+  show_slot_lines();
   pump_all();
   reclaim.pump();
 }

@@ -24,7 +24,7 @@ void Core::Impl::show_fault(Op& op, const Waiter& waiter) {
   }
   const graph::NodeId fault = work.fault_node(op.block->client->id, waiter.device, waiter.token.value);
   if (fault != graph::no_node) {
-    work.circle_found(graph.wait(fault, op.node, "waits for"));
+    work.add_wait(fault, op.node);
   }
 }
 
@@ -33,7 +33,7 @@ void Core::Impl::show_memory_wait(Op& op, graph::NodeId memory) {
     return;
   }
   make_node(*this, op);
-  work.circle_found(graph.wait(op.node, memory, "needs"));
+  work.add_wait(op.node, memory, "needs");
   if (granule_state(op).slot != none_index) {
     show_slot_line(granule_state(op).owner);
   }
@@ -67,7 +67,17 @@ void Core::Impl::show_slot_line(DeviceId d) {
   work.circle_found(graph.wait_any(device.node, evictions, "needs the eviction of"));
   for (const OpIndex index : device.waiting) {
     make_node(*this, ops[index]);
-    work.circle_found(graph.wait(ops[index].node, device.node, "waits in"));
+    work.add_wait(ops[index].node, device.node, "waits in");
+  }
+}
+
+/// An operation has ended: those that are left may all wait for memory.
+void Core::Impl::show_slot_lines() {
+  if (memory_line_ops == 0) {
+    return;
+  }
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    show_slot_line(d);
   }
 }
 

@@ -128,13 +128,13 @@ void Reclaim::State::link_waiter(const MemoryRequest& request) {
     return;
   }
   if (const auto job = core.work.jobs.find(it->second.claimed_by); job != core.work.jobs.end()) {
-    core.work.circle_found(core.graph.wait(job->second.node, request.node, "needs"));
+    core.work.add_wait(job->second.node, request.node, "needs");
   }
   for (const BufferMapping& mapping : it->second.mappings) {
     for (const BufferMapping::Wave& wave : mapping.waves) {
       const graph::NodeId node = core.work.fault_node(mapping.client, wave.device, wave.token.value);
       if (node != graph::no_node) {
-        core.work.circle_found(core.graph.wait(node, request.node, "needs"));
+        core.work.add_wait(node, request.node, "needs");
       }
     }
   }
@@ -239,11 +239,11 @@ void Reclaim::State::pump() {
   }
   pumping = true;
   do {
-    again = false;
+    again = suspended = false;
     deliver_refusals();
     while (serve_front()) {}
     shrink();
-    if (!line.empty() && fence == 0 && (impatient || !under_way())) {
+    if (!line.empty() && fence == 0 && !again && (impatient || !under_way())) {
       resolve();
       again = true;
     }
@@ -282,6 +282,19 @@ void Reclaim::joined(Request request, const AllocContext& context) {
       pump();
       return;
     }
+  }
+}
+
+bool Reclaim::waits() const { return state_->fence != 0; }
+
+void Reclaim::suspend() {
+  state_->unwait();
+  state_->suspended = true;
+}
+
+void Reclaim::resume() {
+  if (state_->suspended) {
+    pump();
   }
 }
 
@@ -352,7 +365,7 @@ std::uint64_t Reclaim::next_tick_ns() const {
   if (!counts_) {
     return ~std::uint64_t{0};
   }
-  if (!s.refused.empty()) {
+  if (!s.refused.empty() || s.suspended) {
     return s.core.now_ns;
   }
   std::uint64_t due = ~std::uint64_t{0};

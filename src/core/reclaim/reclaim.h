@@ -59,6 +59,9 @@ class Reclaim {
   /// Something changed that may let the line on: memory came back, an operation or a buffer's move ended, a fence
   /// signalled, a policy's answer changed. Cheap when nobody waits.
   void pump();
+  [[nodiscard]] bool waits() const;  ///< for a fence
+  void suspend();                    ///< waits for none any more; pump() or resume() asks anew
+  void resume();
   void fence_done(Request request);  ///< a fence that reclaim waited for has signalled
   void pressure(std::uint64_t pages);
   void set_budget(std::uint64_t pages);

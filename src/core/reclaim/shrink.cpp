@@ -142,7 +142,12 @@ void Reclaim::State::show_machine() {
   if (fence != 0 && shows_machine && !under_way()) {
     shows_machine = false;
     core.graph.done(line.front().node, machine);
-    core.work.circle_found(core.graph.stuck(line.front().node));
+    recheck();  // what the policy allowed beside another way it may refuse now
+    if (fence == 0) {
+      again = true;
+    } else {
+      core.work.circle_found(core.graph.stuck(line.front().node));
+    }
   }
 }
 

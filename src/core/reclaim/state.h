@@ -117,6 +117,7 @@ struct Reclaim::State {
 
   FenceId fence = 0;  ///< the shrinker waits for it on behalf of `fence_for`, the first in line; 0: it does not
   Request fence_for = 0;
+  bool suspended = false;      ///< a wait was ended: pump() is due
   bool shows_machine = false;  ///< the node of `fence_for` has the machine as an alternative
   graph::NodeId machine = graph::no_node;
 

@@ -116,13 +116,20 @@ void Work::wait_for_units(Job& job, std::uint64_t cu_mask, unsigned count) {
   }
   if (count == nodes.size()) {
     for (const graph::NodeId node : nodes) {
-      circle_found(core.graph.wait(job.node, node));
+      add_wait(job.node, node);
     }
     return;
   }
   job.units_node = core.graph.add(core.classes.compute, job.spec.fence, graph::Needs::any);
   (void)core.graph.wait_any(job.units_node, nodes, "can be");
-  circle_found(core.graph.wait(job.node, job.units_node));
+  add_wait(job.node, job.units_node);
+}
+
+void Work::add_wait(graph::NodeId from, graph::NodeId to, const char* how) {
+  if (asks_fences && core.reclaim.waits() && !core.graph.would_close(from, to).empty()) {
+    core.reclaim.suspend();
+  }
+  circle_found(core.graph.wait(from, to, how));
 }
 
 void Work::circle_found(const graph::Circle& circle) {

@@ -190,7 +190,7 @@ void Work::wait_behind(Job& job, FenceId other) {
   job.behind_node = graph::no_node;
   if (other != 0) {
     job.behind_node = jobs.at(other).node;
-    circle_found(core.graph.wait(job.node, job.behind_node, "is behind"));
+    add_wait(job.node, job.behind_node, "is behind");
   }
 }
 
@@ -219,7 +219,6 @@ void Work::job_publish(FenceId id) {
   if (core.config.wait_graph) {
     job.node = core.graph.add(core.classes.job, id);
   }
-  circle_found(core.graph.wait(fences.at(id).node, job.node));
   install_fence(job);
   unclaim_buffers(job);
   core.reply_to(job.cookie, job.client, {});
@@ -239,6 +238,7 @@ void Work::job_publish(FenceId id) {
   for (const Job::Dependency& dependency : job.ordered_by) {
     circle_found(core.graph.wait(job.node, fences.at(dependency.fence).node));
   }
+  circle_found(core.graph.wait(fences.at(id).node, job.node));
   timeline_publish(job);
   if (job.ordered_by.empty()) {
     job_ready(job);

@@ -114,7 +114,7 @@ void Work::unit_take(DeviceId device, unsigned cu, Unit::Holder holder, ClientId
   unit.job = job;
   unit.since_ns = core.now_ns;
   if (holder == Unit::Holder::job) {
-    circle_found(core.graph.wait(unit.node, jobs.at(job).node, "is held by"));
+    (void)core.graph.wait(unit.node, jobs.at(job).node, "is held by");  // one that runs waits for nobody
   }
 }
 
@@ -183,6 +183,7 @@ void Work::unit_pump(DeviceId device) {
     share_units(device);
   }
   dev.pumping = false;
+  core.reclaim.resume();
 }
 
 /// Jobs in their order; one that needs more units than are free holds those behind it back, or it would never run.

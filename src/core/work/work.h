@@ -374,6 +374,8 @@ class Work {
   /// A job has claimed pages of the span through a userptr buffer, or its fence uses them: they stay in system memory
   /// at their place. Devices reach them there.
   [[nodiscard]] bool userptr_in_use(ClientId client, PageSpan span) const;
+  /// A visible fence uses pages of the span, or they are being looked up: they are not given up. They are in place.
+  [[nodiscard]] bool userptr_keeps(ClientId client, PageSpan span) const;
   Claim userptr_claim(Buffer& buffer, const Job& job);
   /// client/range.cpp: the walk over its pages has ended; `moved`: some were not in place when it came by.
   void userptr_walked(BufferId buffer, bool moved);
@@ -466,6 +468,9 @@ class Work {
   void wait_for_units(Job& job, std::uint64_t cu_mask, unsigned count);
   /// Whoever adds a wait that closes a circle says so here.
   void circle_found(const graph::Circle& circle);
+  /// A wait that may be the last of a circle. Policies query and track: reclaim's wait for a fence ends before it would
+  /// be, and is asked for anew (the caller sees to Reclaim::pump()).
+  void add_wait(graph::NodeId from, graph::NodeId to, const char* how = "waits for");
   [[nodiscard]] graph::Circle find_circle() const;  ///< that stands now
   void end_circles();
   void fail_fault(ClientId client, DeviceId device, std::uint64_t token, Status status);
