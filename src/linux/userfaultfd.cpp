@@ -17,6 +17,14 @@ namespace {
 
 constexpr std::uint64_t needed_features = UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MISSING_SHMEM;
 
+// Of Linux 6.6.
+struct PoisonRange {
+  uffdio_range range;
+  std::uint64_t mode;
+  std::int64_t updated;
+};
+constexpr unsigned long ioctl_poison = _IOWR(UFFDIO, 0x08, PoisonRange);
+
 Fd open_raw(bool full, bool& is_full) {
   constexpr int flags = O_CLOEXEC | O_NONBLOCK;
   is_full = false;
@@ -122,6 +130,17 @@ Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool 
       if (error == EAGAIN) continue;
     }
     return classify_userfault(error);
+  }
+  return Fault::ok;
+}
+
+Fault Userfaultfd::poison(std::uint64_t address, std::uint64_t bytes) const {
+  for (std::uint64_t done = 0; done < bytes;) {
+    PoisonRange p{};
+    p.range = {address + done, bytes - done};
+    if (::ioctl(fd_.get(), ioctl_poison, &p) == 0) return Fault::ok;
+    if (errno != EAGAIN || p.updated < 0) return errno == ENOTTY ? Fault::other : classify_userfault(errno);
+    done += static_cast<std::uint64_t>(p.updated);
   }
   return Fault::ok;
 }

@@ -60,6 +60,9 @@ class Userfaultfd {
   /// Maps pages that the file has, read-write. `done_bytes`: how far it came before the result; the page there is the
   /// one that the result is about. Wakes those that wait for pages it mapped unless `wake` is false.
   Fault map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes) const;
+  /// Touching a page of the span raises SIGBUS from now on (BUS_MCEERR_AR), as if the memory had failed; threads that
+  /// wait for one get it too. Linux 6.6; before that: other.
+  Fault poison(std::uint64_t address, std::uint64_t bytes) const;
   /// Threads that wait for a page of the span retry.
   Fault wake(std::uint64_t address, std::uint64_t bytes) const;
 

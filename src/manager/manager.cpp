@@ -92,6 +92,12 @@ Status Manager::start() {
   const unsigned threads = config_.copy_threads != 0 ? config_.copy_threads : std::clamp(cpus - 1, 1U, 4U);
   Household& household = *this;
   const core::Config memory = config_.machine.core_config();
+  if (memory.system_pages != 0) {
+    pressure_ = linux::Pressure::open();
+    if (pressure_.stall_fd() >= 0) watch(pressure_.stall_fd(), Source::stall, nullptr, no_device, EPOLLPRI);
+    if (pressure_.events_fd() >= 0)
+      watch(pressure_.events_fd(), Source::cgroup, nullptr, no_device, EPOLLPRI | EPOLLET);
+  }
   if (memory.store_pages != 0) watermark_ = Watermark(memory.system_pages, memory.granularity_pages);
   std::unique_ptr<linux::Store> store;
   if (linux::StoreConfig how = config_.machine.store_config(); config_.machine.store_room_bytes() != 0) {
@@ -256,9 +262,20 @@ void Manager::advise() {
 void Manager::tick() {
   last_tick_ns_ = now_ns_;
   executor_->check_deadlines();
+  relieve();
   core_->tick(now_ns_);
   executor_->run_actions();
   end_dropped();
+}
+
+/// Gives memory back where the machine or the cgroup is short of it.
+void Manager::relieve() {
+  if (config_.machine.system_bytes == 0) return;
+  const std::uint64_t pages = pressure_.want(now_ns_, core_->stats().system_pages * page_bytes) / page_bytes;
+  if (pages == 0) return;
+  ++pressure_events_;
+  pressure_pages_ += pages;
+  core_->pressure(now_ns_, pages);
 }
 
 /// A deadlock, or a broken rule of fences, is told at once, in sentences, while it stands. Who waits is a few facts of the
@@ -441,6 +458,11 @@ void Manager::poll_events(int timeout_ms) {
     switch (source) {
       case Source::stop: stopping_ = true; continue;
       case Source::copies: continue;
+      case Source::stall:
+        pressure_.stalled();
+        relieve();
+        continue;
+      case Source::cgroup: relieve(); continue;
       case Source::listener:
         for (linux::Fd fd = listener_.accept(); fd; fd = listener_.accept()) add_connection(std::move(fd));
         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {

@@ -15,6 +15,7 @@
 
 #include "core/core.h"
 #include "linux/event.h"
+#include "linux/pressure.h"
 #include "linux/socket.h"
 #include "manager/client.h"
 #include "manager/config.h"
@@ -52,7 +53,9 @@ class Manager final : private Household {
     userfault,
     device,
     device_socket,
-    token
+    token,
+    stall,
+    cgroup
   };
 
   /// Who waits for the answer behind a cookie.
@@ -89,6 +92,7 @@ class Manager final : private Household {
   void share_units(DeviceId device);
   void tell_demand(Client& client, DeviceId device);
   void tick();
+  void relieve();
   void watch(int fd, Source source, const Client* client, DeviceId device, std::uint32_t events);
   void unwatch(int fd);
   void finish_files(Status& status);
@@ -209,6 +213,9 @@ class Manager final : private Household {
 
   std::uint64_t now_ns_ = 0;
   Watermark watermark_;
+  linux::Pressure pressure_;
+  std::uint64_t pressure_events_ = 0;
+  std::uint64_t pressure_pages_ = 0;
   std::uint64_t last_userfault_poll_ns_ = 0;
   std::uint64_t last_event_poll_ns_ = 0;
   std::uint64_t last_tick_ns_ = 0;

@@ -269,6 +269,8 @@ StatsDocument Manager::document() const {
   if (store.get() != nullptr) d.store.stats = store.get()->stats();
   d.store.store_ns = store.store_ns;
   d.store.load_ns = store.load_ns;
+  d.store.pressure_events = pressure_events_;
+  d.store.pressure_pages = pressure_pages_;
   return d;
 }
 

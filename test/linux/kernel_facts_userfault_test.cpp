@@ -245,5 +245,30 @@ TEST_F(UserfaultFacts, K36_SystemCallOnAMissingPageFailsInUserModeOnly) {
   EXPECT_EQ(errno, EFAULT);
 }
 
+TEST_F(UserfaultFacts, K37_AnotherProcessPoisonsAPageAndItsWaiterGetsSigbus) {
+  auto pair = std::move(make_socket_pair().value());
+  behind(3) = 42;
+  Child child([&] {
+    const Userfaultfd u = open();
+    if (u.register_span(at(), block_bytes, steered) != Fault::ok) return 1;
+    const int fd = u.fd();
+    if (!send_bytes(pair.second.get(), wire::MessageType::device_hello, 1, {}, {&fd, 1}).ok()) return 2;
+    if (signal_of([&] { board_->value.store(word(3)); }) != SIGBUS) return 3;
+    // And whoever comes later.
+    return signal_of([&] { board_->value.store(word(3)); }) == SIGBUS ? 0 : 4;
+  });
+  auto in = std::make_unique<Incoming>();
+  ASSERT_EQ(receive_message(pair.first.get(), *in, patience_ms), Receive::message);
+  auto u = Userfaultfd::adopt(std::move(in->fds[0]));
+  ASSERT_TRUE(u.ok());
+  uffd_msg message;
+  ASSERT_TRUE(next_fault(u.value(), message));
+  const Fault poisoned = u.value().poison(at(3), page_bytes);
+  if (poisoned == Fault::other) GTEST_SKIP() << "UFFDIO_POISON is of Linux 6.6";
+  ASSERT_EQ(poisoned, Fault::ok);
+  EXPECT_EQ(child.join(), 0);
+  EXPECT_EQ(behind(3), 42U) << "the file keeps its page";
+}
+
 }  // namespace
 }  // namespace ferry::linux::test

@@ -1,4 +1,6 @@
 // The CPU side: taking pages from the application's threads and giving them back, by its userfaultfd and its agent.
+#include <cinttypes>
+
 #include "manager/executor/executor.h"
 #include "manager/log.h"
 
@@ -210,6 +212,17 @@ Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, 
     }
   }
   return {};
+}
+
+/// What the pages hold cannot be had. Whoever touches them must never see anything else there.
+void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
+  const std::uint64_t address = client.address_of(pages.first);
+  log("%" PRIu64 " pages of pid %d at %#" PRIx64
+      " cannot be read back from the store (%s): touching them raises SIGBUS",
+      pages.count_pages, client.process.pid(), address, to_string(status.code));
+  const linux::Fault fault = client.userfault.poison(address, pages.count_pages * page_bytes);
+  if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
+  household_.drop_client(client, "pages of it are lost, and this kernel has no other way to tell its threads");
 }
 
 /// Gives system pages memory, zeros where there was none.

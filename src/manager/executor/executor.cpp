@@ -70,6 +70,10 @@ void Executor::perform(const core::Action& action) {
     case core::Verb::revoke_cpu: revoke_cpu(*client, action); break;
     case core::Verb::map_cpu: map_cpu(*client, action); break;
     case core::Verb::wake_cpu:
+      if (!action.status.ok() && !client->closing) {
+        lose_cpu(*client, action.pages, action.status);
+        break;
+      }
       // Either it is mapped by now, or it is no longer watched: freed pages are disarmed before they are discarded.
       if (!client->closing) {
         client->userfault.wake(client->address_of(action.pages.first), action.pages.count_pages * page_bytes);

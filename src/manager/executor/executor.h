@@ -181,6 +181,7 @@ class Executor final : private StoreUser {
   void arm_allocations(Client& client, BlockIndex index);
   void disarm(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
   Status give_cpu(Client& client, PageSpan pages);
+  void lose_cpu(Client& client, PageSpan pages, Status status);
   Status give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake);
   Status fill(Client& client, PageSpan pages);
 
