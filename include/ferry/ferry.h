@@ -7,7 +7,8 @@
  * Errors: a function that can fail returns a ferry_code (or a null pointer) and fills `error`, where the caller passed
  * one. Units: sizes are bytes unless the name says otherwise. Threads: every function may be called from any thread at
  * any time, except where it says otherwise. In a child of fork() every function fails with FERRY_UNSUPPORTED until
- * the child calls exec. Inside a kernel only ferry_print*, ferry_in_device and ferry_strerror may be called.
+ * the child calls exec. Inside a kernel only ferry_print*, ferry_in_device,
+ * ferry_strerror, ferry_wait_until and ferry_signal may be called.
  */
 #ifndef FERRY_FERRY_H
 #define FERRY_FERRY_H
@@ -178,6 +179,25 @@ FERRY_API ferry_code ferry_run(ferry_kernel kernel, const void* captures, size_t
 
 /** 1 inside a kernel on a device, 0 on the CPU. */
 FERRY_API int ferry_in_device(void);
+
+/* --- user fences ------------------------------------------------------------------------------------------------- */
+
+/** A user fence is a word in managed memory, aligned to 8, that only grows; it is signalled to all numbers up to its
+ * own. CPU threads and kernels may wait for it and signal it, in the program and in all kernels at once. Nobody but you
+ * sees to it that it is ever signalled, so nothing of Ferry's ever waits for one; and a graphics job may not.
+ * Memory of FERRY_SYSTEM suits best: the word then stays where CPU and devices both reach it. */
+
+/** A time that never comes. */
+#define FERRY_FOREVER UINT64_MAX
+
+/** Waits until *word is at least `value`. In a kernel the wave gives way to other waves meanwhile; it must not wait for
+ * an item of its own wave, nor for waves that find no room beside those that wait.
+ * Errors: timed_out, bad_range (not aligned), not_permitted (in a graphics job). */
+FERRY_API ferry_code ferry_wait_until(const uint64_t* word, uint64_t value, uint64_t timeout_ns, ferry_error* error);
+
+/** Raises *word to `value`, unless it is more already, and wakes who waits. What was written before is seen by those.
+ * Errors: bad_range (not aligned). */
+FERRY_API ferry_code ferry_signal(uint64_t* word, uint64_t value, ferry_error* error);
 
 /* --- output of kernels ----------------------------------------------------------------------------------------- */
 

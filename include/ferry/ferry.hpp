@@ -17,6 +17,7 @@
 #include <ferry/ferry.h>
 
 #include <algorithm>
+#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -448,6 +449,33 @@ void parallel_for(std::size_t n, F f, const char* name = nullptr,
   detail::check_kernel<F>();
   ferry_error e;
   detail::check(ferry_run(&detail::run_items<F>, &f, sizeof f, n, 0, detail::launch_name(name, where).c_str(), &e), e);
+}
+
+// --- user fences ------------------------------------------------------------------------------------------------------
+
+/// Waits until `word`, which is in managed memory and only grows, is at least `value`. For CPU threads and kernels; see
+/// ferry_wait_until. Throws error: bad_range, and in a graphics job not_permitted.
+inline void wait_until(const std::uint64_t& word, std::uint64_t value) {
+  ferry_error e;
+  detail::check(ferry_wait_until(&word, value, FERRY_FOREVER, &e), e);
+}
+
+/// The same for so long at most. False: the time is over.
+template <typename Rep, typename Period>
+[[nodiscard]] bool wait_until(const std::uint64_t& word, std::uint64_t value,
+                              std::chrono::duration<Rep, Period> timeout) {
+  ferry_error e;
+  const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count();
+  const ferry_code code = ferry_wait_until(&word, value, ns < 0 ? 0 : static_cast<std::uint64_t>(ns), &e);
+  if (code == FERRY_TIMED_OUT) return false;
+  detail::check(code, e);
+  return true;
+}
+
+/// Raises `word` to `value`, and wakes who waits. For CPU threads and kernels. Throws error: bad_range.
+inline void signal(std::uint64_t& word, std::uint64_t value) {
+  ferry_error e;
+  detail::check(ferry_signal(&word, value, &e), e);
 }
 
 // --- output -----------------------------------------------------------------------------------------------------------

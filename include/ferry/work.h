@@ -23,9 +23,6 @@
 extern "C" {
 #endif
 
-/** A time that never comes. */
-#define FERRY_FOREVER UINT64_MAX
-
 /* --- buffers --------------------------------------------------------------------------------------------------- */
 
 typedef struct ferry_buffer ferry_buffer;

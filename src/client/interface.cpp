@@ -16,6 +16,7 @@
 #include "client/queues.h"
 #include "client/session.h"
 #include "client/spans.h"
+#include "client/user_fence.h"
 #include "device/print.h"
 
 using namespace ferry;          // NOLINT(google-build-using-namespace)
@@ -209,6 +210,14 @@ int ferry_done(ferry_queue* queue, uint64_t launch) { return has_ended(queue, la
 ferry_code ferry_run(ferry_kernel kernel, const void* captures, size_t capture_bytes, uint64_t items,
                      uint64_t items_per_wave, const char* name, ferry_error* error) {
   return run({kernel, captures, capture_bytes, items, items_per_wave, name}, error);
+}
+
+ferry_code ferry_wait_until(const uint64_t* word, uint64_t value, uint64_t timeout_ns, ferry_error* error) {
+  return ferry::client::wait_until(word, value, timeout_ns, error);
+}
+
+ferry_code ferry_signal(uint64_t* word, uint64_t value, ferry_error* error) {
+  return ferry::client::signal(word, value, error);
 }
 
 int ferry_in_device(void) { return is_device() ? 1 : 0; }

@@ -49,9 +49,8 @@ class Cu final : public QueueObserver {
   }
   void release(bool was) { preemptible_ = was; }
   void kick() const;
-  /// Lets other waves run, and returns after a while: longer and longer until end_rest(). False: the wave may not wait
-  /// for others.
-  [[nodiscard]] bool rest();
+  /// Lets other waves run, and returns after a while: longer and longer until end_rest(). Not for graphics jobs.
+  void rest();
   void end_rest() { rest_ns_ = 0; }
 
   // --- any thread, once run() has begun ---

@@ -132,15 +132,13 @@ void Cu::run_graphics_wave(GraphicsJob& job, std::uint64_t number) {
 
 // --- waves that wait for a word in memory -----------------------------------------------------------------------------
 
-bool Cu::rest() {
+void Cu::rest() {
   Fiber& fiber = *running_;
-  if (fiber.graphics) return false;
   const bool was = hold();
   leave(Leave::resting);
   use_alternate(fiber);
   if (fiber.queue->failed.load(std::memory_order_relaxed) != 0) leave(Leave::dropped);
   release(was);
-  return true;
 }
 
 /// Those that have rested long enough look again. They rest longer and longer, until one of them has found what it

@@ -1,4 +1,4 @@
-// Compute units that are lent and taken back, and graphics jobs on them.
+// Compute units that are lent and taken back, graphics jobs on them, and waves that wait for words.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "base/status.h"
+#include "device/user_fence.h"
 #include "fake_manager.h"
 
 namespace ferry::device::test {
@@ -398,6 +399,89 @@ TEST(Jobs, AreCancelledWhereverTheyStand) {
   manager.cancel_job(0b0110);
   manager.start_job(0b0110, add_one, talk, 10, 1);
   EXPECT_EQ(manager.wait_job(0b0110).code, 0U);
+}
+
+// --- waves that wait for words ----------------------------------------------------------------------------------------
+
+std::uint64_t& word_of(const Talk& talk, std::uint64_t i) { return reinterpret_cast<std::uint64_t&>(talk.at(i)); }
+
+/// Every wave waits for the next one, the last one for word 0.
+void wait_for_the_next(const void* captures, std::uint64_t first, std::uint64_t) {
+  const Talk talk = *static_cast<const Talk*>(captures);
+  constexpr std::uint64_t waves = 16;
+  if (wait_word(&word_of(talk, first == waves - 1 ? 0 : first + 2), 1, ~std::uint64_t{0}) != WordWait::reached) return;
+  talk.at(first + 1).store(1);
+}
+
+TEST(Words, WavesOfOneUnitWaitForEachOtherAndForTheProgram) {
+  for (const unsigned cus : {1U, 2U}) {
+    FakeManager::Options options = machine(cus);
+    options.waves_per_cu = 32;
+    FakeManager manager(options);
+    const Talk talk{manager.managed_array<Word>()};
+    const auto launch = manager.launch(0, wait_for_the_next, talk, 16, 1);
+    // Others go on beside them.
+    const auto other =
+        manager.launch(1, add_one, Talk{manager.managed_array<Word>(std::uint64_t{2} << 20)}, 10'000, 10);
+    EXPECT_EQ(manager.wait(1, other).code, 0U);
+    EXPECT_EQ(manager.queues().queues[0].completed.load(), 0U);
+    talk.at(0).store(1);
+    EXPECT_EQ(manager.wait(0, launch).code, 0U);
+    for (unsigned i = 1; i <= 16; ++i) EXPECT_EQ(talk.at(i).load(), 1U);
+  }
+}
+
+TEST(Words, WavesThatWaitLeaveTheirUnit) {
+  FakeManager manager(machine(2));
+  const Talk talk{manager.managed_array<Word>()};
+  const auto launch = manager.launch(0, wait_for_the_next, talk, 16, 1);
+  ASSERT_TRUE(comes([&] { return manager.faults() >= 16; }));
+  manager.take_units(0b11);
+  manager.wait_left(0b11);
+  talk.at(0).store(1);
+  let_it_run(manager);
+  EXPECT_EQ(manager.queues().queues[0].completed.load(), 0U) << "they go on without a unit";
+  manager.grant_units(0b01);
+  EXPECT_EQ(manager.wait(0, launch).code, 0U);
+}
+
+TEST(Words, WaitsEndByTheirTimeOrWithTheirLaunch) {
+  FakeManager manager(machine(1));
+  const Talk talk{manager.managed_array<Word>()};
+  const auto in_time = [](const void* captures, std::uint64_t, std::uint64_t) {
+    const Talk t = *static_cast<const Talk*>(captures);
+    t.at(1).store(wait_word(&word_of(t, 0), 1, 1'000'000) == WordWait::timed_out ? 7 : 8);
+  };
+  EXPECT_EQ(manager.run(in_time, talk, 1, 1).code, 0U);
+  EXPECT_EQ(talk.at(1).load(), 7U);
+
+  // Of a launch that has failed nobody waits on.
+  const auto one_fails = [](const void* captures, std::uint64_t first, std::uint64_t) {
+    const Talk t = *static_cast<const Talk*>(captures);
+    if (first == 7) {
+      static_cast<void>(wait_word(&word_of(t, 2), 7, ~std::uint64_t{0}));
+      throw std::runtime_error("enough");
+    }
+    t.at(2).fetch_add(1);
+    static_cast<void>(wait_word(&word_of(t, 0), 1, ~std::uint64_t{0}));
+  };
+  const auto result = manager.run(one_fails, talk, 8, 1);
+  EXPECT_EQ(static_cast<Code>(result.code), Code::kernel_threw) << describe(result);
+}
+
+TEST(Words, GraphicsJobsMayNotWait) {
+  FakeManager::Options options = machine(1);
+  options.granted_units = 0;
+  FakeManager manager(options);
+  map_pages(manager, 16);
+  const Talk talk{manager.managed_array<Word>()};
+  const auto kernel = [](const void* captures, std::uint64_t, std::uint64_t) {
+    const Talk t = *static_cast<const Talk*>(captures);
+    t.at(1).store(wait_word(&word_of(t, 0), 1, ~std::uint64_t{0}) == WordWait::not_allowed ? 7 : 8);
+  };
+  manager.start_job(1, kernel, talk, 1, 1);
+  EXPECT_EQ(manager.wait_job(1).code, 0U);
+  EXPECT_EQ(talk.at(1).load(), 7U);
 }
 
 }  // namespace
