@@ -221,7 +221,9 @@ void Work::job_publish(FenceId id) {
   }
   install_fence(job);
   unclaim_buffers(job);
-  core.reply_to(job.cookie, job.client, {});
+  if (const Client* owner = core.find_client(job.client); owner != nullptr && !owner->dying) {
+    core.reply_to(job.cookie, job.client, {});
+  }
   for (const FenceId fence : told) {
     if (const auto it = fences.find(fence); it != fences.end() && it->second.signalled && job.failure.ok()) {
       job.failure = it->second.status;
