@@ -405,8 +405,10 @@ class Parser {
     if (w.take("if")) {
       while (w.peek() != ":") {
         const std::string key = w.next("a condition");
-        const std::string value = w.next("a value");
+        std::string value = w.next("a value");
         if (key == "units") {
+          e.or_more = value.ends_with('+');
+          if (e.or_more) value.pop_back();
           e.units = static_cast<unsigned>(number(value, 8, 1));
         } else if (key == "preempts") {
           e.preempts = yes_no(value);
@@ -520,7 +522,8 @@ void Parser::step(Words& w, std::string_view text) {
   Agent& agent = s_.agents.back();
   Step out;
   out.text = rest(text, "");
-  if (const auto hash = out.text.find(" #"); hash != std::string::npos) out.text.resize(hash);
+  out.text = out.text.substr(0, out.text.find('#'));
+  while (!out.text.empty() && (out.text.back() == ' ' || out.text.back() == '\t')) out.text.pop_back();
   const std::string key = w.next("a step");
   using K = Step::Kind;
   const auto threads_only = [&] {

@@ -123,7 +123,7 @@ std::vector<Verdict> Scenario::expected(core::Policy policy, const Hardware& har
   std::vector<Verdict> out;
   for (const Expectation& e : expectations) {
     const bool fits = (e.policies.empty() || std::count(e.policies.begin(), e.policies.end(), policy) != 0) &&
-                      (!e.units || *e.units == first.cu_count) &&
+                      (!e.units || *e.units == first.cu_count || (e.or_more && *e.units < first.cu_count)) &&
                       (!e.preempts || *e.preempts == first.preempts_while_faulting) &&
                       (!e.retry || *e.retry == first.retry_faults);
     if (fits) out = e.verdicts;

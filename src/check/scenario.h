@@ -135,6 +135,7 @@ struct Hardware {
 struct Expectation {
   std::vector<core::Policy> policies;  ///< empty: all
   std::optional<unsigned> units;
+  bool or_more = false;  ///< so many units, or more
   std::optional<bool> preempts;
   std::optional<bool> retry;
   std::vector<Verdict> verdicts;
