@@ -54,7 +54,7 @@ inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern g
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
   const auto number = static_cast<unsigned>(bug);
-  return (number > 0 && number < memory_bug_count) ||
+  return (number > 0 && number < memory_bug_count) || bug == PlantedBug::refill_nothing ||
          (number >= static_cast<unsigned>(PlantedBug::drop_before_stored) && number < planted_bug_count);
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);

@@ -59,11 +59,15 @@ void Core::Impl::verify() const {
   std::uint64_t operations = 0;
   for (const auto& [id, client] : clients) {
     std::uint32_t own_operations = 0;
+    std::uint64_t held = 0;
+    std::uint64_t stored = 0;
     for (const auto& block : client->blocks) {
       if (block == nullptr) {
         continue;
       }
       verify_block(*block);
+      held += block->held.count();
+      stored += block->stored.count();
       for (const auto& view : block->devices) {
         mapped_in_place += view.in_place.count();
       }
@@ -72,6 +76,11 @@ void Core::Impl::verify() const {
       }
     }
     FERRY_CHECK_EQ(own_operations, client->ops);
+    for (const FreeRequest& free : frees) {
+      held += free.in_use && free.client == client.get() ? free.charged_pages : 0;
+    }
+    FERRY_CHECK(client->dying || held == client->charged_pages);  // I-40
+    FERRY_CHECK_EQ(stored, client->stats.stored_pages);           // I-42
     operations += own_operations;
   }
   FERRY_CHECK_EQ(operations, ops_in_use);
@@ -89,6 +98,17 @@ void Core::Impl::verify_block(const Block& block) const {
   FERRY_CHECK((block.system_current | block.vram_current | block.stored).contains(allocated));  // I-01
   FERRY_CHECK(allocated.contains(block.vram_current));
   FERRY_CHECK(block.system_current.contains(block.cpu_mapped & allocated));  // I-03
+  if (!reclaim.counts()) {
+    FERRY_CHECK(block.held.none() && block.stored.none());
+  } else {
+    FERRY_CHECK(allocated.contains(block.held | block.stored));
+    FERRY_CHECK(block.held.contains(block.cpu_mapped));       // I-40
+    FERRY_CHECK(!block.stored.intersects(block.cpu_mapped));  // I-42
+    for (const DeviceView& view : block.devices) {
+      FERRY_CHECK(block.held.contains(view.in_place));                     // I-40
+      FERRY_CHECK(!block.stored.intersects(view.mapped & view.writable));  // I-42
+    }
+  }
   for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
     const Granule& granule = block.granules[g];
     const PageMask mask = granule_mask(g);
