@@ -12,7 +12,8 @@ namespace ferry::demo {
 namespace {
 
 constexpr std::uint64_t page = 4096;
-constexpr unsigned chain_length = 24;
+// Long enough for the kernels beside it to want memory that only the picture has, while all of it is still to come.
+constexpr unsigned chain_length = 160;
 
 void say(const char* format, auto... values) {
   std::printf(format, values...);
