@@ -25,8 +25,8 @@ struct FenceEntry {
   /// so that the core holds them back and finds loops. 0: visible, or over.
   core::TimelineId gate = 0;
   std::vector<core::BufferId> buffers;  ///< of such a job: held for it, so that they may be closed after submission
-  std::uint32_t holds = 0;            ///< applications' handles and tokens
-  std::vector<std::uint64_t> tokens;  ///< to be written to when it signals
+  std::uint32_t holds = 0;              ///< applications' handles and tokens
+  std::vector<std::uint64_t> tokens;    ///< to be written to when it signals
 };
 
 struct Token {

@@ -118,9 +118,9 @@ void obey(State& s, const Message& m) {
     reply("ok");
   } else if (verb == "write") {  // jobs that each write the whole buffer, the last one with `seed`; not waited for
     s.make_own();
+    auto* p = s.own->map<std::uint32_t>();
     for (long i = b - 1; i >= 0; --i) {
-      if (s.fence) s.fence->wait();
-      auto* p = s.own->map<std::uint32_t>();
+      if (i != b - 1) s.fence->wait();  // it reads what is changed here
       for (std::size_t k = 0; k < s.count(); ++k) p[k] = value_at(k, seed + static_cast<std::uint32_t>(i));
       s.fence.emplace(ferry::submit_copy({}, *s.shared, 0, *s.own, 0, s.shared->bytes()));
     }

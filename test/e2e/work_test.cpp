@@ -1,5 +1,6 @@
 // Applications that share buffers, fences and timelines by descriptors, on one ferryd; and what becomes of them when one
 // dies, goes on without the other, or is killed in the middle of everything.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -115,8 +116,10 @@ class Sharer {
     return {Token(pair[0]), Token(pair[1])};
   }
   Sharer(Pair pair, const Environment& environment)
-      : socket_(std::move(pair.ours)),
-        app_({program("bin/test/e2e_sharer")}, environment, [&pair] { dup2(pair.theirs.get(), command_socket); }) {}
+      : socket_(std::move(pair.ours)), app_({program("bin/test/e2e_sharer")}, environment, [&pair] {
+          dup2(pair.theirs.get(), command_socket);
+          fcntl(command_socket, F_SETFD, 0);  // it may have had that number before
+        }) {}
 
   Token socket_;
   App app_;
@@ -125,6 +128,10 @@ class Sharer {
 class Work : public testing::Test {
  protected:
   Work() : daemon_(folder_, {{"FERRY_VRAM", "8M"}, {"FERRY_DEVICES", "2"}, {"FERRY_CUS", "2"}}) {}
+
+  void TearDown() override {
+    if (HasFailure()) std::cout << "ferryd says: " << daemon_.app().errors() << "\n";
+  }
 
   /// No memory of buffers is left in the manager once all applications and descriptors are gone.
   void expect_empty() {
@@ -308,11 +315,12 @@ TEST_F(Work, RandomKills) {
       if (s != nullptr) continue;
       s = std::make_unique<Sharer>(daemon_);
       if (token.get() < 0 || random() % 4 == 0) {
-        ASSERT_EQ(s->ask("create 1048576 " + std::to_string(static_cast<int>(random() % 3) - 1)), "ok");
+        ASSERT_EQ(s->ask("create 1048576 " + std::to_string(static_cast<int>(random() % 3) - 1)), "ok")
+            << s->app().errors();
         ASSERT_EQ(s->ask("fill 1"), "ok");
         token = s->token("export");
       } else {
-        ASSERT_EQ(s->ask("import", token.get()), "ok");
+        ASSERT_EQ(s->ask("import", token.get()), "ok") << s->app().errors();
       }
     }
     static constexpr const char* work[] = {"write 1 3", "kernel 0 0", "kernel 0 1", "fill 1", "hold", "read 1 1"};
