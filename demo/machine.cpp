@@ -56,10 +56,14 @@ std::string self() { return std::filesystem::read_symlink("/proc/self/exe"); }
 
 }  // namespace
 
-Manager::Manager(const std::vector<std::string>& arguments, int output)
+Manager::Manager(const std::vector<std::string>& arguments, int output, const std::string& keys)
     : folder_(make_folder()), socket_(folder_ + "/socket") {
   std::vector<std::string> words = {std::filesystem::path(self()).parent_path() / "ferryd", "--socket", socket_,
                                     "--stats", folder_ + "/stats.json"};
+  if (!keys.empty()) {
+    std::ofstream(folder_ + "/machine.toml") << keys;
+    words.insert(words.end(), {"--config", folder_ + "/machine.toml"});
+  }
   words.insert(words.end(), arguments.begin(), arguments.end());
   const pid_t parent = getpid();
   pid_ = fork();

@@ -15,7 +15,8 @@ class Manager {
  public:
   /// `arguments` come after --socket and --stats. `output`: where what it says goes, a file descriptor that stays the
   /// caller's; -1: standard error. Throws std::system_error.
-  Manager(const std::vector<std::string>& arguments, int output);
+  /// `keys`: a configuration file's contents.
+  Manager(const std::vector<std::string>& arguments, int output, const std::string& keys = "");
   Manager(const Manager&) = delete;
   Manager& operator=(const Manager&) = delete;
   ~Manager();

@@ -7,7 +7,7 @@
 //   cus = 4                       contention_window_ms = 20       directory = "/var/tmp"
 //   devices = 1                   contention_hold_ms = 300        codec = "zstd"
 //   granularity = "64K"           copy_retries = 3                level = 1
-//   waves_per_cu = 16                                             io = "uring"
+//   waves_per_cu = 16             keep_free = 1                   io = "uring"
 //   hardware, policy, reserved_cus, slice_ms, min_run_ms: of every device; in the n-th [[device]] of that one
 #pragma once
 
@@ -45,6 +45,7 @@ struct MachineOptions {
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;
   unsigned copy_retries = 3;
+  unsigned keep_free = 1;  ///< 1: a little of the budget is reclaimed ahead of demand; 0: when somebody waits for it
   std::uint64_t system_bytes = 0;                   ///< budget of system memory; 0: none, and no store
   std::optional<std::uint64_t> store_bytes;         ///< room for pages beneath; unset: 8 times the budget
   std::optional<std::uint64_t> store_memory_bytes;  ///< for compressed pages; unset: a fifth of the budget
