@@ -453,6 +453,10 @@ void Cu::wait() {
     done_[q] = 0;
     queues_->done(q, count, *this);
   }
+  // Its waves wait for something, maybe for waves of a thread that has no unit.
+  if (unit_ != nullptr && (waiting_ != 0 || resting_count_ != 0) && units_->somebody_hungers() && may_leave()) {
+    leave_unit();
+  }
   if ((waiting_ != 0 ? parked_spin_ : idle_spin_).until([this] { return awaited(); })) return;
   set_clock(0);
   // Sleeps without a unit, so that others have it at once; but waves that wait for a fault, or look at a word now and

@@ -250,17 +250,20 @@ TEST(Units, AllWavesRunOnceWhileUnitsComeAndGo) {
   FakeManager manager(machine(4));
   const Talk talk{manager.managed_array<Word>()};
   constexpr std::uint64_t items = 400'000;
-  const auto launch = manager.launch(0, add_one, talk, items, 100);
-  unsigned turn = 0;
-  for (; turn < 200 && manager.queues().queues[0].completed.load() == 0; ++turn) {
+  std::uint64_t launches = 0;
+  for (unsigned turn = 0; turn < 300; ++turn) {
+    if (manager.queues().queues[0].completed.load() == launches) {
+      manager.launch(0, add_one, talk, items, 100);
+      ++launches;
+    }
     const std::uint64_t units = 0b1111 & ~(std::uint64_t{1} << turn % 4);
     manager.take_units(units);
     manager.wait_left(units);
     manager.grant_units(units);
   }
-  const auto result = manager.wait(0, launch);
+  const auto result = manager.wait(0, launches - 1);
   ASSERT_EQ(result.code, 0U) << describe(result);
-  for (std::uint64_t i = 0; i < items; ++i) ASSERT_EQ(talk.words[i].load(), 1U) << "item " << i;
+  for (std::uint64_t i = 0; i < items; ++i) ASSERT_EQ(talk.words[i].load(), launches) << "item " << i;
 }
 
 // --- graphics jobs ---------------------------------------------------------------------------------------------------
@@ -443,6 +446,29 @@ TEST(Words, WavesThatWaitLeaveTheirUnit) {
   EXPECT_EQ(manager.queues().queues[0].completed.load(), 0U) << "they go on without a unit";
   manager.grant_units(0b01);
   EXPECT_EQ(manager.wait(0, launch).code, 0U);
+}
+
+/// When told, wave 0 waits for a word that wave 1 sets; both say before that they run.
+void wait_for_the_other_thread(const void* captures, std::uint64_t first, std::uint64_t) {
+  const Talk talk = *static_cast<const Talk*>(captures);
+  talk.at(2 + first).store(1);
+  while (talk.at(0).load() == 0) {}
+  if (first == 1) talk.at(4).store(1);
+  static_cast<void>(wait_word(&word_of(talk, 4), 1, ~std::uint64_t{0}));
+}
+
+TEST(Words, AThreadWhoseWavesWaitLendsItsUnitToOneThatHasNone) {
+  for (unsigned round = 0; round < 20; ++round) {
+    FakeManager manager(machine(2));
+    const Talk talk{manager.managed_array<Word>()};
+    const auto launch = manager.launch(0, wait_for_the_other_thread, talk, 2, 1);
+    ASSERT_TRUE(comes([&] { return talk.at(2).load() != 0 && talk.at(3).load() != 0; }));
+    manager.take_units(0b11);
+    manager.wait_left(0b11);
+    talk.at(0).store(1);
+    manager.grant_units(round % 2 == 0 ? 0b01 : 0b10);
+    EXPECT_EQ(manager.wait(0, launch).code, 0U);
+  }
 }
 
 TEST(Words, WaitsEndByTheirTimeOrWithTheirLaunch) {

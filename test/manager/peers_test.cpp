@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "base/random.h"
@@ -339,6 +341,140 @@ TEST_F(Peers, CommandsReachTheAgentsAndTheirAnswersTheCore) {
   EXPECT_EQ(*static_cast<volatile unsigned char*>(at), writable ? 43 : 42)
       << "a copy that could not be written is clean";
   ASSERT_EQ(::munmap(at, page_bytes), 0);
+}
+
+// --- compute units ---------------------------------------------------------------------------------------------------
+
+/// The device's side of its agent's port, played by the test.
+class AgentOf {
+ public:
+  AgentOf(const Speaker& application, const std::function<void()>& kick)
+      : map_(std::move(linux::Mapping::map(application.files[4].get(), 0, sizeof(wire::DeviceControl)).value())),
+        kick_(kick) {}
+  [[nodiscard]] wire::DeviceControl& control() const { return *reinterpret_cast<wire::DeviceControl*>(map_.data()); }
+  /// The next command; answered at once.
+  wire::DownRecord take() {
+    wire::Port& port = control().agent;
+    const std::uint32_t head = port.down_head.load();
+    port.peer_sleeping.store(1);
+    while (port.down_tail.load() == head) {
+      if (linux::futex_wait(port.down_tail, head, std::uint64_t{patience_ms} * 1'000'000) == ETIMEDOUT) return {};
+    }
+    const wire::DownRecord command = port.down[head % wire::ring_entries];
+    port.down_head.store(head + 1);
+    wire::UpRecord done{};
+    done.kind = static_cast<std::uint32_t>(wire::UpKind::done);
+    done.action = command.action;
+    post(port, done);
+    return command;
+  }
+  void left(std::uint64_t units) {
+    wire::UpRecord record{};
+    record.kind = static_cast<std::uint32_t>(wire::UpKind::units_left);
+    record.value = units;
+    post(control().agent, record);
+  }
+  void want(unsigned units) {
+    control().units.demand.store(units);
+    wire::UpRecord record{};
+    record.kind = static_cast<std::uint32_t>(wire::UpKind::demand);
+    post(control().cus[0], record);
+  }
+
+ private:
+  void post(wire::Port& port, const wire::UpRecord& record) const {
+    const std::uint32_t tail = port.up_tail.load();
+    port.up[tail % wire::ring_entries] = record;
+    port.up_tail.store(tail + 1);
+    kick_();
+  }
+  linux::Mapping map_;
+  std::function<void()> kick_;
+};
+
+constexpr auto kind_of(const wire::DownRecord& record) { return static_cast<wire::DownKind>(record.kind); }
+
+class PeersThatShare : public Peers {
+ protected:
+  void SetUp() override {
+    Peers::SetUp();
+    device_ = attach_device(app_);
+    ASSERT_NE(device_, nullptr);
+    agent_ = std::make_unique<AgentOf>(app_, [this] { kick(); });
+    const wire::DownRecord grant = agent_->take();
+    ASSERT_EQ(kind_of(grant), wire::DownKind::grant_units);
+    EXPECT_EQ(grant.units, 0b11U);
+    agent_->want(2);
+    EXPECT_EQ(agent_->control().units.report_demand.load(), 0U) << "alone, it need not tell";
+    other_device_ = attach_device(good_);
+    ASSERT_NE(other_device_, nullptr);
+    other_ = std::make_unique<AgentOf>(good_, [this] { linux::Bell::ring_fd(good_.files[0].get()); });
+    EXPECT_EQ(agent_->control().units.report_demand.load(), 1U);
+    EXPECT_EQ(other_->control().units.report_demand.load(), 1U);
+  }
+  std::unique_ptr<FakeDevice> device_;
+  std::unique_ptr<FakeDevice> other_device_;
+  std::unique_ptr<AgentOf> agent_;
+  std::unique_ptr<AgentOf> other_;
+};
+
+TEST_F(PeersThatShare, UnitsChangeHands) {
+  // More than there are: bounded.
+  other_->want(1'000'000);
+  const wire::DownRecord taken = agent_->take();
+  ASSERT_EQ(kind_of(taken), wire::DownKind::take_units);
+  EXPECT_NE(taken.units, 0U);
+  agent_->left(taken.units);
+  const wire::DownRecord granted = other_->take();
+  ASSERT_EQ(kind_of(granted), wire::DownKind::grant_units);
+  EXPECT_EQ(granted.units & ~taken.units, 0U) << "units that somebody else holds";
+}
+
+TEST_F(PeersThatShare, DeviceThatDoesNotLeaveItsUnitsIsEnded) {
+  other_->want(2);
+  ASSERT_EQ(kind_of(agent_->take()), wire::DownKind::take_units);
+  EXPECT_TRUE(device_lost());
+  EXPECT_EQ(device_->join(), 128 + SIGKILL);
+  EXPECT_EQ(kind_of(other_->take()), wire::DownKind::grant_units);
+}
+
+TEST_F(PeersThatShare, DeviceThatLeavesWhatNobodyAskedForIsEnded) {
+  for (unsigned i = 0; i < 1000; ++i) {
+    agent_->left(~std::uint64_t{0});
+    while (agent_->control().agent.up_head.load() != agent_->control().agent.up_tail.load()) {
+      kick();
+      if (app_.receive(1) != linux::Receive::message) continue;
+      EXPECT_EQ(app_.in().type(), MessageType::device_lost);
+      EXPECT_EQ(device_->join(), 128 + SIGKILL);
+      return;
+    }
+  }
+  FAIL() << "it was never ended";
+}
+
+TEST_F(PeersThatShare, DeviceThatEndsJobsNobodyStartedIsEnded) {
+  for (unsigned i = 0; i < 1000; ++i) {
+    wire::UpRecord record{};
+    record.kind = static_cast<std::uint32_t>(wire::UpKind::job_done);
+    record.slot = static_cast<std::uint16_t>(i * 77);
+    post(agent_->control().agent, record);
+    while (agent_->control().agent.up_head.load() != agent_->control().agent.up_tail.load()) {
+      kick();
+      if (app_.receive(1) != linux::Receive::message) continue;
+      EXPECT_EQ(app_.in().type(), MessageType::device_lost);
+      return;
+    }
+  }
+  FAIL() << "it was never ended";
+}
+
+TEST_F(PeersThatShare, UnitsOfADeadDeviceGoToTheOthers) {
+  ::kill(device_->pid(), SIGKILL);
+  EXPECT_TRUE(device_lost());
+  other_->want(2);
+  const wire::DownRecord granted = other_->take();
+  ASSERT_EQ(kind_of(granted), wire::DownKind::grant_units);
+  EXPECT_EQ(granted.units, 0b11U);
 }
 
 TEST_F(Peers, BlockingUserfaultfdDoesNotStopTheManager) {
