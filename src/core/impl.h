@@ -243,6 +243,7 @@ class Core::Impl {
   void free_granule_done(std::uint32_t request);
   void free_forgotten(std::uint32_t request);
   void free_granule(std::uint32_t request, Block& block, std::uint32_t granule);
+  [[nodiscard]] PageSpan freed_in(std::uint32_t request, const Block& block, std::uint32_t granule) const;
   void resume_frees();
   void walk_in_place(Client& client, PageSpan span, DeviceId device, BufferId userptr);
   bool walk_granule(std::uint32_t request, Block& block, std::uint32_t granule);

@@ -181,6 +181,7 @@ Status Core::Impl::alloc(ClientId id, PageSpan span, Placement placement) {
   client->ranges.emplace(span.first, range);
   for_blocks(*client, span, [&](Block& block) { take_range(block, span.first, range); });
   tell(EventKind::alloc, *client, no_device, span, Cause::none);
+  work.range_added(id);
   return {};
 }
 
@@ -250,7 +251,7 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
         continue;
       }
       ++frees[index].remaining;
-      if (work.userptr_in_use(id, granule_span(block, g))) {
+      if (work.userptr_keeps(id, freed_in(index, block, g))) {
         kept_frees.push_back({index, block.index, g});
       } else {
         free_granule(index, block, g);
@@ -260,7 +261,7 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
     drop_block_if_empty(*client, block);
   };
   for_blocks(*client, span, free_in);
-  if (work.userptr_in_use(id, span)) {
+  if (work.userptr_keeps(id, span)) {
     ++frees[index].remaining;  // for pages that have no block, and are used all the same
     kept_frees.push_back({index, no_block, 0});
   }
@@ -268,14 +269,19 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
   return {};
 }
 
+PageSpan Core::Impl::freed_in(std::uint32_t request, const Block& block, std::uint32_t granule) const {
+  const PageSpan span = granule_span(block, granule);
+  const PageSpan& freed = frees[request].span;
+  const Page first = std::max(span.first, freed.first);
+  return {first, std::min(span.end(), freed.end()) - first};
+}
+
 /// The pages of the request in the granule are given up, after the operation that is under way there.
 void Core::Impl::free_granule(std::uint32_t request, Block& block, std::uint32_t granule) {
-  const PageSpan span = frees[request].span;
-  const Page block_first = first_page_of(block.index);
-  const Page from = std::max(span.first, block_first);
-  const Page to = std::min(span.end(), block_first + block_pages);
-  const auto pages = PageMask::range(static_cast<unsigned>(from - block_first), static_cast<unsigned>(to - from)) &
-                     granule_mask(granule) & block.allocated;
+  const PageSpan span = freed_in(request, block, granule);
+  const auto pages = PageMask::range(static_cast<unsigned>(span.first - first_page_of(block.index)),
+                                     static_cast<unsigned>(span.count_pages)) &
+                     block.allocated;
   if (block.granules[granule].op != none_index) {
     Op& op = ops[block.granules[granule].op];
     op.discard_next |= pages;
@@ -296,8 +302,8 @@ void Core::Impl::resume_frees() {
     const KeptFree kept = kept_frees[i];
     Client& client = *frees[kept.request].client;
     Block* block = kept.block == no_block ? nullptr : find_block(client, kept.block);
-    const PageSpan span = block == nullptr ? frees[kept.request].span : granule_span(*block, kept.granule);
-    if (work.userptr_in_use(client.id, span)) {
+    const PageSpan span = block == nullptr ? frees[kept.request].span : freed_in(kept.request, *block, kept.granule);
+    if (work.userptr_keeps(client.id, span)) {
       ++i;
       continue;
     }

@@ -128,6 +128,7 @@ void Work::buffers_client_gone(ClientId client) {
     }
     if (buffer.spec.userptr && buffer.maker == client) {
       buffer.walking = false;  // client/client.cpp drops its requests
+      look_at(buffer);
     }
     if (buffer.holds.contains(client)) {
       buffer_hold_ends(buffer, client);
@@ -329,6 +330,13 @@ void Work::verify_buffers() const {
         FERRY_CHECK(comes || (mapping.device_busy >> wave.device & 1U) != 0);
       }
     }
+  }
+  for (const KeptFree& kept : core.kept_frees) {  // I-29
+    const FreeRequest& free = core.frees[kept.request];
+    const Block* block = Core::Impl::find_block(std::as_const(*free.client), kept.block);
+    const PageSpan span = block == nullptr ? free.span : core.freed_in(kept.request, *block, kept.granule);
+    FERRY_CHECK(free.in_use && userptr_keeps(free.client->id, span));
+    FERRY_CHECK(block == nullptr || block->granules[kept.granule].slot == none_index);
   }
   FERRY_CHECK_EQ(mappings, mapped_at.size());
   for (DeviceId d = 0; d < core.devices.size(); ++d) {

@@ -167,7 +167,7 @@ bool Work::drop_mappings(Buffer& buffer) {
       ++i;
       continue;
     }
-    if (m.wants_reply) {
+    if (m.wants_reply && !dying) {
       core.reply_to(m.unmap_cookie, m.client, {});
     }
     mapped_at.erase({m.client, m.at});
@@ -249,7 +249,7 @@ void Work::serve_mapping(Buffer& buffer, BufferMapping& m) {
       ask_revoke(buffer, m, target);
     }
   });
-  if (m.unmapping || (!m.cpu_waiting && m.waves.empty())) {
+  if (m.unmapping || core.find_client(m.client)->dying || (!m.cpu_waiting && m.waves.empty())) {
     return;
   }
   if (buffer.where == Where::nowhere || buffer.where == Where::store) {

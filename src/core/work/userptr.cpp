@@ -40,6 +40,13 @@ bool Work::userptr_in_use(ClientId client, PageSpan span) const {
   });
 }
 
+bool Work::userptr_keeps(ClientId client, PageSpan span) const {
+  return std::any_of(userptrs_in_use.begin(), userptrs_in_use.end(), [&](BufferId id) {
+    const Buffer& buffer = buffers.find(id)->second;
+    return buffer.maker == client && buffer.spec.user_pages.overlaps(span) && (busy(buffer) || buffer.outstanding != 0);
+  });
+}
+
 FenceId Work::userptr_fence(ClientId client, PageSpan span) const {
   for (const BufferId id : userptrs_in_use) {
     const Buffer& buffer = buffers.find(id)->second;

@@ -215,11 +215,13 @@ struct Compute {
   unsigned demand = 0;
   std::uint32_t process = 0;     ///< counts its device processes
   std::uint64_t waiting_ns = 0;  ///< since when it wants units and has none; 0: it has some, or wants none
-  bool stopped = false;          ///< retry faults off: no units, its memory is being taken or brought back
-  std::uint32_t restores = 0;    ///< operations under way that bring memory back
-  std::uint64_t restore_ns = 0;  ///< when its memory is brought back next
+  // Retry faults off (stop.cpp):
+  bool stopped = false;          ///< no units: its memory is being taken, or brought back
+  std::uint64_t restore_ns = 0;  ///< when its memory is brought back, or looked at again
   std::uint64_t backoff_ns = 0;
-  std::vector<std::pair<std::uint32_t, std::uint64_t>> stop_waiters;  ///< operations (index, serial) that wait for it
+  unsigned tries = 0;         ///< looks without progress
+  std::uint64_t missing = 0;  ///< granules, at the last look
+  std::vector<Action> held;   ///< revocations that wait for its units
 };
 
 struct WorkDevice {
@@ -479,9 +481,16 @@ class Work {
   [[nodiscard]] bool leaves_while_faulting(DeviceId device) const;
 
   // stop.cpp
-  /// Retry faults off: false while the client's compute on `device` must leave its units before the operation may take
-  /// memory from it; the operation is run again when it has.
-  bool stop_compute(ClientId client, DeviceId device, std::uint32_t op, std::uint64_t serial);
+  /// The core's last action takes memory of the client from the device: if that must wait, it is kept here.
+  void hold_revocation(ClientId client, DeviceId device);
+  void let_revocations_go(DeviceId device, ClientId client);
+  void range_added(ClientId client);
+  /// What a fault of managed memory means on the device. again: the wave retries until it has left its unit.
+  enum class Stray : std::uint8_t { none, again, fails };
+  [[nodiscard]] Stray stray_fault(ClientId client, DeviceId device) const;
+  [[nodiscard]] bool restore(ClientId client, DeviceId device);
+  void restore_stopped(DeviceId device);
+  [[nodiscard]] std::uint64_t restore_due_ns(DeviceId device) const;
 
   // policy.cpp
   /// May reclaim, on behalf of `context`, wait for this fence? Counts and explains a refusal. `from`: the node that
