@@ -243,13 +243,23 @@ void Ferry::declare_explain() {
 
 void Ferry::declare_sim() {
   sim_ = app_.add_subcommand("sim", "Run the manager's core against simulated processes and failures, from a seed");
-  help_->usage(sim_, "ferry sim [--seed S] [--steps N] [--runs N] [--bug NAME|all] [--trace] [--jobs N]");
+  help_->usage(sim_,
+               "ferry sim [--seed S] [--steps N] [--runs N] [--bug NAME|all] [--budget WHERE] [--trace] [--jobs N]");
   sim_->footer(sim_footer);
   sim_->add_option("--seed", sim_options_.seed, "Seed of the first run; the others follow (default 1)")->type_name("S");
   sim_->add_option("--steps", sim_options_.steps, "Length of a run")->type_name("N");
   sim_->add_option("--runs", sim_options_.runs, "Number of runs (default 1)")->type_name("N");
   sim_->add_option("--bug", sim_options_.bug, "Plant a bug, to see that it is found; all: a table of every one")
       ->type_name("NAME");
+  sim_->add_option_function<std::string>(
+          "--budget",
+          [this](const std::string& which) {
+            using Budget = sim::SimOptions::Budget;
+            sim_options_.budget = which == "on" ? Budget::on : which == "off" ? Budget::off : Budget::by_seed;
+          },
+          "Whether system memory has a budget: in every run (on), in none (off), or as each seed says (seed)")
+      ->type_name("WHERE")
+      ->check(CLI::IsMember({"on", "off", "seed"}));
   sim_->add_flag("--trace", sim_options_.trace, "Print every line of the run; of several, of those that fail");
   sim_->add_option("--jobs", sim_options_.jobs, "Threads (default: one for each CPU)")->type_name("N");
 }
