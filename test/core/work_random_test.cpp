@@ -18,6 +18,7 @@ struct Setup {
   bool preempts_while_faulting;
   unsigned cus;
   std::uint64_t budget;
+  bool retry_faults = true;
 };
 
 void PrintTo(const Setup& s, std::ostream* out) {
@@ -322,6 +323,7 @@ TEST_P(WorkRandom, EverythingEnds) {
   for (std::uint64_t seed = 1; seed <= seeds(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Config config = work_config(GetParam().policy, GetParam().cus, GetParam().preempts_while_faulting);
+    config.models[0].retry_faults = GetParam().retry_faults;
     config.device_count = seed % 3 == 0 ? 2 : 1;
     config.models.resize(config.device_count, config.models[0]);
     config.vram_pages = 2 * block_pages;
@@ -347,17 +349,20 @@ TEST_P(WorkRandom, EverythingEnds) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, WorkRandom,
-    ::testing::Values(Setup{Policy::none, false, 2, 0}, Setup{Policy::none, false, 2, 1500},
-                      Setup{Policy::preempt, true, 1, 1500}, Setup{Policy::preempt, true, 4, 0},
-                      Setup{Policy::preempt, false, 2, 1500}, Setup{Policy::reserve, false, 2, 1500},
-                      Setup{Policy::reserve, true, 4, 0}, Setup{Policy::reserve_in_flight, false, 1, 1500},
-                      Setup{Policy::reserve_in_flight, false, 4, 1500}, Setup{Policy::exclusive, false, 1, 1500},
-                      Setup{Policy::exclusive, true, 4, 0}, Setup{Policy::query, false, 1, 1500},
-                      Setup{Policy::query, false, 4, 1500}, Setup{Policy::track, false, 2, 1500},
-                      Setup{Policy::track, false, 4, 3000}, Setup{Policy::pinned, false, 2, 3000}),
-    [](const auto& info) { return std::to_string(info.index); });
+INSTANTIATE_TEST_SUITE_P(All, WorkRandom,
+                         ::testing::Values(Setup{Policy::none, false, 2, 0}, Setup{Policy::none, false, 2, 1500},
+                                           Setup{Policy::preempt, true, 1, 1500}, Setup{Policy::preempt, true, 4, 0},
+                                           Setup{Policy::preempt, false, 2, 1500},
+                                           Setup{Policy::reserve, false, 2, 1500}, Setup{Policy::reserve, true, 4, 0},
+                                           Setup{Policy::reserve_in_flight, false, 1, 1500},
+                                           Setup{Policy::reserve_in_flight, false, 4, 1500},
+                                           Setup{Policy::exclusive, false, 1, 1500},
+                                           Setup{Policy::exclusive, true, 4, 0}, Setup{Policy::query, false, 1, 1500},
+                                           Setup{Policy::query, false, 4, 1500}, Setup{Policy::track, false, 2, 1500},
+                                           Setup{Policy::track, false, 4, 3000}, Setup{Policy::pinned, false, 2, 3000},
+                                           Setup{Policy::preempt, true, 2, 0, false},
+                                           Setup{Policy::reserve_in_flight, false, 2, 6000, false}),
+                         [](const auto& info) { return std::to_string(info.index); });
 
 }  // namespace
 }  // namespace ferry::core::test

@@ -27,6 +27,9 @@ void Core::Impl::revoke_device(Op& op, DeviceId device, const PageMask& pages) {
     Action& action = ask(Verb::revoke_device, op, span);
     action.device = device;
     pendings[static_cast<std::uint32_t>((action.id & 0xffff'ffff) - 1)].device = device;
+    if (!work.model(device).retry_faults) {
+      work.hold_revocation(op.block->client->id, device);
+    }
   });
 }
 

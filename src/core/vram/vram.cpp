@@ -344,6 +344,9 @@ void Core::Impl::start_evict(DeviceId device, SlotIndex index, bool counts) {
 
 /// Asks about the use of one hot granule, beside an eviction: the machine batches both revocations.
 void Core::Impl::start_probe(DeviceId device) {
+  if (!work.model(device).retry_faults) {
+    return;  // whoever is asked for a page that it uses would have to stop
+  }
   Device& dev = devices[device];
   const SlotIndex index = dev.victims.probe_candidate(dev.evictions, [&](SlotIndex i) {
     const Slot& slot = dev.slots[i];

@@ -23,10 +23,15 @@ void Work::compute_demand(ClientId client, DeviceId device, unsigned cus) {
   if (cus == 0 && !dev.compute.contains(client)) {
     return;
   }
-  Compute& compute = dev.compute[client];
+  const auto [it, is_new] = dev.compute.try_emplace(client);
+  Compute& compute = it->second;
   compute.process = owner->devices[device].process;
   compute.demand = std::min(cus, dev.model.cu_count);
+  if (!dev.model.retry_faults && (cus == 0 || is_new)) {
+    compute.stopped = true;  // before the next wave all memory is looked at
+  }
   unit_pump(device);
+  restore_stopped(device);
 }
 
 std::uint64_t Work::compute_waiting_since(DeviceId device) const {

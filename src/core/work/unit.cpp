@@ -156,6 +156,10 @@ void Work::units_left(const WorkRef& ref, Status status) {
       }
     }
   }
+  if (const auto left = dev.compute.find(client);
+      left != dev.compute.end() && !left->second.held.empty() && compute_units(client, device) == 0) {
+    let_revocations_go(device, client);
+  }
   unit_pump(device);
   if (Client* owner = core.find_client(client); owner != nullptr) {
     core.finish_client_if_idle(*owner);

@@ -119,6 +119,7 @@ void Work::device_gone(ClientId client, DeviceId device) {
       unit_free(device, cu);
     }
   }
+  let_revocations_go(device, client);
   dev.compute.erase(compute);
   unit_pump(device);
 }
@@ -140,14 +141,15 @@ void Work::tick() {
     if (devices[d].due_ns <= core.now_ns) {
       unit_pump(d);
     }
+    restore_stopped(d);
   }
   end_circles();
 }
 
 std::uint64_t Work::next_tick_ns() const {
   std::uint64_t due_ns = jobs.empty() ? ~std::uint64_t{0} : engine_due_ns();
-  for (const WorkDevice& dev : devices) {
-    due_ns = std::min(due_ns, dev.due_ns);
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    due_ns = std::min({due_ns, devices[d].due_ns, restore_due_ns(d)});
   }
   if (circle_ns != 0 && core.config.end_deadlocks) {
     due_ns = std::min(due_ns, circle_ns + core.config.deadlock_ns);

@@ -1,0 +1,173 @@
+// Compute without retry faults (DeviceModel::retry_faults cleared): all of a client's memory is mapped before its waves
+// get units, and before any of it is taken from the device the units are (a preempt fence, with its minimum run).
+// A revocation that must wait for that is an action that the machine gets later: to its operation it is one that is slow
+// to answer. Afterwards the memory is brought back, later each time that it was taken soon again.
+#include <algorithm>
+
+#include "core/impl.h"
+
+namespace ferry::core {
+namespace {
+
+constexpr std::uint64_t look_again_ns = 1'000'000;  ///< while memory is on its way back
+constexpr std::uint64_t backoff_least_ns = 1'000'000;
+constexpr std::uint64_t backoff_most_ns = 100'000'000;  ///< ran for so long: the next stop is the first again
+constexpr unsigned restore_window = 64;                 ///< operations at a time
+/// Looks without any progress before the client gets its units anyway: what it then touches fails its kernel. Memory
+/// that cannot be had must not keep a kernel waiting for ever.
+constexpr unsigned restore_tries = 100;
+
+}  // namespace
+
+/// REQUIRES: `action` is the core's last, a revocation from the client's device.
+void Work::hold_revocation(ClientId client, DeviceId device) {
+  WorkDevice& dev = devices[device];
+  const auto it = dev.compute.find(client);
+  if (it == dev.compute.end()) {
+    return;
+  }
+  Compute& compute = it->second;
+  const std::uint64_t units = compute_units(client, device);
+  if (!compute.stopped && units != 0) {
+    std::uint64_t since_ns = core.now_ns;
+    for (const Unit& unit : dev.units) {
+      since_ns = unit.client == client ? std::min(since_ns, unit.since_ns) : since_ns;
+    }
+    compute.backoff_ns = core.now_ns - since_ns >= backoff_most_ns
+                             ? backoff_least_ns
+                             : std::clamp(2 * compute.backoff_ns, backoff_least_ns, backoff_most_ns);
+  }
+  if (!compute.stopped) {
+    compute.stopped = true;
+    compute.tries = 0;
+  }
+  if (units == 0) {
+    return;
+  }
+  compute.held.push_back(core.actions.back());
+  core.actions.pop_back();
+  unit_pump(device);
+}
+
+/// Its units were left, or its process is gone: what waited for that is done now.
+void Work::let_revocations_go(DeviceId device, ClientId client) {
+  Compute& compute = devices[device].compute.at(client);
+  core.actions.insert(core.actions.end(), compute.held.begin(), compute.held.end());
+  compute.held.clear();
+  compute.restore_ns = core.now_ns + compute.backoff_ns;
+}
+
+/// New memory of the client is not mapped on devices that need it to be.
+void Work::range_added(ClientId client) {
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    if (!model(d).retry_faults) {
+      const auto it = devices[d].compute.find(client);
+      if (it != devices[d].compute.end()) {
+        it->second.stopped = true;
+        it->second.tries = 0;
+        unit_pump(d);
+      }
+    }
+  }
+}
+
+Work::Stray Work::stray_fault(ClientId client, DeviceId device) const {
+  if (model(device).retry_faults) {
+    return Stray::none;
+  }
+  const auto it = devices[device].compute.find(client);
+  // While it is being stopped a wave may touch what is not mapped yet: it tries again until it has left.
+  return it != devices[device].compute.end() && it->second.stopped ? Stray::again : Stray::fails;
+}
+
+/// Operations for what the device does not map yet. True: nothing is missing.
+bool Work::restore(ClientId id, DeviceId device) {
+  Client* client = core.find_client(id);
+  unsigned started = 0;
+  std::uint64_t missing = 0;
+  std::vector<PageSpan> spans;
+  for (const auto& [first, range] : client->ranges) {
+    if (!range.freeing) {
+      spans.push_back({first, range.count_pages});
+    }
+  }
+  for (const PageSpan& span : spans) {
+    for (BlockIndex index = block_of(span.first); index <= block_of(span.end() - 1); ++index) {
+      Block* found = core.find_block(*client, index);
+      Block& block = found != nullptr ? *found : core.make_block(*client, index);
+      ++block.holds;
+      for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
+        const DeviceView& view = block.devices[device];
+        PageMask wanted = block.allocated & core.granule_mask(g);
+        wanted.remove(block.freeing);
+        if ((view.mapped & view.writable).contains(wanted)) {
+          continue;
+        }
+        ++missing;
+        const Granule& granule = block.granules[g];
+        if (granule.op != none_index || started == restore_window) {
+          continue;
+        }
+        // Only into VRAM that is free: what must be mapped all at once cannot make room for itself.
+        const bool here = granule.slot != none_index && granule.owner == device;
+        const bool up = here || (granule.slot == none_index && !block.placed_system.intersects(core.granule_mask(g)) &&
+                                 granule.last_move_cause != Cause::cpu_fault && core.has_free_slot(*client, device) &&
+                                 !userptr_in_use(id, core.granule_span(block, g)));
+        Op& op = core.start_op(block, g, up ? Goal::vram : Goal::in_place, Cause::prefetch, device, Access::write);
+        ++started;
+        core.run_op(op.self);
+      }
+      --block.holds;
+      if (started == restore_window) {
+        return false;
+      }
+    }
+  }
+  Compute& compute = devices[device].compute.at(id);
+  compute.tries = missing != 0 && missing >= compute.missing ? compute.tries + 1 : 0;
+  compute.missing = missing;
+  return missing == 0;
+}
+
+/// From tick() and compute_demand() only: it starts operations.
+void Work::restore_stopped(DeviceId device) {
+  WorkDevice& dev = devices[device];
+  if (dev.model.retry_faults) {
+    return;
+  }
+  bool changed = false;
+  std::vector<ClientId> due;
+  for (const auto& [client, compute] : dev.compute) {
+    if (compute.stopped && compute.demand != 0 && compute.restore_ns <= core.now_ns &&
+        compute_units(client, device) == 0) {
+      due.push_back(client);
+    }
+  }
+  for (const ClientId client : due) {
+    dev.compute.at(client).restore_ns = core.now_ns + look_again_ns;
+    const bool whole = restore(client, device);
+    Compute& compute = dev.compute.at(client);
+    if (whole || compute.tries >= restore_tries) {
+      compute.stopped = false;
+      changed = true;
+    }
+  }
+  if (changed) {
+    unit_pump(device);
+  }
+}
+
+std::uint64_t Work::restore_due_ns(DeviceId device) const {
+  const WorkDevice& dev = devices[device];
+  std::uint64_t due_ns = ~std::uint64_t{0};
+  if (!dev.model.retry_faults) {
+    for (const auto& [client, compute] : dev.compute) {
+      if (compute.stopped && compute.demand != 0 && compute_units(client, device) == 0) {
+        due_ns = std::min(due_ns, compute.restore_ns);
+      }
+    }
+  }
+  return due_ns;
+}
+
+}  // namespace ferry::core
