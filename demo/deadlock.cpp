@@ -66,7 +66,7 @@ Outcome run_once(const std::string& policy) {
   {
     // Hardware that can be taken from faulting waves only where that is the policy's point.
     Manager manager({"--policy", policy, "--hardware", policy == "preempt" ? "preempt" : "no-preempt", "--cus", "2",
-                     "--vram", "4M", "--granularity", "64K", "--system", "10M", "--store", "64M"},
+                     "--vram", "4M", "--granularity", "64K", "--system", "12M", "--store", "64M"},
                     said, no_help);
     {
       const auto take_line = [&](std::size_t role, const std::string& line) {
@@ -89,7 +89,7 @@ Outcome run_once(const std::string& policy) {
       bool ended = watch(
           {&compute}, patience_ms, [&](std::size_t role, const std::string& line) { take_line(role, line); },
           "running");
-      Role graphics(manager, {"chain", "--buffer", "5M", "--rounds", "3"});
+      Role graphics(manager, {"chain", "--buffer", "4M", "--rounds", "3"});
       ended = ended && watch({&compute, &graphics}, patience_ms, take_line);
       out.hang = !ended;
       if (ended) {

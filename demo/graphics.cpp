@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::uint64_t page = 4096;
 // Long enough for the kernels beside it to want memory that only the picture has, while all of it is still to come.
-constexpr unsigned chain_length = 160;
+constexpr unsigned chain_length = 400;
 
 void say(const char* format, auto... values) {
   std::printf(format, values...);
@@ -34,14 +34,15 @@ void sleep_until(std::uint64_t when_ns) {
 }  // namespace
 
 int chain_role(const RoleOptions& options) {
-  // A picture as wide as high, of whole pages, 4 bytes a pixel; the engine halves it into another buffer.
-  unsigned side = 64;
-  while (std::uint64_t{side} * 2 * side * 2 * 4 <= options.buffer_bytes) side *= 2;
-  const std::uint64_t bytes = std::uint64_t{side} * side * 4;
+  constexpr unsigned side = 512;  // of the picture that the video engine works on, in pixels of 4 bytes
+  constexpr std::uint64_t bytes = std::uint64_t{side} * side * 4;
+  const std::uint64_t canvas_bytes = options.buffer_bytes / page * page;
   std::uint64_t wrong = 0;
   try {
+    const Buffer canvas = make_buffer(canvas_bytes);
     const Buffer picture = make_buffer(bytes);
     const Buffer half = make_buffer(bytes / 4);
+    std::uint8_t* drawn = map(canvas);
     std::uint8_t* pixels = map(picture);
     std::uint8_t* halves = map(half);
     ferry_job_options job{};
@@ -50,18 +51,23 @@ int chain_role(const RoleOptions& options) {
     shrink.op = FERRY_VIDEO_HALF;
     shrink.width = side;
     shrink.height = side;
-    const std::vector<ferry_job_buffer> used = {{picture.get(), 1}};
     for (unsigned round = 1; round <= options.rounds; ++round) {
       std::vector<Fence> fences;
       for (unsigned i = 0; i < chain_length; ++i) fences.push_back(submit_video(job, shrink, half, picture));
-      fences.push_back(submit_graphics(job, used, bytes / page, 16, "one brighter", [pixels](std::uint64_t at) {
-        for (std::uint64_t i = 0; i < page; ++i)
-          pixels[at * page + i] = static_cast<std::uint8_t>(pixels[at * page + i] + 1);
-      }));
+      // Visible now, it will run when the chain is through: until then the canvas is memory that nobody touches and that
+      // comes back only with this fence.
+      fences.push_back(submit_graphics(job, {{canvas.get(), 1}, {picture.get(), 1}}, canvas_bytes / page, 16,
+                                       "one brighter", [drawn, pixels](std::uint64_t at) {
+                                         for (std::uint64_t i = at * page; i < (at + 1) * page; ++i) {
+                                           drawn[i] = static_cast<std::uint8_t>(drawn[i] + 1);
+                                           if (i < bytes) pixels[i] = static_cast<std::uint8_t>(pixels[i] + 1);
+                                         }
+                                       }));
       for (const Fence& fence : fences) wait(fence);
       // All bytes were equal, so the half was what the picture was before it became one brighter.
       for (std::uint64_t i = 0; i < bytes / 4; i += 61) wrong += halves[i] != static_cast<std::uint8_t>(round - 1);
       for (std::uint64_t i = 0; i < bytes; i += 61) wrong += pixels[i] != static_cast<std::uint8_t>(round);
+      for (std::uint64_t i = 0; i < canvas_bytes; i += 61) wrong += drawn[i] != static_cast<std::uint8_t>(round);
       say("round %u\n", round);
     }
   } catch (const ferry::error& e) {
