@@ -4,7 +4,7 @@ _ferry() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} word
   COMPREPLY=()
   if ((COMP_CWORD == 1)); then
-    mapfile -t COMPREPLY < <(compgen -W 'run doctor explain sim bench demo completion version --help --version' -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W 'run doctor explain sim check bench demo completion version --help --version' -- "$cur")
     return
   fi
   if [[ $command == run ]]; then
@@ -23,7 +23,7 @@ _ferry() {
     done
   fi
   case $prev in
-    --config | --stats | --trace | --report | --socket)
+    --replay | --html | --config | --stats | --trace | --report | --socket)
       # ferry sim --trace takes no file.
       if [[ $command != sim ]]; then
         compopt -o filenames 2>/dev/null
@@ -46,19 +46,32 @@ _ferry() {
     --policy) mapfile -t COMPREPLY < <(compgen -W 'none preempt reserve reserve-in-flight exclusive query track pinned' -- "$cur"); return ;;
     --hardware) mapfile -t COMPREPLY < <(compgen -W 'preempt no-preempt retry no-retry preempt,no-retry no-preempt,retry no-preempt,no-retry' -- "$cur"); return ;;
     --pid) mapfile -t COMPREPLY < <(cd /proc && compgen -W "$(printf '%s ' [0-9]*)" -- "$cur"); return ;;
+    --save)
+      compopt -o dirnames 2>/dev/null
+      mapfile -t COMPREPLY < <(compgen -d -- "$cur")
+      return
+      ;;
     --bug)
       mapfile -t COMPREPLY < <(compgen -W 'all skip_cpu_revoke skip_device_revoke drop_wake lose_dirty free_before_revoke
         free_before_copy stale_map write_map_on_read over_budget ignore_copy_error wrong_vram_page forget_free_waiter
-        leak_chunk keep_chunk_contents map_both_writable' -- "$cur")
+        leak_chunk keep_chunk_contents map_both_writable refill_nothing drop_before_stored ignore_store_error stale_store leak_system_charge forget_memory_waiter' -- "$cur")
       return
       ;;
-    --cus | --devices | --reserved-cus | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
+    --cus | --devices | --schedules | --preemptions | --states | --reserved-cus | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
   esac
   case $command in
     run) word='--vram --cus --devices --granularity --policy --hardware --reserved-cus --system --store --store-memory --store-dir --store-codec --store-io --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
     doctor) word='--json --help' ;;
     explain) word='--pid --bytes --socket --json --help' ;;
-    sim) word='--seed --steps --runs --bug --trace --jobs --help' ;;
+    check)
+      word='--policy --hardware --exhaustive --schedules --preemptions --seed --states --bug --replay --save --html --jobs --json --list --help all'
+      if [[ $cur != -* ]]; then
+        compopt -o filenames 2>/dev/null
+        mapfile -t COMPREPLY < <(compgen -W "all $(ferry check --list 2>/dev/null | cut -d' ' -f1)" -- "$cur"; compgen -f -X '!*.scn' -- "$cur")
+        return
+      fi
+      ;;
+    sim) word='--seed --steps --runs --bug --budget --trace --jobs --help' ;;
     demo) word='deadlock policies soak --policy --times --seconds --html --applications --seed --json --help' ;;
     bench) word='core fault-1cu fault-all fault-cpu migrate kernels bfs pagerank stencil --json --repeat --limit --verbose --help' ;;
     completion) word='bash zsh fish --help' ;;

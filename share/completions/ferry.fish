@@ -11,6 +11,7 @@ complete -c ferry -n __fish_use_subcommand -a run -d 'Run a program under a chos
 complete -c ferry -n __fish_use_subcommand -a doctor -d 'Say what this machine offers'
 complete -c ferry -n __fish_use_subcommand -a explain -d 'Say where the pages behind a pointer lie'
 complete -c ferry -n __fish_use_subcommand -a sim -d 'Run the core against simulated failures'
+complete -c ferry -n __fish_use_subcommand -a check -d 'Go through every order of events of a scenario'
 complete -c ferry -n __fish_use_subcommand -a bench -d 'Measure Ferry beside the floor of this machine'
 complete -c ferry -n __fish_use_subcommand -a demo -d 'Show forward progress: a deadlock, policies, a soak'
 complete -c ferry -n '__fish_seen_subcommand_from demo' -f -a 'deadlock policies soak'
@@ -53,14 +54,33 @@ complete -c ferry -n '__fish_seen_subcommand_from explain' -l help -d 'How to us
 
 set -l bugs all skip_cpu_revoke skip_device_revoke drop_wake lose_dirty free_before_revoke free_before_copy stale_map \
     write_map_on_read over_budget ignore_copy_error wrong_vram_page forget_free_waiter leak_chunk keep_chunk_contents \
-    map_both_writable
+    map_both_writable refill_nothing drop_before_stored ignore_store_error stale_store leak_system_charge forget_memory_waiter
 complete -c ferry -n '__fish_seen_subcommand_from sim' -l seed -x -d 'Seed of the first run'
 complete -c ferry -n '__fish_seen_subcommand_from sim' -l steps -x -d 'Length of a run'
 complete -c ferry -n '__fish_seen_subcommand_from sim' -l runs -x -d 'Number of runs'
+complete -c ferry -n '__fish_seen_subcommand_from sim' -l budget -x -a 'on off seed' -d 'Whether system memory has a budget'
 complete -c ferry -n '__fish_seen_subcommand_from sim' -l bug -x -a "$bugs" -d 'Plant a bug'
 complete -c ferry -n '__fish_seen_subcommand_from sim' -l trace -d 'Print every line of the run'
 complete -c ferry -n '__fish_seen_subcommand_from sim' -l jobs -x -d 'Threads'
 complete -c ferry -n '__fish_seen_subcommand_from sim' -l help -d 'How to use it'
+
+set -l all_bugs skip_cpu_revoke skip_device_revoke drop_wake lose_dirty free_before_revoke free_before_copy stale_map write_map_on_read over_budget ignore_copy_error wrong_vram_page forget_free_waiter leak_chunk keep_chunk_contents map_both_writable signal_before_done forget_fence_waiter skip_shared_fence evict_busy_buffer claim_before_gate publish_before_gate leak_cu grant_reserved_cu switch_while_visible query_says_no track_forgets_unit refill_nothing userptr_keeps_old drop_before_stored ignore_store_error stale_store leak_system_charge forget_memory_waiter
+complete -c ferry -n '__fish_seen_subcommand_from check' -a 'all (ferry check --list 2>/dev/null | string split -f1 " ")'
+complete -c ferry -n '__fish_seen_subcommand_from check' -F
+complete -c ferry -n '__fish_seen_subcommand_from check' -l policy -x -a 'all none preempt reserve reserve-in-flight exclusive query track pinned' -d 'One policy, or all'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l hardware -x -a all -d 'Such as units=2,preempts=no'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l exhaustive -d 'Search through every state'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l schedules -x -d 'Random schedules instead'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l preemptions -x -d 'In one random schedule'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l seed -x -d 'Of the first random schedule'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l states -x -d 'Most states of one case'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l bug -x -a "all $all_bugs" -d 'Plant a bug'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l replay -r -F -d 'Go once through a counterexample'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l save -r -a '(__fish_complete_directories)' -d 'Write what is not clean'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l html -r -F -d 'Draw the first counterexample'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l jobs -x -d 'Threads'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l json -d 'One JSON object'
+complete -c ferry -n '__fish_seen_subcommand_from check' -l list -d 'Names of scenarios'
 
 complete -c ferry -n '__fish_seen_subcommand_from bench' -l json -d 'One JSON array'
 complete -c ferry -n '__fish_seen_subcommand_from bench' -l repeat -x -d 'Samples of each side'
