@@ -89,7 +89,8 @@ Outcome run_once(const std::string& policy) {
       bool ended = watch(
           {&compute}, patience_ms, [&](std::size_t role, const std::string& line) { take_line(role, line); },
           "running");
-      Role graphics(manager, {"chain", "--buffer", "4M", "--rounds", "3"});
+      // Most of memory; pinned lets buffers have half of it.
+      Role graphics(manager, {"chain", "--buffer", policy == "pinned" ? "4M" : "9M", "--rounds", "3"});
       ended = ended && watch({&compute, &graphics}, patience_ms, take_line);
       out.hang = !ended;
       if (ended) {

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::uint64_t page = 4096;
 // Long enough for the kernels beside it to want memory that only the picture has, while all of it is still to come.
-constexpr unsigned chain_length = 400;
+constexpr unsigned chain_length = 900;
 
 void say(const char* format, auto... values) {
   std::printf(format, values...);
