@@ -90,8 +90,8 @@ struct Device {
   std::vector<SlotIndex> slot_holes;
   VictimPolicy victims;
   Throttle throttle;
-  std::deque<OpIndex> waiting;  ///< operations that wait for a slot, first come first served
-  std::uint32_t reclaims = 0;   ///< evictions and drains under way that will let one waiter on
+  std::vector<OpIndex> waiting;  ///< operations that wait for a slot, first come first served
+  std::uint32_t reclaims = 0;    ///< evictions and drains under way that will let one waiter on
   std::uint64_t evictions = 0;
   std::uint64_t used_pages = 0;         ///< of slots in use
   bool pumping = false;                 ///< pump() runs and will look again
@@ -434,8 +434,10 @@ class Core::Impl {
   graph::Graph graph;
   /// Classes of the graph, in the order of their making.
   struct Classes {
-    graph::ClassId fault, operation, memory, fence, job, unit, compute, engine, line, gate, buffer, point, machine, unseen;
+    graph::ClassId fault, operation, memory, fence, job, unit, compute, engine, line, gate, buffer, point, machine,
+        unseen;
   } classes;
+  std::vector<graph::NodeId> scratch_nodes;  ///< show_slot_line()'s, kept for its capacity
   Work work;
   Reclaim reclaim;
 };

@@ -220,7 +220,8 @@ Circle Graph::wait_any(NodeId from_id, std::span<const NodeId> to_ids, const cha
   Impl& g = *impl_;
   const Index from = g.find(from_id);
   if (from == nil) return {};
-  std::vector<Index> all;
+  std::vector<Index>& all = g.named;
+  all.clear();
   Index added = nil;
   for (const NodeId to_id : to_ids) {
     const Index to = g.find(to_id);

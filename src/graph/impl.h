@@ -180,6 +180,7 @@ struct Graph::Impl {
   std::vector<Index> queue;
   std::vector<Index> up;
   std::vector<Index> fences;
+  std::vector<Index> named;  ///< wait_any()'s
 
   /// True: `from` waiting for `to` cannot be part of a circle, and nothing that `to` waits for is stuck.
   bool surely_free(Index from, Index to);

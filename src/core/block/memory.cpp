@@ -394,7 +394,7 @@ bool Core::Impl::serve_slot_line_in_place() {
   for (Device& device : devices) {
     if (!device.waiting.empty()) {
       const OpIndex front = device.waiting.front();
-      device.waiting.pop_front();
+      device.waiting.erase(device.waiting.begin());
       redirect(ops[front], Goal::in_place);
       hide_waits(ops[front]);
       run_op(front);

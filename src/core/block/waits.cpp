@@ -45,19 +45,18 @@ void Core::Impl::show_slot_line(DeviceId d) {
   if (!config.wait_graph || device.waiting.empty()) {
     return;
   }
-  std::vector<graph::NodeId> evictions;
+  std::vector<graph::NodeId>& evictions = scratch_nodes;
+  evictions.clear();
   bool others = false;
-  (void)device.victims.any([&](SlotIndex index) {
-    const OpIndex op = device.slots[index].block->granules[device.slots[index].granule].op;
-    if (op != none_index) {
-      if (ops[op].stage == Stage::wait_memory && graph.exists(ops[op].node)) {
-        evictions.push_back(ops[op].node);
+  for (const Op& op : ops) {
+    if (op.in_use && granule_state(op).slot != none_index && granule_state(op).owner == d) {
+      if (op.stage == Stage::wait_memory && graph.exists(op.node)) {
+        evictions.push_back(op.node);
       } else {
         others = true;
       }
     }
-    return false;
-  });
+  }
   graph.remove(device.node);
   device.node = graph::no_node;
   if (evictions.empty() || others) {

@@ -205,7 +205,7 @@ void Core::Impl::pump(DeviceId device) {
     const OpIndex front = dev.waiting.front();
     VramPage first = 0;
     if (take_slot(*ops[front].block->client, device, first)) {
-      dev.waiting.pop_front();
+      dev.waiting.erase(dev.waiting.begin());
       hide_waits(ops[front]);
       assign_slot(ops[front], first);
       ops[front].stage = Stage::revoke_source;
@@ -220,7 +220,7 @@ void Core::Impl::pump(DeviceId device) {
     }
     // Nothing can be evicted and nothing is about to end, or whoever has to end it does not answer: the first in line is
     // served in place, so that the line moves whatever the size of VRAM and whatever another client does.
-    dev.waiting.pop_front();
+    dev.waiting.erase(dev.waiting.begin());
     hide_waits(ops[front]);
     redirect(ops[front], Goal::in_place);
     run_op(front);
