@@ -65,9 +65,10 @@ Outcome run_once(const std::string& policy) {
   const int said = quiet_file();
   {
     // Hardware that can be taken from faulting waves only where that is the policy's point.
-    Manager manager({"--policy", policy, "--hardware", policy == "preempt" ? "preempt" : "no-preempt", "--cus", "2",
-                     "--vram", "4M", "--granularity", "64K", "--system", "12M", "--store", "64M"},
-                    said, no_help);
+    Manager manager(
+        {"--policy", policy, "--hardware", policy == "preempt" ? "preempt" : "no-preempt", "--cus", "3",
+         "--reserved-cus", "2", "--vram", "4M", "--granularity", "64K", "--system", "12M", "--store", "64M"},
+        said, no_help);
     {
       const auto take_line = [&](std::size_t role, const std::string& line) {
         std::istringstream words(line);

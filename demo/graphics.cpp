@@ -12,8 +12,11 @@ namespace ferry::demo {
 namespace {
 
 constexpr std::uint64_t page = 4096;
-// Long enough for the kernels beside it to want memory that only the picture has, while all of it is still to come.
-constexpr unsigned chain_length = 900;
+/// Work that takes some microseconds and cannot be left out.
+std::uint32_t slow_pass(std::uint32_t word) {
+  for (unsigned i = 0; i < 1000; ++i) word = word * 1664525 + 1013904223;
+  return word;
+}
 
 void say(const char* format, auto... values) {
   std::printf(format, values...);
@@ -34,7 +37,7 @@ void sleep_until(std::uint64_t when_ns) {
 }  // namespace
 
 int chain_role(const RoleOptions& options) {
-  constexpr unsigned side = 512;  // of the picture that the video engine works on, in pixels of 4 bytes
+  constexpr unsigned side = 512;  // of the picture, in pixels of 4 bytes
   constexpr std::uint64_t bytes = std::uint64_t{side} * side * 4;
   const std::uint64_t canvas_bytes = options.buffer_bytes / page * page;
   std::uint64_t wrong = 0;
@@ -42,31 +45,43 @@ int chain_role(const RoleOptions& options) {
     const Buffer canvas = make_buffer(canvas_bytes);
     const Buffer picture = make_buffer(bytes);
     const Buffer half = make_buffer(bytes / 4);
-    std::uint8_t* drawn = map(canvas);
-    std::uint8_t* pixels = map(picture);
-    std::uint8_t* halves = map(half);
-    ferry_job_options job{};
-    job.timeout_ns = 50'000'000'000;
+    std::uint8_t* const drawn = map(canvas);
+    auto* const words = static_cast<std::uint32_t*>(static_cast<void*>(map(picture)));
+    std::uint8_t* const halves = map(half);
+    ferry_job_options one{};
+    one.timeout_ns = 50'000'000'000;
+    one.cus_min = 1;
+    one.cus_max = 1;
+    ferry_job_options two = one;
+    two.cus_min = 2;
+    two.cus_max = 2;
     ferry_video shrink{};
     shrink.op = FERRY_VIDEO_HALF;
     shrink.width = side;
     shrink.height = side;
+    std::uint32_t expected = 0;  // of every word of the picture
     for (unsigned round = 1; round <= options.rounds; ++round) {
-      std::vector<Fence> fences;
-      for (unsigned i = 0; i < chain_length; ++i) fences.push_back(submit_video(job, shrink, half, picture));
-      // Visible now, it will run when the chain is through: until then the canvas is memory that nobody touches and that
-      // comes back only with this fence.
-      fences.push_back(submit_graphics(job, {{canvas.get(), 1}, {picture.get(), 1}}, canvas_bytes / page, 16,
-                                       "one brighter", [drawn, pixels](std::uint64_t at) {
-                                         for (std::uint64_t i = at * page; i < (at + 1) * page; ++i) {
-                                           drawn[i] = static_cast<std::uint8_t>(drawn[i] + 1);
-                                           if (i < bytes) pixels[i] = static_cast<std::uint8_t>(pixels[i] + 1);
-                                         }
-                                       }));
-      for (const Fence& fence : fences) wait(fence);
-      // All bytes were equal, so the half was what the picture was before it became one brighter.
-      for (std::uint64_t i = 0; i < bytes / 4; i += 61) wrong += halves[i] != static_cast<std::uint8_t>(round - 1);
-      for (std::uint64_t i = 0; i < bytes; i += 61) wrong += pixels[i] != static_cast<std::uint8_t>(round);
+      // Takes its time on one unit ...
+      const Fence slow =
+          submit_graphics(one, {{picture.get(), 1}}, bytes / page, 1, "slow pass", [words](std::uint64_t at) {
+            for (std::uint64_t i = at * page / 4; i < (at + 1) * page / 4; ++i) words[i] = slow_pass(words[i]);
+          });
+      const Fence halved = submit_video(one, shrink, half, picture);
+      // ... and all that time the canvas is memory that nobody touches and that comes back only with this fence. It needs
+      // two units.
+      const Fence last = submit_graphics(two, {{canvas.get(), 1}, {half.get(), 0}}, canvas_bytes / page, 16,
+                                         "one brighter", [drawn](std::uint64_t at) {
+                                           for (std::uint64_t i = at * page; i < (at + 1) * page; ++i)
+                                             drawn[i] = static_cast<std::uint8_t>(drawn[i] + 1);
+                                         });
+      wait(slow);
+      wait(halved);
+      wait(last);
+      expected = slow_pass(expected);
+      for (std::uint64_t i = 0; i < bytes / 4; i += 61) wrong += words[i] != expected;
+      // All pixels were equal, so the half has the same.
+      for (std::uint64_t i = 0; i < bytes / 4; i += 61)
+        wrong += halves[i] != static_cast<std::uint8_t>(expected >> i % 4 * 8);
       for (std::uint64_t i = 0; i < canvas_bytes; i += 61) wrong += drawn[i] != static_cast<std::uint8_t>(round);
       say("round %u\n", round);
     }

@@ -23,7 +23,8 @@ struct RoleOptions {
 /// Kernels that touch a working set in no order, again and again, for `rounds` or `seconds`; checked at the end.
 /// Says "running", then "pages N" (touched), "refused N TEXT" (launches that ended with an error), "wrong N", "done".
 int compute_role(const RoleOptions& options);
-/// A chain of video jobs on one large buffer, then a graphics job on it, `rounds` times; checked each time.
+/// A slow graphics job, a video job behind it, then a graphics job on a large buffer that needs two compute units; `rounds`
+/// times, checked each time.
 /// Says "round N", "wrong N", "error TEXT", "done".
 int chain_role(const RoleOptions& options);
 /// A frame each 1/fps seconds, drawn by a graphics job that must be done by the next one; for `seconds`.
