@@ -15,6 +15,7 @@
 #include "client/immortal.h"
 #include "linux/event.h"
 #include "linux/futex.h"
+#include "linux/lock.h"
 #include "wire/ring.h"
 
 // Of Linux 5.18; C libraries are older than kernels.
@@ -149,12 +150,14 @@ class Agent {
 
 void* agent_main(void*) {
   ::prctl(PR_SET_NAME, "ferry-agent");
+  const linux::NoLocks none("threads that wait for a page hold locks, and this one brings the page");
   Agent a;
   a.run();
 }
 
 void* reader_main(void*) {
   ::prctl(PR_SET_NAME, "ferry-reader");
+  const linux::NoLocks none("threads that wait for an answer hold locks, and this one brings the answer");
   for (;;) {
     if (linux::receive_message(reader_socket, *reader_buffer, -1) != linux::Receive::message) break;
     reader_calls.message(*reader_buffer);

@@ -13,6 +13,7 @@
 
 #include "base/types.h"
 #include "linux/futex.h"
+#include "linux/lock.h"
 #include "linux/socket.h"
 #include "wire/ring.h"
 
@@ -228,6 +229,7 @@ class Agent {
 
 void run_agent(wire::DeviceControl& control, DeviceMemory& memory, Units& units, std::span<const Cu> cus, int kick_fd,
                int manager_socket) {
+  const linux::NoLocks none("whoever holds a lock may wait for a page, and this thread brings it");
   Agent agent(control, memory, units, cus, kick_fd, manager_socket);
   agent.run();
 }

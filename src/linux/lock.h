@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <source_location>
@@ -26,6 +27,7 @@ enum class LockRank : std::uint8_t {
   session = 10,  ///< opens the session: starts managers and processes
   queue_set = 20,
   queue = 30,
+  notice = 32,  ///< fences that an eventfd is waiting for
   object = 35,  ///< a buffer, a fence: asks the manager while held
   device = 40,  ///< a device's files and process: asks the manager and the zygote
   zygote = 50,
@@ -93,12 +95,16 @@ class Mutex {
   }
 
  private:
+  friend class Condition;
+  void leave() { LockTracker::unlocked(this, *class_); }
+  void enter(const std::source_location& where) { LockTracker::locked(this, *class_, where); }
+
   std::mutex mutex_;
   LockClass* class_;
 };
 
 /// From its beginning to its end this thread may take no lock. `reason` is static text.
-class NoLocks {
+class [[nodiscard]] NoLocks {
  public:
   explicit NoLocks(const char* reason) : before_(LockTracker::forbid(reason)) {}
   ~NoLocks() { LockTracker::forbid(before_); }
@@ -122,11 +128,15 @@ class Mutex {
   void unlock() { mutex_.unlock(); }
 
  private:
+  friend class Condition;
+  void leave() {}
+  void enter(const std::source_location&) {}
+
   std::mutex mutex_;
 };
 static_assert(sizeof(Mutex) == sizeof(std::mutex));
 
-class NoLocks {
+class [[nodiscard]] NoLocks {
  public:
   explicit NoLocks(const char*) {}
   ~NoLocks() {}
@@ -185,10 +195,34 @@ class [[nodiscard]] UniqueLock {
     owns_ = false;
   }
   [[nodiscard]] bool owns_lock() const { return owns_; }
+  [[nodiscard]] Mutex& mutex() const { return *mutex_; }
 
  private:
   Mutex* mutex_ = nullptr;
   bool owns_ = false;
+};
+
+/// std::condition_variable. Who waits holds nothing meanwhile, and holds the lock again afterwards.
+class Condition {
+ public:
+  void wait(UniqueLock& lock, const std::source_location& where = std::source_location::current()) {
+    Mutex& mutex = lock.mutex();
+    mutex.leave();
+    std::unique_lock<std::mutex> native(mutex.mutex_, std::adopt_lock);
+    condition_.wait(native);
+    native.release();
+    mutex.enter(where);
+  }
+  template <typename Predicate>
+  void wait(UniqueLock& lock, Predicate predicate,
+            const std::source_location& where = std::source_location::current()) {
+    while (!predicate()) wait(lock, where);
+  }
+  void notify_one() { condition_.notify_one(); }
+  void notify_all() { condition_.notify_all(); }
+
+ private:
+  std::condition_variable condition_;
 };
 
 }  // namespace tracked or untracked

@@ -145,6 +145,24 @@ TEST_F(LockTrackingDeathTest, NoLocksInASignalHandler) {
       "no lock may be taken: a fault handler");
 }
 
+// Who waits for a condition holds nothing while it waits, and what it held before it holds again.
+TEST_F(LockTracking, Conditions) {
+  Condition changed;
+  bool done = false;
+  std::thread waiter([&] {
+    UniqueLock lock(output);
+    changed.wait(lock, [&] { return done; });
+    EXPECT_TRUE(lock.owns_lock());
+  });
+  {
+    const LockGuard lock(output);
+    done = true;
+  }
+  changed.notify_all();
+  waiter.join();
+  take(queue, output);
+}
+
 TEST_F(LockTracking, NoLocksEndsAndNests) {
   {
     const NoLocks outer("outer");

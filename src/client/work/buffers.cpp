@@ -142,7 +142,7 @@ void* ferry_buffer_map(ferry_buffer* buffer, ferry_error* error) {
   Session* session = session_of_handle(error);
   if (session == nullptr) return nullptr;
   if (buffer->memory != nullptr) return buffer->memory;
-  const std::lock_guard lock(buffer->map_mutex);
+  const linux::LockGuard lock(buffer->map_mutex);
   if (buffer->at != nullptr) return buffer->at;
   void* at = take_window_range(range_bytes(*buffer));
   if (at == nullptr) {
@@ -150,8 +150,8 @@ void* ferry_buffer_map(ferry_buffer* buffer, ferry_error* error) {
     return nullptr;
   }
   // Mapped before the manager knows of it, which registers what it finds with the userfaultfd.
-  if (::mmap(at, buffer->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, buffer->file.get(), 0) ==
-      MAP_FAILED) {
+  if (::mmap(at, buffer->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, buffer->file.get(),
+             0) == MAP_FAILED) {
     fail(error, errno == ENOMEM ? Code::no_mappings : Code::no_memory, errno, "map buffer: %s", std::strerror(errno));
     give_window_range(at, range_bytes(*buffer));
     return nullptr;

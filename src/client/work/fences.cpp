@@ -67,8 +67,10 @@ struct Notice {
   int fd;
 };
 
+constinit linux::LockClass notice_lock("eventfds of fences", linux::LockRank::notice);
+
 struct Notices {
-  std::mutex mutex;
+  linux::Mutex mutex{notice_lock};
   std::vector<Notice> list;
   bool started = false;
 };
@@ -84,7 +86,7 @@ void notify(Session& session) {
   std::vector<Notice> ready;
   {
     Notices& n = notices();
-    const std::lock_guard lock(n.mutex);
+    const linux::LockGuard lock(n.mutex);
     const auto first = std::partition(n.list.begin(), n.list.end(), [&](const Notice& notice) {
       return state_of(slot_of(session, *notice.fence)) != FERRY_FENCE_SIGNALLED;
     });
@@ -200,7 +202,7 @@ int ferry_fence_eventfd(ferry_fence* fence, ferry_error* error) {
   ferry_fence* own = make_fence(out);
   {
     Notices& n = notices();
-    const std::lock_guard lock(n.mutex);
+    const linux::LockGuard lock(n.mutex);
     if (!n.started) {
       const Status started = start_session_thread(notice_main);
       if (!started.ok()) {

@@ -6,13 +6,18 @@
 #include <ferry/work.h>
 
 #include <cstdint>
-#include <mutex>
 #include <unordered_map>
 
 #include "client/heap/process_heap.h"
 #include "client/session.h"
 #include "linux/fd.h"
+#include "linux/lock.h"
 #include "wire/work.h"
+
+namespace ferry::client {
+inline constinit linux::LockClass map_lock("mapping of a buffer", linux::LockRank::object);
+inline constinit linux::LockClass table_lock("handles", linux::LockRank::leaf);
+}  // namespace ferry::client
 
 struct ferry_buffer {
   std::uint64_t id = 0;
@@ -21,8 +26,9 @@ struct ferry_buffer {
   void* memory = nullptr;  ///< a userptr: whose pages these are; `file` is invalid then
   ferry::linux::Fd file;   ///< also in the agent's table, which owns nothing
   unsigned handles = 1;    ///< guarded by the table
-  std::mutex map_mutex;    ///< guards `at`; held while the manager is asked to map, which waits for nobody
-  void* at = nullptr;      ///< null: not mapped
+  ferry::linux::Mutex map_mutex{
+      ferry::client::map_lock};  ///< guards `at`; held while the manager is asked to map, which waits for nobody
+  void* at = nullptr;            ///< null: not mapped
 };
 
 struct ferry_fence {
@@ -47,7 +53,7 @@ class ObjectTable {
   /// Hands `object` over, or, if its number is here already, counts one handle more of that and deletes `object`.
   T* add(T* object) {
     const NativeMallocScope native;
-    const std::lock_guard lock(mutex_);
+    const linux::LockGuard lock(mutex_);
     const auto [it, is_new] = objects_.emplace(object->id, object);
     if (is_new) return object;
     ++it->second->handles;
@@ -56,20 +62,20 @@ class ObjectTable {
   }
   /// One handle more of an object that the caller has a handle of.
   void hold(T* object) {
-    const std::lock_guard lock(mutex_);
+    const linux::LockGuard lock(mutex_);
     ++object->handles;
   }
   /// True: that was the last handle; the object is the caller's now.
   [[nodiscard]] bool drop(T* object) {
     const NativeMallocScope native;
-    const std::lock_guard lock(mutex_);
+    const linux::LockGuard lock(mutex_);
     if (--object->handles != 0) return false;
     objects_.erase(object->id);
     return true;
   }
 
  private:
-  std::mutex mutex_;
+  linux::Mutex mutex_{table_lock};
   std::unordered_map<std::uint64_t, T*> objects_;
 };
 

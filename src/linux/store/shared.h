@@ -1,12 +1,11 @@
 // Inside of the store: what its workers share, and what each has for itself. Not for others.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <vector>
 
 #include "base/types.h"
+#include "linux/lock.h"
 #include "linux/store/block_io.h"
 #include "linux/store/codec.h"
 #include "linux/store/slabs.h"
@@ -42,8 +41,10 @@ struct Store::Plan {
   std::size_t at = 0;  // where its bytes are in the worker's buffer, if they came from the file
 };
 
+inline constinit LockClass store_lock("store", LockRank::leaf);
+
 struct Store::Shared {
-  std::mutex mutex;  // never held across compression or a system call
+  Mutex mutex{store_lock};  // never held across compression or a system call
   std::deque<Running> loads;
   std::deque<Running> stores;
   std::vector<StoreCompletion> completions;
@@ -57,10 +58,10 @@ struct Store::Shared {
   unsigned room_waiters = 0;
   bool background_failed = false;  ///< do not try again before something has changed
   bool cutting = false;            ///< the file is being cut to nothing: no slot may be taken
-  std::condition_variable changed;
+  Condition changed;
 
   /// Slots of the file, at least `least` of the `count`.
-  SlotFile::Slot take_slots(std::unique_lock<std::mutex>& lock, std::uint32_t count, bool all, std::uint32_t& got) {
+  SlotFile::Slot take_slots(UniqueLock& lock, std::uint32_t count, bool all, std::uint32_t& got) {
     while (cutting) changed.wait(lock);
     if (!file) return SlotFile::none;
     if (!all) return file.take_some(count, got);

@@ -69,7 +69,7 @@ void Store::submit(StoreJob job) {
     FERRY_CHECK_EQ(job.handles.size(), count);
   }
   {
-    const std::lock_guard lock(shared_->mutex);
+    const LockGuard lock(shared_->mutex);
     auto& queue = job.kind == StoreJob::Kind::load ? shared_->loads : shared_->stores;
     queue.emplace_back();
     queue.back().job = std::move(job);
@@ -79,7 +79,7 @@ void Store::submit(StoreJob job) {
 }
 
 void Store::take_completions(std::vector<StoreCompletion>& out) {
-  const std::lock_guard lock(shared_->mutex);
+  const LockGuard lock(shared_->mutex);
   auto& done = shared_->completions;
   taken_ += done.size();
   in_flight_ -= done.size();
@@ -90,7 +90,7 @@ void Store::take_completions(std::vector<StoreCompletion>& out) {
 void Store::drop(const StoreHandle* handles, std::size_t count) {
   bool work = false;
   {
-    const std::lock_guard lock(shared_->mutex);
+    const LockGuard lock(shared_->mutex);
     for (std::size_t i = 0; i < count; ++i) shared_->drop(handles[i]);
     work = shared_->wants_background();
   }
@@ -98,7 +98,7 @@ void Store::drop(const StoreHandle* handles, std::size_t count) {
 }
 
 bool Store::take_turn(Worker& worker) {
-  std::unique_lock lock(shared_->mutex);
+  UniqueLock lock(shared_->mutex);
   Running* mine = nullptr;
   for (auto* queue : {&shared_->loads, &shared_->stores}) {
     for (Running& r : *queue) {
@@ -169,7 +169,7 @@ void Store::work(Worker& worker) {
 }
 
 StoreStats Store::stats() const {
-  const std::lock_guard lock(shared_->mutex);
+  const LockGuard lock(shared_->mutex);
   const Slabs& slabs = shared_->slabs;
   StoreStats s;
   s.fill_pages = slabs.fills() + shared_->small_fills;

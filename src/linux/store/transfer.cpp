@@ -75,7 +75,7 @@ Status Store::store_slice(Worker& worker, Running& job, std::uint32_t first, std
   }
 
   Status status;
-  std::unique_lock lock(shared_->mutex);
+  UniqueLock lock(shared_->mutex);
   for (std::size_t k = 0; k < fill_count; ++k) {
     const auto [page, word] = fills[k];
     if (word >> 32 == (word & 0xffff'ffff)) {
@@ -133,7 +133,7 @@ Status Store::store_slice(Worker& worker, Running& job, std::uint32_t first, std
 Status Store::store_pages(Worker& worker, Running& job, std::uint32_t first, const std::vector<std::uint32_t>& raw) {
   std::array<SlotFile::Slot, slice_pages> slots;
   std::uint32_t taken = 0;
-  std::unique_lock lock(shared_->mutex);
+  UniqueLock lock(shared_->mutex);
   while (taken < raw.size()) {
     std::uint32_t got = 0;
     const SlotFile::Slot slot = shared_->take_slots(lock, static_cast<std::uint32_t>(raw.size()) - taken, false, got);
@@ -177,7 +177,7 @@ Status Store::move_out(Worker& worker) {
   };
   std::array<Moving, slabs_a_batch> moving;
   std::size_t count = 0;
-  std::unique_lock lock(shared_->mutex);
+  UniqueLock lock(shared_->mutex);
   if (shared_->slabs.merge_one()) return {};
   bool full = false;
   while (count < slabs_a_batch) {
@@ -229,7 +229,7 @@ Status Store::load_slice(Worker& worker, Running& job, std::uint32_t first, std:
   std::vector<Plan>& plans = worker.plans;
   plans.clear();
   {
-    const std::lock_guard lock(shared_->mutex);
+    const LockGuard lock(shared_->mutex);
     for (std::uint32_t i = 0; i < count; ++i) {
       const StoreHandle handle = job.job.handles[first + i];
       Plan plan;
@@ -271,7 +271,7 @@ Status Store::load_slice(Worker& worker, Running& job, std::uint32_t first, std:
       if (is_bad(plan, worker.buffer.get() + plan.at)) status = {Code::io_error, EBADMSG};
     }
   }
-  const std::lock_guard lock(shared_->mutex);
+  const LockGuard lock(shared_->mutex);
   for (const Plan& plan : plans) {
     if (plan.found.slab != Slabs::none) shared_->unpin(plan.found.slab);
   }
@@ -309,7 +309,7 @@ Status Store::read_planned(Worker& worker, std::vector<Plan>& plans) {
     i = last;
   }
   const Status status = worker.io.wait();
-  const std::lock_guard lock(shared_->mutex);
+  const LockGuard lock(shared_->mutex);
   if (status.ok()) shared_->read_bytes += read;
   return status;
 }
@@ -317,7 +317,7 @@ Status Store::read_planned(Worker& worker, std::vector<Plan>& plans) {
 // --- background ------------------------------------------------------------------------------------------------------
 
 bool Store::background(Worker& worker) {
-  std::unique_lock lock(shared_->mutex);
+  UniqueLock lock(shared_->mutex);
   if (!shared_->wants_background()) return false;
   if (shared_->slabs.warm_frames() > warm_frames_max) {
     std::byte* const frame = shared_->slabs.take_warm_frame();
@@ -364,13 +364,13 @@ bool Store::background(Worker& worker) {
 // --- tests -----------------------------------------------------------------------------------------------------------
 
 void Store::verify() {
-  std::unique_lock lock(shared_->mutex);
+  UniqueLock lock(shared_->mutex);
   while (shared_->background_busy != 0 || shared_->cutting) shared_->changed.wait(lock);
   shared_->slabs.verify(shared_->file);
 }
 
 bool Store::corrupt(StoreHandle handle) {
-  const std::lock_guard lock(shared_->mutex);
+  const LockGuard lock(shared_->mutex);
   if (handle == 0 || (handle & small_fill_bit) != 0) return false;
   const Slabs::Found f = shared_->slabs.find(static_cast<Slabs::Object>(handle - 1));
   switch (f.place) {

@@ -115,7 +115,7 @@ VideoSpans video_spans(const wire::VideoArguments& a) {
 
 VideoEngine::~VideoEngine() {
   {
-    const std::lock_guard lock(mutex_);
+    const linux::LockGuard lock(mutex_);
     stop_ = true;
     for (const VideoJob& job : running_) job.cancelled->store(true);
   }
@@ -126,7 +126,7 @@ VideoEngine::~VideoEngine() {
 void VideoEngine::submit(VideoJob job) {
   bool more = false;
   {
-    const std::lock_guard lock(mutex_);
+    const linux::LockGuard lock(mutex_);
     jobs_.push_back(std::move(job));
     more = idle_ < jobs_.size();
   }
@@ -144,7 +144,7 @@ void VideoEngine::submit(VideoJob job) {
 }
 
 void VideoEngine::take_completions(std::vector<VideoCompletion>& out) {
-  const std::lock_guard lock(mutex_);
+  const linux::LockGuard lock(mutex_);
   out.insert(out.end(), completions_.begin(), completions_.end());
   taken_ += completions_.size();
   in_flight_ -= completions_.size();
@@ -153,7 +153,7 @@ void VideoEngine::take_completions(std::vector<VideoCompletion>& out) {
 
 void VideoEngine::worker() {
   pthread_setname_np(pthread_self(), "ferryd-video");
-  std::unique_lock lock(mutex_);
+  linux::UniqueLock lock(mutex_);
   for (;;) {
     ++idle_;
     wanted_.wait(lock, [&] { return stop_ || !jobs_.empty(); });

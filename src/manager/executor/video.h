@@ -4,17 +4,16 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "base/status.h"
 #include "linux/event.h"
+#include "linux/lock.h"
 #include "wire/work.h"
 
 namespace ferry::manager {
@@ -39,6 +38,8 @@ struct VideoCompletion {
   Status status;  ///< cancelled, no_memory
 };
 
+inline constinit linux::LockClass video_lock("video jobs", linux::LockRank::leaf);
+
 class VideoEngine {
  public:
   /// Completions ring the bell. It must outlive the engine.
@@ -57,8 +58,8 @@ class VideoEngine {
   void worker();
 
   const linux::Bell& bell_;
-  std::mutex mutex_;
-  std::condition_variable wanted_;
+  linux::Mutex mutex_{video_lock};
+  linux::Condition wanted_;
   std::deque<VideoJob> jobs_;                 // guarded
   std::vector<VideoJob> running_;             // guarded: to be ended by the destructor
   std::vector<VideoCompletion> completions_;  // guarded
