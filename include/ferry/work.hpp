@@ -15,7 +15,6 @@
 #include <ferry/work.h>
 #include <ferry/ferry.hpp>
 
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -23,7 +22,6 @@
 #include <optional>
 #include <source_location>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -370,46 +368,41 @@ template <item_kernel F>
                             e));
 }
 
-/// One operation of the video engine; ferry_video_op defines each to the bit.
-using video = ferry_video;
-[[nodiscard]] inline fence submit_video(const job_options& options, const video& operation, const buffer& target,
-                                        const buffer& source) {
-  ferry_error e;
-  return fence(detail::made(
-      ferry_submit_video(detail::c_options(options).get(), &operation, target.handle(), source.handle(), &e), e));
-}
-
-// --- user fences ------------------------------------------------------------------------------------------------------
-
-/// A word in managed memory that kernels and CPU threads signal and wait for: the only fence that a kernel can have.
-/// Memory management does not know of it, and nothing of work.h can wait for it. Usable on both sides: construct it in
-/// managed memory (ferry::make_unique<ferry::user_fence>()) and capture a pointer to it.
-class user_fence {
- public:
-  /// Values only grow. Everything written before is seen by who waits for it.
-  void signal(std::uint64_t value) { value_.store(value, std::memory_order_release); }
-  [[nodiscard]] std::uint64_t value() const { return value_.load(std::memory_order_acquire); }
-  /// Until it has come so far; for ever, if nobody signals. In a kernel the compute unit runs other waves meanwhile, at
-  /// the next tick of its clock.
-  void wait(std::uint64_t value) const {
-    while (this->value() < value) pause();
-  }
-  /// On the CPU. False: the limit has passed.
-  [[nodiscard]] bool wait_for(std::uint64_t value, std::chrono::nanoseconds limit) const {
-    const auto begin = std::chrono::steady_clock::now();
-    while (this->value() < value) {
-      if (std::chrono::steady_clock::now() - begin >= limit) return false;
-      pause();
-    }
-    return true;
-  }
-
- private:
-  static void pause() {
-    if (!in_device()) std::this_thread::yield();
-  }
-  std::atomic<std::uint64_t> value_{0};
+/// What the video engine does; ferry_video_op defines each to the bit.
+enum class video_op {
+  nv12_to_rgba = FERRY_VIDEO_NV12_TO_RGBA,
+  half = FERRY_VIDEO_HALF,
+  blend = FERRY_VIDEO_BLEND,
 };
-static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+
+/// One operation. Sizes are the source's, in pixels; offsets and pitches are bytes, a pitch of 0 is rows without a gap.
+struct video {
+  video_op op = video_op::half;
+  unsigned width = 0;
+  unsigned height = 0;
+  unsigned alpha = 255;  ///< blend
+  std::uint64_t source_offset = 0;
+  std::uint64_t source_pitch = 0;
+  std::uint64_t chroma_offset = 0;  ///< nv12; 0: right behind the plane of Y
+  std::uint64_t target_offset = 0;
+  std::uint64_t target_pitch = 0;
+};
+
+/// Runs one operation on the video engine. Both buffers are in the job's list without being told.
+[[nodiscard]] inline fence submit_video(const job_options& options, const video& v, const buffer& target,
+                                        const buffer& source) {
+  const ferry_video c{static_cast<ferry_video_op>(v.op),
+                      v.width,
+                      v.height,
+                      v.alpha,
+                      v.source_offset,
+                      v.source_pitch,
+                      v.chroma_offset,
+                      v.target_offset,
+                      v.target_pitch};
+  ferry_error e;
+  return fence(
+      detail::made(ferry_submit_video(detail::c_options(options).get(), &c, target.handle(), source.handle(), &e), e));
+}
 
 }  // namespace ferry

@@ -433,6 +433,10 @@ void Manager::answer_timeline(Client& client, core::TimelineId id) {
 }
 
 void Manager::timeline_create(Client& client) {
+  if (!incoming_->bytes().empty()) {
+    misunderstood(client);
+    return;
+  }
   const core::TimelineId id = work_.next_id++;
   const Status status = core_->timeline_create(now_ns_, client.id, id);
   if (!status.ok()) {

@@ -292,7 +292,7 @@ TEST(VideoJobs, Nv12ToRgba) {
   auto* in = source.map<unsigned char>();
   for (std::size_t i = 0; i < pitch * height * 3 / 2; ++i) in[i] = static_cast<unsigned char>(i * 7 + i / 13);
   ferry::video op{};
-  op.op = FERRY_VIDEO_NV12_TO_RGBA;
+  op.op = video_op::nv12_to_rgba;
   op.width = width;
   op.height = height;
   op.source_pitch = pitch;
@@ -321,7 +321,7 @@ TEST(VideoJobs, HalfAndBlend) {
   auto* out = target.map<unsigned char>();
   for (std::size_t i = 0; i < source.bytes(); ++i) in[i] = static_cast<unsigned char>(i * 131 + 17);
   ferry::video half{};
-  half.op = FERRY_VIDEO_HALF;
+  half.op = video_op::half;
   half.width = width;
   half.height = height;
   submit_video({}, half, target, source).wait();
@@ -334,7 +334,7 @@ TEST(VideoJobs, HalfAndBlend) {
   }
   std::vector<unsigned char> before(out, out + target.bytes());
   ferry::video blend{};
-  blend.op = FERRY_VIDEO_BLEND;
+  blend.op = video_op::blend;
   blend.width = width;
   blend.height = height;
   blend.alpha = 200;
@@ -346,7 +346,7 @@ TEST(VideoJobs, WhatDoesNotFitIsRefused) {
   const buffer source(64 * kib);
   const buffer target(64 * kib);
   ferry::video op{};
-  op.op = FERRY_VIDEO_HALF;
+  op.op = video_op::half;
   op.width = 64;
   op.height = 64;
   const auto refused = [&](const ferry::video& v) {
@@ -357,8 +357,8 @@ TEST(VideoJobs, WhatDoesNotFitIsRefused) {
        {+[](ferry::video& v) { v.width = 0; }, +[](ferry::video& v) { v.width = 63; },
         +[](ferry::video& v) { v.height = 16386; }, +[](ferry::video& v) { v.source_offset = 60 * kib; },
         +[](ferry::video& v) { v.target_offset = UINT64_MAX; }, +[](ferry::video& v) { v.source_pitch = 10; },
-        +[](ferry::video& v) { v.target_pitch = 1 << 30; },
-        +[](ferry::video& v) { v.op = static_cast<ferry_video_op>(0); }, +[](ferry::video& v) { v.alpha = 256; }}) {
+        +[](ferry::video& v) { v.target_pitch = 1 << 30; }, +[](ferry::video& v) { v.op = static_cast<video_op>(0); },
+        +[](ferry::video& v) { v.alpha = 256; }}) {
     ferry::video bad = op;
     change(bad);
     EXPECT_TRUE(refused(bad));

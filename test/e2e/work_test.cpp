@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <iostream>
@@ -343,6 +344,24 @@ TEST_F(Work, RandomKills) {
   expect_empty();
   EXPECT_EQ(daemon_.end(), 0) << daemon_.app().errors();
 }
+
+class Frames : public testing::TestWithParam<const char*> {};
+
+/// The example, under every policy, beside nothing: all engines, implicit order between them.
+TEST_P(Frames, AreDrawnScaledAndCopied) {
+  App app({program("examples/frames"), "30"},
+          {{"FERRY_VRAM", "8M"}, {"FERRY_CUS", "2"}, {"FERRY_POLICY", GetParam()}, {"FERRY_SOCKET", ""}});
+  EXPECT_EQ(app.wait_end(), 0) << app.said() << app.errors();
+  EXPECT_NE(app.said().find(" 0 wrong"), std::string::npos) << app.said();
+}
+INSTANTIATE_TEST_SUITE_P(Under, Frames,
+                         testing::Values("none", "preempt", "reserve", "reserve-in-flight", "exclusive", "query",
+                                         "track", "pinned"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace ferry::test

@@ -1,7 +1,7 @@
 // Buffers: their memory, and who reaches it. A buffer has one sealed file of its own with room for both places:
 // system memory from 0 on, VRAM from half_bytes on. Moving copies from one half to the other; whoever reaches the buffer
 // has mapped one half of the file, and is taken off it before a byte moves.
-#include <algorithm>
+#include <utility>
 
 #include "linux/socket.h"
 #include "manager/executor/executor.h"
@@ -33,7 +33,12 @@ Status Executor::make_buffer(core::BufferId id, const core::BufferSpec& spec, Cl
   return {};
 }
 
-void Executor::drop_buffer(core::BufferId id) { buffers_.erase(id); }
+void Executor::drop_buffer(core::BufferId id) {
+  const auto found = buffers_.find(id);
+  if (found == buffers_.end()) return;
+  store_.drop(found->second.stored);
+  buffers_.erase(found);
+}
 
 std::uint64_t Executor::buffer_pages(core::BufferId id) const {
   const auto it = buffers_.find(id);
@@ -223,9 +228,34 @@ void Executor::move_buffer(const core::Action& action) {
   engine_.submit(job);
 }
 
-/// Buffers beneath system memory.
-void Executor::move_stored(BufferMemory&, const core::Action& action) {
-  done(action.id, action.to == core::Place::store ? Code::no_space : Code::io_error);
+/// Between system memory and what is beneath it. (The core moves a buffer to VRAM in two steps.)
+void Executor::move_stored(BufferMemory& buffer, const core::Action& action) {
+  FERRY_CHECK(action.place == core::Place::system || action.to == core::Place::system);
+  std::byte* const memory = buffer_half(buffer, core::Place::system);
+  if (memory == nullptr) {
+    done(action.id, action.to == core::Place::store ? Code::no_space : Code::no_memory);
+    return;
+  }
+  buffer.storing = action.id;
+  if (action.to == core::Place::store) {
+    store_.store(buffer_store_, action.buffer, memory, static_cast<std::uint32_t>(buffer.count_pages),
+                 buffer.file.get(), 0);
+  } else {
+    store_.load(buffer_store_, action.buffer, memory, buffer.stored);
+  }
+}
+
+void Executor::BufferStore::stored(std::uint64_t tag, Status status, std::span<const linux::StoreHandle> handles) {
+  BufferMemory& buffer = executor_.buffers_.at(tag);
+  if (status.ok()) {
+    executor_.store_.drop(buffer.stored);
+    buffer.stored.assign(handles.begin(), handles.end());
+  }
+  executor_.done(std::exchange(buffer.storing, 0), status);
+}
+
+void Executor::BufferStore::loaded(std::uint64_t tag, Status status) {
+  executor_.done(std::exchange(executor_.buffers_.at(tag).storing, 0), status);
 }
 
 void Executor::release_buffer(const core::Action& action) {
@@ -234,7 +264,13 @@ void Executor::release_buffer(const core::Action& action) {
   BufferMemory& buffer = found->second;
   const bool passed_on = action.place == core::Place::vram && action.device != no_device &&
                          buffer.vram_device != no_device && buffer.vram_device != action.device;
-  if (buffer.userptr || action.place == core::Place::store || passed_on) {
+  if (action.place == core::Place::store) {
+    store_.drop(buffer.stored);
+    buffer.stored.clear();
+    done(action.id, {});
+    return;
+  }
+  if (buffer.userptr || passed_on) {
     done(action.id, {});
     return;
   }

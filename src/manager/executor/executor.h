@@ -55,7 +55,9 @@ struct BufferMemory {
   bool userptr = false;
   PageSpan user_pages;
   ClientId maker = 0;
-  DeviceId vram_device = no_device;  ///< whose VRAM the second half was last
+  DeviceId vram_device = no_device;        ///< whose VRAM the second half was last
+  std::vector<linux::StoreHandle> stored;  ///< beneath system memory, a page each; or empty
+  core::ActionId storing = 0;              ///< the move to or from there that is under way
 };
 
 class Executor final : private StoreUser {
@@ -218,6 +220,16 @@ class Executor final : private StoreUser {
   void revoke_buffer(Client* client, const core::Action& action);
   void release_buffer(const core::Action& action);
   void move_stored(BufferMemory& buffer, const core::Action& action);
+  /// Told of buffers' pages; the tag is the buffer.
+  class BufferStore final : public StoreUser {
+   public:
+    explicit BufferStore(Executor& executor) : executor_(executor) {}
+    void stored(std::uint64_t tag, Status status, std::span<const linux::StoreHandle> handles) override;
+    void loaded(std::uint64_t tag, Status status) override;
+
+   private:
+    Executor& executor_;
+  };
   std::uint64_t make_buffer_copy(const core::Action& action);
   [[nodiscard]] std::byte* buffer_half(BufferMemory& buffer, core::Place place);
   void on_buffer_touch(Client& client, Page page, Page first, BufferPlace& place, Access access);
@@ -264,6 +276,7 @@ class Executor final : private StoreUser {
   const ManagerConfig& config_;
   // Before the engines, whose threads use it until they have ended.
   std::map<core::BufferId, BufferMemory> buffers_;
+  BufferStore buffer_store_{*this};
   std::unordered_map<core::FenceId, std::unique_ptr<JobPayload>> payloads_;
   std::map<core::FenceId, RunningJob> running_;
   linux::CopyEngine engine_;
