@@ -14,7 +14,7 @@ namespace {
 constexpr std::uint64_t page = 4096;
 /// Work that takes some microseconds and cannot be left out.
 std::uint32_t slow_pass(std::uint32_t word) {
-  for (unsigned i = 0; i < 1000; ++i) word = word * 1664525 + 1013904223;
+  for (unsigned i = 0; i < 6000; ++i) word = word * 1664525 + 1013904223;
   return word;
 }
 

@@ -6,7 +6,7 @@
 namespace ferry::manager {
 
 void log(const char* format, ...) {
-  char text[512];
+  char text[4096];  // a deadlock is told in as many sentences as it has waits
   va_list arguments;
   va_start(arguments, format);
   std::vsnprintf(text, sizeof text, format, arguments);
