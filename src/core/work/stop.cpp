@@ -100,11 +100,12 @@ bool Work::restore(ClientId id, DeviceId device) {
         const DeviceView& view = block.devices[device];
         PageMask wanted = block.allocated & core.granule_mask(g);
         wanted.remove(block.freeing);
-        if ((view.mapped & view.writable).contains(wanted)) {
+        const Granule& granule = block.granules[g];
+        // While an operation is under way its mapping is only asked for, or about to go.
+        if (granule.op == none_index && (view.mapped & view.writable).contains(wanted)) {
           continue;
         }
         ++missing;
-        const Granule& granule = block.granules[g];
         if (granule.op != none_index || started == restore_window) {
           continue;
         }
@@ -124,8 +125,13 @@ bool Work::restore(ClientId id, DeviceId device) {
     }
   }
   Compute& compute = devices[device].compute.at(id);
-  compute.tries = missing != 0 && missing >= compute.missing ? compute.tries + 1 : 0;
-  compute.missing = missing;
+  // Only fewer than ever before is progress: memory for less than all of it can be taken back and forth for ever.
+  if (compute.tries == 0 || missing < compute.missing) {
+    compute.missing = missing;
+    compute.tries = 1;
+  } else {
+    ++compute.tries;
+  }
   return missing == 0;
 }
 

@@ -219,8 +219,8 @@ struct Compute {
   bool stopped = false;          ///< no units: its memory is being taken, or brought back
   std::uint64_t restore_ns = 0;  ///< when its memory is brought back, or looked at again
   std::uint64_t backoff_ns = 0;
-  unsigned tries = 0;         ///< looks without progress
-  std::uint64_t missing = 0;  ///< granules, at the last look
+  unsigned tries = 0;         ///< looks without progress; 0: none since it was stopped
+  std::uint64_t missing = 0;  ///< granules, the fewest at any of those looks
   std::vector<Action> held;   ///< revocations that wait for its units
 };
 
@@ -382,7 +382,8 @@ class Work {
   /// client/range.cpp: the walk over its pages has ended; `moved`: some were not in place when it came by.
   void userptr_walked(BufferId buffer, bool moved);
   void userptr_looked_up(Buffer& buffer, const WorkRef& ref, Status status);
-  void userptr_let_go(Buffer& buffer);   ///< it may be that no job uses it any more: its pages may move and go
+  /// It may be that no job uses it any more, or nobody uses pages of it that were freed: they move and go.
+  void userptr_let_go(Buffer& buffer);
 
   // job.cpp
   Status job_submit(ClientId client, const JobSpec& spec, Cookie cookie);
