@@ -230,6 +230,13 @@ void World::wake_wave(const Action& a) {
   state.wait = Wait::nothing;
   if (a.status.ok()) return;
   const Step& s = scenario_.agents[agent].steps[state.pc];
+  if (a.status.code == Code::kernel_fault && !models_[scenario_.agents[agent].device].retry_faults) {
+    // All of the client's memory was to be mapped before it ran, and could not be: its kernel fails, which it is told.
+    refuse(scenario_.agents[agent].name + ", " + s.text, a.status);
+    end_of(agent);
+    state.over = true;
+    return;
+  }
   const bool gone = s.page != none ? !pages_[s.page].allocated || pages_[s.page].freeing : failed_before_;
   if (!gone && !failed_before_) {
     violate(Verdict::violation,
