@@ -12,10 +12,12 @@ namespace ferry::demo {
 namespace {
 
 constexpr std::uint64_t page = 4096;
-/// Work that takes some microseconds and cannot be left out.
-std::uint32_t slow_pass(std::uint32_t word) {
-  for (unsigned i = 0; i < 6000; ++i) word = word * 1664525 + 1013904223;
-  return word;
+/// Some milliseconds of work that cannot be left out.
+void slow_pass(std::uint64_t seed) {
+  for (unsigned i = 0; i < 2'000'000; ++i) {
+    seed = seed * 6364136223846793005U + 1442695040888963407U;
+    asm volatile("" : "+r"(seed));
+  }
 }
 
 void say(const char* format, auto... values) {
@@ -46,7 +48,7 @@ int chain_role(const RoleOptions& options) {
     const Buffer picture = make_buffer(bytes);
     const Buffer half = make_buffer(bytes / 4);
     std::uint8_t* const drawn = map(canvas);
-    auto* const words = static_cast<std::uint32_t*>(static_cast<void*>(map(picture)));
+    std::uint8_t* const pixels = map(picture);
     std::uint8_t* const halves = map(half);
     ferry_job_options one{};
     one.timeout_ns = 50'000'000'000;
@@ -59,29 +61,29 @@ int chain_role(const RoleOptions& options) {
     shrink.op = FERRY_VIDEO_HALF;
     shrink.width = side;
     shrink.height = side;
-    std::uint32_t expected = 0;  // of every word of the picture
     for (unsigned round = 1; round <= options.rounds; ++round) {
-      // Takes its time on one unit ...
-      const Fence slow =
-          submit_graphics(one, {{picture.get(), 1}}, bytes / page, 1, "slow pass", [words](std::uint64_t at) {
-            for (std::uint64_t i = at * page / 4; i < (at + 1) * page / 4; ++i) words[i] = slow_pass(words[i]);
-          });
       const Fence halved = submit_video(one, shrink, half, picture);
+      // Takes its time on one unit ...
+      const Fence slow = submit_graphics(one, {}, 256, 1, "slow pass", [](std::uint64_t at) { slow_pass(at); });
       // ... and all that time the canvas is memory that nobody touches and that comes back only with this fence. It needs
       // two units.
-      const Fence last = submit_graphics(two, {{canvas.get(), 1}, {half.get(), 0}}, canvas_bytes / page, 16,
-                                         "one brighter", [drawn](std::uint64_t at) {
-                                           for (std::uint64_t i = at * page; i < (at + 1) * page; ++i)
+      ferry_fence* const before[] = {slow.get()};
+      ferry_job_options behind = two;
+      behind.waits = before;
+      behind.wait_count = 1;
+      const Fence last = submit_graphics(behind, {{canvas.get(), 1}, {picture.get(), 1}}, canvas_bytes / page, 16,
+                                         "one brighter", [drawn, pixels](std::uint64_t at) {
+                                           for (std::uint64_t i = at * page; i < (at + 1) * page; ++i) {
                                              drawn[i] = static_cast<std::uint8_t>(drawn[i] + 1);
+                                             if (i < bytes) pixels[i] = static_cast<std::uint8_t>(pixels[i] + 1);
+                                           }
                                          });
-      wait(slow);
       wait(halved);
+      wait(slow);
       wait(last);
-      expected = slow_pass(expected);
-      for (std::uint64_t i = 0; i < bytes / 4; i += 61) wrong += words[i] != expected;
-      // All pixels were equal, so the half has the same.
-      for (std::uint64_t i = 0; i < bytes / 4; i += 61)
-        wrong += halves[i] != static_cast<std::uint8_t>(expected >> i % 4 * 8);
+      // All bytes were equal, so the half was what the picture was before it became one brighter.
+      for (std::uint64_t i = 0; i < bytes / 4; i += 61) wrong += halves[i] != static_cast<std::uint8_t>(round - 1);
+      for (std::uint64_t i = 0; i < bytes; i += 61) wrong += pixels[i] != static_cast<std::uint8_t>(round);
       for (std::uint64_t i = 0; i < canvas_bytes; i += 61) wrong += drawn[i] != static_cast<std::uint8_t>(round);
       say("round %u\n", round);
     }

@@ -23,7 +23,7 @@ struct RoleOptions {
 /// Kernels that touch a working set in no order, again and again, for `rounds` or `seconds`; checked at the end.
 /// Says "running", then "pages N" (touched), "refused N TEXT" (launches that ended with an error), "wrong N", "done".
 int compute_role(const RoleOptions& options);
-/// A slow graphics job, a video job behind it, then a graphics job on a large buffer that needs two compute units; `rounds`
+/// A video job, a slow graphics job, and behind it a graphics job on a large buffer that needs two compute units; `rounds`
 /// times, checked each time.
 /// Says "round N", "wrong N", "error TEXT", "done".
 int chain_role(const RoleOptions& options);

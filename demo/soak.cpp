@@ -87,7 +87,7 @@ int soak(const SoakOptions& options) {
         ++words;
         r.last_word = Clock::now();
         r.last = line;
-        if ((line.starts_with("wrong ") && line != "wrong 0") || (line.starts_with("error ") && !r.to_die)) {
+        if ((line.starts_with("wrong ") && !line.starts_with("wrong 0")) || (line.starts_with("error ") && !r.to_die)) {
           failure = fmt::format("application {}: {}", r.role.pid(), line);
         }
       });
