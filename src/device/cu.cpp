@@ -66,6 +66,78 @@ bool Cu::open(unsigned number, unsigned waves, wire::DeviceControl& control, Que
   return make_stacks(fibers_.data(), waves_) && make_stacks(&graphics_, 1);
 }
 
+// Inlined where waves of compute are run: after a switch between stacks the processor predicts every return wrongly, so
+// each level of calls around one costs a wave some nanoseconds.
+
+/// For waves that start, and for those that go on after they left without a signal: a handler's return restores it.
+void Cu::use_alternate(const Fiber& fiber) {
+  stack_t alternate{};
+  alternate.ss_sp = fiber.alternate;
+  alternate.ss_size = fiber.alternate_bytes;
+  sigaltstack(&alternate, nullptr);
+}
+
+/// What the fiber's next entry runs.
+inline __attribute__((always_inline)) void Cu::set_wave(Fiber& fiber, DeviceQueue& queue, std::uint64_t index) {
+  fiber.queue = &queue;
+  WaveInfo& wave = fiber.wave;
+  wave.launch = queue.launch;
+  wave.wave = index;
+  wave.first = index * queue.items_per_wave;
+  wave.count = queue.items - wave.first < queue.items_per_wave ? queue.items - wave.first : queue.items_per_wave;
+  wave.queue = queue.number;
+  wave.cu = number_;
+  wave.kernel = queue.name;
+  if (alternate_owner_ != &fiber) use_alternate(fiber);
+}
+
+inline __attribute__((always_inline)) Leave Cu::switch_to(Fiber& fiber) {
+  if (fiber.context == nullptr) {
+    fiber.context = context::make_fcontext(fiber.alternate, wave_stack_bytes, &Cu::fiber_main);
+  }
+  fiber.state = SlotState::running;
+  // Set by the caller for a wave that starts; by the handler's return for one that goes on.
+  alternate_owner_ = &fiber;
+  wave_ms_ = 0;
+  preempted_ = false;
+  if (clock_ms_ == 0) set_clock(clock_slow_ms);
+  running_ = &fiber;
+  const context::transfer_t back = context::jump_fcontext(fiber.context, this);
+  running_ = nullptr;
+  fiber.context = back.fctx;
+  if (fiber.printed_bytes != 0) flush_print(fiber);
+  return static_cast<Leave>(reinterpret_cast<std::uintptr_t>(back.data));
+}
+
+inline __attribute__((always_inline)) void Cu::run(Fiber& fiber) {
+  switch (switch_to(fiber)) {
+    case Leave::finished: end_wave(fiber, true); break;
+    case Leave::waiting: ++waiting_; break;
+    case Leave::preempted:
+      preempted_ = true;
+      fiber.state = SlotState::ready;
+      ready_[(ready_head_ + ready_count_++) % wire::max_waves_per_cu] = static_cast<std::uint8_t>(fiber.wave.slot);
+      break;
+    case Leave::resting:
+      fiber.state = SlotState::resting;
+      resting_[resting_count_++] = static_cast<std::uint8_t>(fiber.wave.slot);
+      break;
+    case Leave::threw:
+      report_exception(fiber);
+      end_wave(fiber, true);
+      break;
+    case Leave::crashed:
+      report_crash(fiber);
+      end_wave(fiber, false);
+      break;
+    case Leave::dropped: end_wave(fiber, false); break;
+  }
+}
+
+void Cu::start_on(Fiber& fiber, DeviceQueue& queue, std::uint64_t index) { set_wave(fiber, queue, index); }
+
+Leave Cu::enter(Fiber& fiber) { return switch_to(fiber); }
+
 void Cu::run() {
   const linux::NoLocks none("waves are left in their fault handlers, and whoever comes next may want what they hold");
   this_cu = this;
@@ -323,76 +395,11 @@ bool Cu::start_wave() {
     const unsigned slot = free_[--free_count_];
     Fiber& fiber = fibers_[slot];
     fiber.wave.slot = slot;
-    start_on(fiber, queue, index);
+    set_wave(fiber, queue, index);
     run(fiber);
     return true;
   }
   return false;
-}
-
-/// What the fiber's next entry runs.
-void Cu::start_on(Fiber& fiber, DeviceQueue& queue, std::uint64_t index) {
-  fiber.queue = &queue;
-  WaveInfo& wave = fiber.wave;
-  wave.launch = queue.launch;
-  wave.wave = index;
-  wave.first = index * queue.items_per_wave;
-  wave.count = queue.items - wave.first < queue.items_per_wave ? queue.items - wave.first : queue.items_per_wave;
-  wave.queue = queue.number;
-  wave.cu = number_;
-  wave.kernel = queue.name;
-  if (alternate_owner_ != &fiber) use_alternate(fiber);
-}
-
-/// For waves that start, and for those that go on after they left without a signal: a handler's return restores it.
-void Cu::use_alternate(const Fiber& fiber) {
-  stack_t alternate{};
-  alternate.ss_sp = fiber.alternate;
-  alternate.ss_size = fiber.alternate_bytes;
-  sigaltstack(&alternate, nullptr);
-}
-
-Leave Cu::enter(Fiber& fiber) {
-  if (fiber.context == nullptr) {
-    fiber.context = context::make_fcontext(fiber.alternate, wave_stack_bytes, &Cu::fiber_main);
-  }
-  fiber.state = SlotState::running;
-  // Set by the caller for a wave that starts; by the handler's return for one that goes on.
-  alternate_owner_ = &fiber;
-  wave_ms_ = 0;
-  preempted_ = false;
-  if (clock_ms_ == 0) set_clock(clock_slow_ms);
-  running_ = &fiber;
-  const context::transfer_t back = context::jump_fcontext(fiber.context, this);
-  running_ = nullptr;
-  fiber.context = back.fctx;
-  if (fiber.printed_bytes != 0) flush_print(fiber);
-  return static_cast<Leave>(reinterpret_cast<std::uintptr_t>(back.data));
-}
-
-void Cu::run(Fiber& fiber) {
-  switch (enter(fiber)) {
-    case Leave::finished: end_wave(fiber, true); break;
-    case Leave::waiting: ++waiting_; break;
-    case Leave::preempted:
-      preempted_ = true;
-      fiber.state = SlotState::ready;
-      ready_[(ready_head_ + ready_count_++) % wire::max_waves_per_cu] = static_cast<std::uint8_t>(fiber.wave.slot);
-      break;
-    case Leave::resting:
-      fiber.state = SlotState::resting;
-      resting_[resting_count_++] = static_cast<std::uint8_t>(fiber.wave.slot);
-      break;
-    case Leave::threw:
-      report_exception(fiber);
-      end_wave(fiber, true);
-      break;
-    case Leave::crashed:
-      report_crash(fiber);
-      end_wave(fiber, false);
-      break;
-    case Leave::dropped: end_wave(fiber, false); break;
-  }
 }
 
 void Cu::end_wave(Fiber& fiber, bool keep_context) {

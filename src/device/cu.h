@@ -74,6 +74,8 @@ class Cu final : public QueueObserver {
   bool start_wave();
   [[nodiscard]] bool refill(unsigned number);
   void start_on(Fiber& fiber, DeviceQueue& queue, std::uint64_t index);
+  void set_wave(Fiber& fiber, DeviceQueue& queue, std::uint64_t index);
+  [[nodiscard]] Leave switch_to(Fiber& fiber);
   static void use_alternate(const Fiber& fiber);
   [[nodiscard]] Leave enter(Fiber& fiber);
   void run(Fiber& fiber);
