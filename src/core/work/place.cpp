@@ -311,15 +311,17 @@ bool Work::claim_buffers(Job& job) {
   }
   claiming = id;
   Status failure;
+  const bool outer = looking_now;
+  looking_now = true;  // what comes to rest meanwhile is looked at afterwards
   const Claim claim = claim_look(job, failure);
-  if (claim == Claim::waits) {
-    look();
-    return false;
+  looking_now = outer;
+  if (claim != Claim::waits) {
+    claiming = 0;
   }
-  claiming = 0;
   if (claim == Claim::failed) {
     job_memory_failed(id, failure);
   }
+  look();
   return claim == Claim::ready;
 }
 

@@ -128,12 +128,14 @@ void Work::userptr_looked_up(Buffer& buffer, const WorkRef& ref, Status status) 
   } else if (buffer.claimed_by != 0) {
     buffer.failure = status.ok() ? Status(Code::device_lost) : status;
   }
+  userptr_let_go(buffer);
 }
 
 void Work::userptr_let_go(Buffer& buffer) {
-  if (buffer.claimed_by == 0 && !busy(buffer) && userptrs_in_use.erase(buffer.id) != 0) {
-    core.resume_frees();
+  if (buffer.claimed_by == 0 && !busy(buffer) && buffer.outstanding == 0) {
+    userptrs_in_use.erase(buffer.id);
   }
+  core.resume_frees();
 }
 
 }  // namespace ferry::core
