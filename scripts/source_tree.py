@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-CODE_FOLDERS = ("include", "src", "compat", "examples", "bench", "test")
+CODE_FOLDERS = ("include", "src", "compat", "examples", "bench", "demo", "test")
 CODE_SUFFIXES = {".h", ".hpp", ".c", ".cpp"}
 NOT_OURS = {"build", ".git", ".cache", "__pycache__"}
 

@@ -1,0 +1,76 @@
+// What `ferry demo` shows must stay true: with no policy the circle closes and is told and ended, with every other one
+// both applications finish; and everything at once, with applications killed at random, neither hangs nor loses a byte.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include <sys/wait.h>
+
+namespace {
+
+struct Ran {
+  int code = -1;
+  std::string output;  ///< standard output alone
+};
+
+Ran run(const std::string& arguments) {
+  const auto program = std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path() / "ferry-demo";
+  Ran ran;
+  FILE* pipe = popen((program.string() + " " + arguments).c_str(), "r");
+  if (pipe == nullptr) return ran;
+  std::array<char, 4096> bytes;
+  for (std::size_t got = 0; (got = fread(bytes.data(), 1, bytes.size(), pipe)) > 0;)
+    ran.output.append(bytes.data(), got);
+  const int status = pclose(pipe);
+  ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return ran;
+}
+
+class DeadlockTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(DeadlockTest, EndsAsItsPolicySays) {
+  const Ran ran = run(std::string("deadlock --json --policy ") + GetParam());
+  ASSERT_EQ(ran.code, 0) << ran.output;
+  const auto json = nlohmann::json::parse(ran.output, nullptr, false);
+  ASSERT_TRUE(json.is_array() && json.size() == 1) << ran.output;
+  if (std::string(GetParam()) != "none") {
+    EXPECT_EQ(json[0]["circles"], 0) << ran.output;
+    return;
+  }
+  EXPECT_GE(json[0]["circles"], 1) << ran.output;
+  // The whole circle, from a fault through memory, a fence and a job to the unit that the fault holds.
+  const std::string told = json[0]["told"];
+  for (const char* part : {"fault ", "memory ", "fence ", "job ", "compute unit ", "is held by fault "}) {
+    EXPECT_NE(told.find(part), std::string::npos) << part << " is not in: " << told;
+  }
+  const std::string error = json[0]["error"];
+  EXPECT_TRUE(error.starts_with("compute: ")) << error;
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, DeadlockTest,
+                         ::testing::Values("none", "preempt", "reserve", "reserve-in-flight", "exclusive", "query",
+                                           "track", "pinned"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           for (char& c : name) {
+                             if (c == '-') c = '_';
+                           }
+                           return name;
+                         });
+
+TEST(Soak, NothingHangsLeaksOrIsLost) {
+  const Ran ran = run("soak --seconds 15");
+  EXPECT_EQ(ran.code, 0) << ran.output;
+  EXPECT_NE(ran.output.find("no hang, no leak, no wrong byte"), std::string::npos) << ran.output;
+}
+
+TEST(Demo, RefusesWhatItDoesNotKnow) {
+  EXPECT_EQ(run("deadlock --policy nonsense 2>/dev/null").code, 2);
+  EXPECT_EQ(run("nonsense 2>/dev/null").code, 2);
+}
+
+}  // namespace
