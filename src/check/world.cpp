@@ -11,7 +11,7 @@ namespace ferry::check {
 namespace {
 /// Timers that fire one after the other with nothing else to do before time counts as idle: more than any chain of
 /// slices, timeouts and patience in the core.
-constexpr unsigned idle_ticks = 40;
+constexpr unsigned idle_ticks = 250;
 constexpr std::uint64_t second_ns = 1'000'000'000;
 /// Answers needed to close a machine down; reached only by a core that asks for ever.
 constexpr unsigned closing_bound = 20'000;
@@ -127,10 +127,17 @@ void World::say(LogLine::Kind kind, std::string from, std::string to, std::strin
 
 bool World::only_time() const {
   for (std::uint32_t a = 0; a < agents_.size(); ++a) {
-    if (can_step(a)) return false;
+    if (can_step(a) && !only_retries(a)) return false;
   }
   return notices_.empty() &&
          std::none_of(flights_.begin(), flights_.end(), [this](const Flight& f) { return can_end(f); });
+}
+
+/// A wave that touches what is not mapped, again and again, as hardware without retry faults lets it while it is being
+/// stopped. That keeps no timer from firing.
+bool World::only_retries(std::uint32_t agent) const {
+  const Agent& def = scenario_.agents[agent];
+  return def.is_wave && agents_[agent].reached && !models_[def.device].retry_faults && !would_hit(agent);
 }
 
 void World::enabled(std::vector<Event>& out) const {
@@ -169,7 +176,7 @@ void World::enabled(std::vector<Event>& out) const {
       add(Event::Kind::notice, n);
     }
   }
-  if (out.empty()) {
+  if (only_time()) {
     if (!time_is_idle_) add(Event::Kind::time, 0);
   } else if (early_left_ > 0 && core_->next_tick_ns() != ~std::uint64_t{0}) {
     add(Event::Kind::tick, 0);

@@ -203,6 +203,7 @@ class World {
   void check_charges() const;
   void pass_time();
   [[nodiscard]] bool only_time() const;
+  [[nodiscard]] bool only_retries(std::uint32_t agent) const;
   void say(LogLine::Kind kind, std::string from, std::string to, std::string text);
   [[nodiscard]] std::uint64_t key_of(const Event& event) const;
   [[nodiscard]] Finding why_stuck() const;
