@@ -464,6 +464,26 @@ TEST_F(ReclaimTest, the_reserve_of_track_serves_faults_only_and_is_refilled_firs
   EXPECT_EQ(m.core.stats().over_budget_pages, block_count(1));
 }
 
+TEST_F(ReclaimTest, a_budget_that_shrinks_and_grows_lends_no_reserve_that_is_in_use) {
+  Config config = tight_config(4);
+  config.store_pages = 0;
+  DeviceModel model;
+  model.policy = Policy::track;
+  model.repair_reserve_granules = 2;
+  config.models = {model};
+  Machine m(config);
+  allocate(m);
+  for (Page b = 0; b < 4; ++b) {
+    touch(m, b);
+  }
+  m.core.set_system_budget(++m.now, block_count(1));
+  touch(m, 4);
+  EXPECT_EQ(m.core.stats().over_budget_pages, block_count(1));
+  m.core.set_system_budget(++m.now, block_count(4));
+  touch(m, 5);
+  EXPECT_EQ(m.core.stats().over_budget_pages, block_count(2)) << "five of four are in use: nothing is left to lend";
+}
+
 TEST_F(ReclaimTest, a_line_that_stands_for_a_process_that_does_not_answer_is_served_over_the_budget) {
   Machine m(tight_config(1));
   allocate(m);

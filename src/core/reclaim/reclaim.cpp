@@ -331,7 +331,8 @@ void Reclaim::set_budget(std::uint64_t pages) {
   State& s = *state_;
   s.budget = pages;
   s.reserve = std::min(s.core.work.repair_reserve_pages(), pages / 2);
-  s.lent = std::min(s.lent, s.reserve);
+  // What is above the rest of the budget fills the reserve first: a reserve that is in use cannot be lent.
+  s.lent = std::min(s.used - std::min(s.used, s.capacity()), s.reserve);
   s.rebalance();
   if (s.over > 0) {
     // All that can go without a fence, at once; the rest as soon as it can.
