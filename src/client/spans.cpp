@@ -60,10 +60,13 @@ void release(void* context, void* span, std::size_t bytes) noexcept {
 
 bool convert(void* context, void* span, std::size_t bytes) noexcept {
   auto& session = *static_cast<Session*>(context);
-  span_status = session.requests.tell(wire::MessageType::alloc, wire_span(session, span, bytes));
+  wire::Span message = wire_span(session, span, bytes);
+  message.flags |= wire::span_converts;
+  span_status = session.requests.tell(wire::MessageType::alloc, message);
   if (!span_status.ok()) return false;
   span_status = convert_to_shared(span, bytes, session.system_file.get(),
                                   reinterpret_cast<std::uint64_t>(span) - session.window_base);
+  if (span_status.ok()) span_status = session.requests.tell(wire::MessageType::converted, message);
   return span_status.ok();
 }
 

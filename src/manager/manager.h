@@ -102,6 +102,7 @@ class Manager final : private Household {
   void on_message(Client& client);
   bool on_administration(Client& client);
   void on_request(Client& client);
+  void count_converted(Client& client, PageSpan pages);
   static void remove_span(Client& client, PageSpan pages);
   void answer(Client& client, std::uint64_t request, Status status);
   void refuse(Client& client, Code code, const char* text);

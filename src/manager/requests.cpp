@@ -109,11 +109,16 @@ void Manager::on_request(Client& client) {
         client.spans.emplace(pages.first, pages.count_pages);
         client.blocks.for_each(
             pages, [&](BlockIndex index, BlockState& b) { b.managed |= BlockTable::mask_in(index, pages); });
-        if (config_.machine.system_bytes != 0) executor_->steer(client, pages);
+        const bool later = (span.flags & wire::span_converts) != 0;
+        if (config_.machine.system_bytes != 0 && !later) executor_->steer(client, pages);
       }
       answer(client, request, s);
       return;
     }
+    case wire::MessageType::converted:
+      if (config_.machine.system_bytes != 0) count_converted(client, pages);
+      answer(client, request, {});
+      return;
     case wire::MessageType::free: {
       const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request);
       const Status s = core_->free(now_ns_, client.id, pages, cookie);
@@ -143,6 +148,19 @@ void Manager::on_request(Client& client) {
 void Manager::misunderstood(Client& client) {
   answer(client, incoming_->head.request, Code::bad_message);
   if (++client.garbage > garbage_messages_max) drop_client(client, "it sends messages that are not understood");
+}
+
+/// Memory that had contents before it was managed: what of it the file has is charged as if it had just been touched.
+void Manager::count_converted(Client& client, PageSpan pages) {
+  executor_->steer(client, pages);
+  const std::uint64_t granule = config_.machine.granule_bytes();
+  const std::uint64_t end = pages.end() * page_bytes;
+  for (std::uint64_t at = pages.first * page_bytes; at < end;) {
+    at = linux::next_data(client.system_file.get(), at, end);
+    if (at >= end) return;
+    core_->cpu_fault(now_ns_, client.id, at / page_bytes, Access::write);
+    at = (at / granule + 1) * granule;
+  }
 }
 
 /// The pages are no longer the client's. Pages of neighbours in the same entry stay.

@@ -10,6 +10,7 @@
 // | alloc          | Span          | -                                      | done                                         |
 // | free           | Span          | -                                      | done (when nothing uses the span any more)   |
 // | prefetch       | Span          | -                                      | done                                         |
+// | converted      | Span          | -                                      | done                                         |
 // | query          | Span          | -                                      | residency                                    |
 // | stats          | -             | -                                      | reply_text (JSON)                            |
 // | device_control | AttachDevice  | -                                      | device_files (fresh control files after loss)|
@@ -97,6 +98,7 @@ enum class MessageType : std::uint32_t {
   job_cancel = 53,
   work_answer = 54,
   fence_hold = 55,
+  converted = 56,  ///< a span that was allocated with span_converts is mapped from the system file now
 };
 
 struct MessageHead {
@@ -145,13 +147,15 @@ struct DeviceHello {
 };
 
 inline constexpr std::uint32_t span_place_system = 1;  ///< alloc: Placement::system; cleared: automatic
+/// alloc: memory with contents that becomes managed; `converted` follows, and until then nobody may be kept from it.
+inline constexpr std::uint32_t span_converts = 2;
 inline constexpr std::uint32_t to_system = 0xffff'ffff;
 
 struct Span {
   std::uint64_t first_page;
   std::uint64_t count_pages;
   std::uint32_t device;  ///< prefetch: device number, or to_system
-  std::uint32_t flags;   ///< alloc: span_place_system
+  std::uint32_t flags;   ///< alloc: span_place_system, span_converts
   std::uint32_t pid;     ///< explain: whose address; 0 elsewhere
   std::uint32_t reserved0;
 };

@@ -187,6 +187,7 @@ class FakeManager {
             linux::punch_hole(system_.get(), span.first_page * page_bytes, span.count_pages * page_bytes);
         return done();
       }
+      case wire::MessageType::converted:
       case wire::MessageType::prefetch: return done();
       case wire::MessageType::query: {
         wire::Span span{};
