@@ -22,7 +22,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   Digest d;
   d.add(static_cast<std::uint64_t>(op.goal)).add(static_cast<std::uint64_t>(op.stage));
   d.add(static_cast<std::uint64_t>(op.cause)).add(op.device).add(static_cast<std::uint64_t>(op.access));
-  d.add(op.reclaim ? 1 : 0).add(op.reclaim_device).add(op.moved ? 1 : 0);
+  d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U)).add(op.reclaim_device).add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
   d.add(op.copy_failures).add(op.pages).add(op.retry).add(op.vram_first).add(op.discard_next);
   d.add(op.load_failed).add(op.need).add(op.memory != 0 ? 1 : 0).add(op.write_pages).add(op.leave_pages);
@@ -150,7 +150,8 @@ std::uint64_t digest_of(const Core::Impl& core, const Pending& pending) {
   Digest d;
   d.add(static_cast<std::uint64_t>(pending.verb));
   if (pending.is_work) {
-    return d.add(static_cast<std::uint64_t>(pending.work.what)).add(pending.work.id).add(pending.work.sub).value();
+    d.add(static_cast<std::uint64_t>(pending.work.what)).add(pending.work.id).add(pending.work.sub);
+    return d.add(pending.work.at).value();
   }
   d.add(pending.client->id).add(pending.device).add(pending.pages).add(pending.vram_first);
   d.add(pending.has_token ? 1 + pending.token.value : 0);

@@ -178,6 +178,16 @@ TEST_F(Timelines, a_loop_of_three_is_refused_and_told_and_nothing_of_it_stays) {
   EXPECT_TRUE(m.visible(8));
 }
 
+TEST_F(Timelines, held_jobs_are_seen_in_the_wait_graph_until_their_points_have_fences) {
+  ASSERT_TRUE(m.submit(job(7, {{1, 1}}, {{2, 4}})).ok());
+  ASSERT_TRUE(m.submit(job(8, {{2, 5}}, {})).ok());
+  EXPECT_NE(m.core.waits().find("job 8 waits for timeline point 4 of timeline 2"), std::string::npos) << m.core.waits();
+  EXPECT_NE(m.core.waits().find("timeline point 4 of timeline 2 is promised by job 7"), std::string::npos);
+  ASSERT_TRUE(signal(1, 1).ok());
+  EXPECT_EQ(m.core.waits().find("timeline point"), std::string::npos) << m.core.waits();
+  EXPECT_TRUE(m.core.take_reports().empty());
+}
+
 TEST_F(Timelines, a_loop_by_way_of_an_earlier_point_is_refused) {
   ASSERT_TRUE(m.submit(job(7, {{1, 9}}, {{2, 1}})).ok());
   EXPECT_EQ(m.submit(job(8, {{2, 1}}, {{1, 4}})).code, Code::would_deadlock);

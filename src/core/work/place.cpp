@@ -303,7 +303,7 @@ bool Work::claim_buffers(Job& job) {
     }
     if (buffer.memory_request != 0) {
       if (core.config.wait_graph) {
-        circle_found(core.graph.wait(job.node, core.reclaim.node(buffer.memory_request), "needs"));
+        add_wait(job.node, core.reclaim.node(buffer.memory_request), "needs");
       }
       core.reclaim.joined(buffer.memory_request,
                           {AllocContext::For::job, job.spec.device, job.client, AllocContext::no_cu, id});

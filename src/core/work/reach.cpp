@@ -195,7 +195,7 @@ void Work::device_fault(ClientId client, DeviceId device, Page page, Access acce
   }
   if (buffer.memory_request != 0) {
     if (const graph::NodeId node = fault_node(client, device, token.value); node != graph::no_node) {
-      circle_found(core.graph.wait(node, core.reclaim.node(buffer.memory_request), "needs"));
+      add_wait(node, core.reclaim.node(buffer.memory_request), "needs");
     }
     core.reclaim.joined(buffer.memory_request, {AllocContext::For::fault, device, client, cu, 0});
   }

@@ -299,10 +299,27 @@ bool Work::find_loop(const Job& job) {
   return false;
 }
 
+/// In the wait graph: who is held back for the point, and the job that promised it.
+void Work::show_point(const Timeline& timeline, std::uint64_t at, Point& point, const Job& job) {
+  point.node = core.graph.add(core.classes.point, at);
+  core.graph.describe(point.node, "of timeline %", timeline.id);
+  circle_found(core.graph.wait(point.node, job.node, "is promised by"));
+  for (auto held = timeline.held.lower_bound(at); held != timeline.held.end(); ++held) {
+    for (const FenceId waiting : held->second) {
+      circle_found(core.graph.wait(jobs.find(waiting)->second.node, point.node));
+    }
+  }
+}
+
 void Work::timeline_promise(Job& job) {
   const FenceId id = job.spec.fence;
   for (const TimelinePoint& at : job.spec.signal_points) {
-    timelines.find(at.timeline)->second.points[at.point].promised_by = id;
+    Timeline& timeline = timelines.find(at.timeline)->second;
+    Point& point = timeline.points[at.point];
+    point.promised_by = id;
+    if (core.config.wait_graph) {
+      show_point(timeline, at.point, point, job);
+    }
   }
   job.points_left = 0;
   for (const TimelinePoint& at : job.spec.wait_points) {
@@ -310,6 +327,14 @@ void Work::timeline_promise(Job& job) {
     if (at.point > fenced_up_to(timeline)) {
       timeline.held[at.point].push_back(id);
       ++job.points_left;
+      for (const auto& [before, point] : timeline.points) {
+        if (before > at.point) {
+          break;
+        }
+        if (point.node != graph::no_node) {
+          circle_found(core.graph.wait(job.node, point.node));
+        }
+      }
     }
   }
 }
@@ -344,6 +369,8 @@ void Work::timeline_publish(Job& job) {
     Point& point = timelines.find(at.timeline)->second.points.find(at.point)->second;
     FERRY_CHECK(point.promised_by == id && is_promise(point));
     point.fenced = true;
+    core.graph.remove(point.node);
+    point.node = graph::no_node;
     if (changed.insert(at.timeline).second) {
       FERRY_CHECK(fence_wait(id, {FenceWaiter::Who::timeline, at.timeline}));
     }
@@ -381,6 +408,8 @@ void Work::timeline_break(Job& job, Status status) {
     }
     point->second.done = true;
     point->second.status = status;
+    core.graph.remove(point->second.node);
+    point->second.node = graph::no_node;
     for (auto held = timeline.held.lower_bound(at.point); held != timeline.held.end();
          held = timeline.held.erase(held)) {
       for (const FenceId waiting : held->second) {
@@ -418,6 +447,7 @@ void Work::verify_timelines() const {
                                           : !timeline.error.ok() && timeline.error_point <= timeline.value);
     for (const auto& [at, point] : timeline.points) {
       FERRY_CHECK(point.done || jobs.contains(point.promised_by));
+      FERRY_CHECK_EQ(core.graph.exists(point.node), core.config.wait_graph && is_promise(point));
       if (point.fenced && !point.done) {
         const auto fence = fences.find(point.promised_by);
         FERRY_CHECK(fence != fences.end() && fence->second.visible && !fence->second.signalled);

@@ -290,6 +290,7 @@ class Work {
   [[nodiscard]] bool point_taken(const Timeline& timeline, std::uint64_t point) const;
   void point_known(FenceId job, Status status);
   void let_on();
+  void show_point(const Timeline& timeline, std::uint64_t at, Point& point, const Job& job);
   bool find_loop(const Job& job);
   void timelines_client_gone(ClientId client);  ///< its holds end. Its jobs are dropped by job.cpp
   void verify_timelines() const;
