@@ -569,6 +569,47 @@ TEST(Pinned, buffers_get_half_of_the_budget_and_never_move) {
   EXPECT_TRUE(m.create(2, 1).ok());
 }
 
+// --- compute without retry faults ------------------------------------------------------------------------------------
+
+TEST(BuffersWithoutRetry, compute_has_them_mapped_before_it_runs_and_stops_before_they_are_taken) {
+  Config config = buffer_config(budget, room);
+  config.granularity_pages = 16;
+  config.models[0].cu_count = 1;
+  config.models[0].retry_faults = false;
+  BufferMachine m(config);
+  ASSERT_TRUE(m.create(1, 16).ok());
+  ASSERT_TRUE(m.map(1, at).ok());
+  m.demand(1);
+  EXPECT_EQ(m.units(), 0U);
+  for (unsigned i = 0; m.asked(Verb::map_buffer, 1) == nullptr; ++i) {
+    ASSERT_LT(i, 10U);
+    m.tick_at(m.now + ms);
+  }
+  EXPECT_EQ(m.units(), 0U) << "asked for is not made";
+  ASSERT_TRUE(m.reply_to(Verb::map_buffer, 1));
+  m.tick_at(m.now + 2 * ms);
+  EXPECT_EQ(m.units(), 1U);
+  m.fault(at, Access::write, 7);
+  EXPECT_EQ(m.woken(7), Status(Code::kernel_fault)) << "such hardware cannot try again";
+  m.tick_at(m.now + 2 * ms);
+  m.pressure(16);
+  EXPECT_EQ(m.asked(Verb::revoke_buffer, 1), nullptr) << "waves may still use it";
+  for (unsigned i = 0; m.asked_back() == 0; ++i) {
+    ASSERT_LT(i, 10U);
+    m.tick_at(m.now + ms);
+  }
+  ASSERT_TRUE(m.leave());
+  ASSERT_NE(m.asked(Verb::revoke_buffer, 1), nullptr);
+  m.settle();
+  EXPECT_EQ(m.where(1), Where::store);
+  for (unsigned i = 0; m.units() == 0; ++i) {
+    ASSERT_LT(i, 1000U);
+    m.tick_at(m.now + ms);
+    m.settle();
+  }
+  EXPECT_EQ(m.where(1), Where::system) << "brought back, and mapped, before it runs on";
+}
+
 // --- jobs ------------------------------------------------------------------------------------------------------------
 
 TEST(BufferJobs, graphics_finds_its_buffers_mapped_before_its_fence_is_visible) {

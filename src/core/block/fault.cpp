@@ -74,6 +74,10 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
 /// No allocation has the page. A mapped buffer may.
 void Core::Impl::not_allocated(Client& client, const Waiter& waiter) {
   if (work.is_buffer_page(client.id, waiter.page)) {
+    if (const Work::Stray stray = work.stray_fault(client.id, waiter.device); stray != Work::Stray::none) {
+      wake(client, waiter, stray == Work::Stray::again ? Status() : Status(Code::kernel_fault));
+      return;
+    }
     work.device_fault(client.id, waiter.device, waiter.page, waiter.access, waiter.token, waiter.cu);
   } else {
     wake(client, waiter, Code::not_allocated);

@@ -110,6 +110,7 @@ Status Work::buffer_map(ClientId id, BufferId buffer_id, Page at) {
   mapping.client = id;
   mapping.at = at;
   mapped_at[{id, at}] = buffer_id;
+  range_added(id);
   return {};
 }
 
@@ -330,6 +331,36 @@ void Work::ask_revoke(Buffer& buffer, BufferMapping& mapping, DeviceId target) {
   action.buffer = buffer.id;
   action.device = target;
   action.pages = {mapping.at, buffer.spec.count_pages};
+  if (target != no_device && !model(target).retry_faults) {
+    hold_revocation(mapping.client, target);
+  }
+}
+
+/// Retry faults off: what the client's compute may touch is mapped before it runs. How many addresses are not, yet.
+std::uint64_t Work::map_all_buffers(ClientId client, DeviceId device) {
+  std::vector<Page> pages;
+  for (auto it = mapped_at.lower_bound({client, 0}); it != mapped_at.end() && it->first.first == client; ++it) {
+    pages.push_back(it->first.second);
+  }
+  std::uint64_t missing = 0;
+  for (const Page at : pages) {
+    BufferMapping* m = find_mapping(client, at);
+    if (m == nullptr || m->unmapping || (mapped(*m, device) && !busy_with(*m, device) && !doubtful(*m, device))) {
+      continue;
+    }
+    ++missing;
+    Buffer& buffer = buffers.find(mapped_at.find({client, m->at})->second)->second;
+    if (buffer.step != Buffer::Step::rest || busy_with(*m, device) || doubtful(*m, device)) {
+      continue;  // on its way
+    }
+    if (buffer.where == Buffer::Where::nowhere || buffer.where == Buffer::Where::store) {
+      bring(buffer, Buffer::Where::system, no_device, {AllocContext::For::request, device, client});
+    } else {
+      ask_map(buffer, *m, device);
+    }
+    look();
+  }
+  return missing;
 }
 
 bool Work::claim_mapping(Buffer& buffer, BufferMapping& mapping, DeviceId device) {

@@ -124,6 +124,7 @@ bool Work::restore(ClientId id, DeviceId device) {
       }
     }
   }
+  missing += map_all_buffers(id, device);
   Compute& compute = devices[device].compute.at(id);
   // Only fewer than ever before is progress: memory for less than all of it can be taken back and forth for ever.
   if (compute.tries == 0 || missing < compute.missing) {

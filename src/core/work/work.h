@@ -363,6 +363,7 @@ class Work {
   void ask_map(Buffer& buffer, BufferMapping& mapping, DeviceId target);
   void ask_revoke(Buffer& buffer, BufferMapping& mapping, DeviceId target);
   bool revoke_all(Buffer& buffer);
+  std::uint64_t map_all_buffers(ClientId client, DeviceId device);
   /// For a job on the device. True: it is mapped there.
   bool claim_mapping(Buffer& buffer, BufferMapping& mapping, DeviceId device);
   void mapping_answered(Buffer& buffer, const WorkRef& ref, Status status);
