@@ -148,7 +148,8 @@ struct Op {
   bool in_use = false;
   bool reclaim = false;  ///< counts in Device::reclaims of reclaim_device
   DeviceId reclaim_device = no_device;
-  bool moved = false;  ///< migrate_begin was told
+  bool redirected = false;  ///< it had another goal; what the device reaches may be unknown since
+  bool moved = false;       ///< migrate_begin was told
   Place moved_to = Place::system;
   Status failure;                 ///< of the stage under way
   std::uint32_t outstanding = 0;  ///< actions unanswered
@@ -298,6 +299,7 @@ class Core::Impl {
 
   // block/memory.cpp: nothing of it runs without a budget of system memory
   bool acquire_memory(Op& op);
+  void give_up(Op& op);
   [[nodiscard]] PageMask memory_needed(const Op& op) const;
   [[nodiscard]] bool wants_system(const Op& op) const;
   [[nodiscard]] AllocContext memory_context(const Op& op) const;

@@ -93,7 +93,7 @@ bool Core::Impl::acquire_memory(Op& op) {
   --memory_line_ops;
   hide_waits(op);
   if (!taken) {
-    end_op(op.self);
+    give_up(op);
     return false;
   }
   charge(op);
@@ -108,12 +108,23 @@ void Core::Impl::op_memory_granted(OpIndex index, std::uint64_t serial, Status s
   --memory_line_ops;
   hide_waits(op);
   if (!status.ok()) {
-    end_op(index);
+    give_up(op);
     return;
   }
   charge(op);
   route(op);
   run_op(index);
+}
+
+/// The operation was refused memory and ends. If a mapping of it failed before, the device reaches nothing of it now.
+void Core::Impl::give_up(Op& op) {
+  op.stage = Stage::finished;
+  if (op.redirected && op.device != no_device) {
+    revoke_device(op, op.device, op.pages);
+  }
+  if (op.outstanding == 0) {
+    end_op(op.self);
+  }
 }
 
 /// A fault joined an operation that waits. `waiter` null: a CPU thread's.

@@ -26,6 +26,7 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.in_use = true;
   op.reclaim = false;
   op.reclaim_device = no_device;
+  op.redirected = false;
   op.moved = false;
   op.failure = {};
   op.outstanding = 0;
@@ -318,6 +319,7 @@ bool Core::Impl::stage_failed(Op& op) {
 void Core::Impl::redirect(Op& op, Goal goal) {
   op.goal = op.waiters.empty() ? Goal::system : goal;
   op.stage = Stage::begin;
+  op.redirected = true;
   op.copy_failures = 0;
 }
 
