@@ -118,6 +118,13 @@ class FakeManager {
     if (got == linux::Receive::nothing) return true;
     if (got == linux::Receive::message) {
       reply(wire::MessageType::attached, attach_request_, wire::AttachDevice{});
+      // All compute units are the device's for good: there is nobody else.
+      wire::ManagerPort agent(control_.get()->agent);
+      wire::DownRecord grant{};
+      grant.kind = static_cast<std::uint32_t>(wire::DownKind::grant_units);
+      grant.units = (std::uint64_t{1} << cus) - 1;
+      if (!agent.post(grant)) std::abort();
+      agent.wake([](std::atomic<std::uint32_t>& word) { linux::futex_wake(word, 1); });
       return true;
     }
     [[maybe_unused]] const Status told =
