@@ -484,6 +484,75 @@ TEST_F(ReclaimTest, a_budget_that_shrinks_and_grows_lends_no_reserve_that_is_in_
   EXPECT_EQ(m.core.stats().over_budget_pages, block_count(2)) << "five of four are in use: nothing is left to lend";
 }
 
+TEST_F(ReclaimTest, a_cpu_fault_that_joins_an_eviction_uses_no_memory_that_is_not_charged) {
+  Config config = tight_config(1);
+  config.vram_pages = block_pages;
+  Machine m(config);
+  allocate(m);
+  touch(m, 0);
+  touch(m, 1);
+  m.fault(page_in(0), Access::read);  // stored, and clean in VRAM
+  m.settle();
+  touch(m, 2);
+  ASSERT_TRUE(m.at(page_in(0)).stored);
+  ASSERT_FALSE(m.at(page_in(0)).held);
+  m.fault(page_in(3), Access::read, 30);
+  while (m.open_count(Verb::revoke_device) == 0) {
+    ASSERT_FALSE(m.open.empty());
+    m.answer(m.open.front().verb);
+  }
+  m.cpu(page_in(0));  // the eviction of block 0 is under way
+  m.settle();
+  EXPECT_TRUE(m.went_on(30));
+  EXPECT_TRUE(m.at(page_in(0)).cpu_may_map);
+  EXPECT_EQ(m.core.stats().pages_to_system, 0U) << "the store had them all the time";
+}
+
+TEST_F(ReclaimTest, what_is_refused_after_a_failed_mapping_is_not_mapped) {
+  Config config = tight_config(1);
+  config.system_pages = block_pages + 1;
+  config.store_pages = 0;
+  Machine m(config);
+  allocate(m);
+  m.fault(page_in(0), Access::write);
+  m.settle();
+  touch(m, 1);  // takes the memory of block 0's stale copy
+  ASSERT_TRUE(m.core.free(++m.now, 1, {7, 1}, {2}).ok());
+  m.settle();
+  ASSERT_TRUE(m.core.alloc(++m.now, 1, {7, 1}, Placement::automatic).ok());
+  // The new page fits; to bring the others home after the failed mapping does not.
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, {0, block_pages}, 0, {9}).ok());
+  for (m.take(); !m.open.empty(); m.take()) {
+    if (!m.answer(Verb::map_device, Code::no_memory)) {
+      m.answer(m.open.front().verb);
+    }
+  }
+  EXPECT_TRUE(m.replied(9).has_value());
+  EXPECT_EQ(m.core.stats().over_budget_pages, 0U);
+  EXPECT_EQ(m.at(page_in(0)).device_mapped, 0U) << "what the device reaches was unknown";
+  EXPECT_TRUE(m.at(page_in(0)).dirty);
+}
+
+TEST_F(ReclaimTest, a_free_of_what_waits_for_memory_does_not_hold_up_the_line) {
+  // One granule waits for memory while its pages, and others with memory, are freed: the free waits for the granule.
+  Config config = tight_config(1);
+  config.store_pages = 0;
+  Machine m(config);
+  allocate(m);
+  touch(m, 0);
+  m.core.client_open(2);
+  m.core.device_attach(2, 0);
+  ASSERT_TRUE(m.core.alloc(++m.now, 2, {0, block_pages}, Placement::system).ok());
+  m.fault(page_in(0), Access::write, 60, 0, 2);
+  ASSERT_EQ(m.core.stats().over_budget_pages, block_count(1));
+  m.cpu(page_in(1));
+  ASSERT_TRUE(m.core.free(++m.now, 1, {0, 2 * block_pages}, {3}).ok());
+  m.settle();
+  EXPECT_TRUE(m.replied(3).has_value());
+  EXPECT_TRUE(m.went_on(60));
+  EXPECT_TRUE(m.core.quiescent());
+}
+
 TEST_F(ReclaimTest, a_line_that_stands_for_a_process_that_does_not_answer_is_served_over_the_budget) {
   Machine m(tight_config(1));
   allocate(m);
