@@ -39,11 +39,6 @@ struct Step {
 /// Nodes that can never proceed, as a closed walk: each step's `to` is the next one's `from`. Empty: none.
 using Circle = std::vector<Step>;
 
-struct ClassStep {
-  ClassId from = 0;
-  ClassId to = 0;
-};
-
 /// A rule of fences that was broken, or a circle of classes that has not happened yet.
 struct Report {
   enum class What : std::uint8_t {
