@@ -32,6 +32,10 @@ struct Check {
 [[nodiscard]] Check check_huge_pages();
 [[nodiscard]] Check check_window();
 [[nodiscard]] Check check_wake_latency();
+// For budgets of system memory (doctor_store.cpp).
+[[nodiscard]] Check check_store_file();
+[[nodiscard]] Check check_io_uring();
+[[nodiscard]] Check check_pressure();
 
 /// Prints; returns the exit code.
 int doctor(bool json);

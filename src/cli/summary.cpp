@@ -67,6 +67,14 @@ Counters read_counters(std::string_view text) {
   const Json machine = object(json, "machine");
   c.vram_bytes = field(machine, "vram_bytes");
   c.devices = field(machine, "devices");
+  const Json system = object(json, "system");
+  c.budget_bytes = field(system, "budget_bytes");
+  c.system_peak_bytes = field(system, "peak_bytes");
+  c.over_budget_bytes = field(system, "over_budget_bytes");
+  const Json store = object(json, "store");
+  c.stored_bytes = field(store, "bytes_in");
+  c.restored_bytes = field(store, "bytes_out");
+  c.store_errors = field(store, "errors");
   const Json time = object(json, "time");
   c.wall_ns = field(time, "wall_ns");
   c.kernels_ns = field(time, "kernels_ns");
@@ -104,6 +112,13 @@ std::string summary(const Counters& c, const std::string& program, std::uint64_t
   out += "ferry:   pressure  " + counted(c.evictions, "eviction", "evictions") + " (" + format_size(c.evicted_bytes) +
          "), " + counted(c.refaults, "refault", "refaults") + ", peak VRAM " + format_size(c.peak_vram_bytes) + " of " +
          format_size(c.vram_bytes) + "\n";
+  if (c.budget_bytes != 0) {
+    out += "ferry:   system    peak " + format_size(c.system_peak_bytes) + " of " + format_size(c.budget_bytes) + ", " +
+           format_size(c.stored_bytes) + " to the store, " + format_size(c.restored_bytes) + " back";
+    if (c.over_budget_bytes != 0) out += ", " + format_size(c.over_budget_bytes) + " given over the budget";
+    if (c.store_errors != 0) out += ", " + counted(c.store_errors, "store error", "store errors");
+    out += "\n";
+  }
   if (c.in_place != 0 || c.pins != 0 || c.copy_errors != 0) {
     out += "ferry:   in place  " + counted(c.in_place, "mapping", "mappings") + ", " +
            counted(c.pins, "contention pin", "contention pins");

@@ -14,6 +14,8 @@ struct Counters {
   std::uint64_t to_vram_bytes = 0, to_system_bytes = 0, dropped_bytes = 0, to_vram_moves = 0, to_system_moves = 0;
   std::uint64_t evictions = 0, evicted_bytes = 0, refaults = 0, in_place = 0, pins = 0, copy_errors = 0;
   std::uint64_t peak_vram_bytes = 0, vram_bytes = 0, vram_bytes_now = 0, devices = 0, kernels = 0;
+  std::uint64_t budget_bytes = 0, system_peak_bytes = 0, over_budget_bytes = 0;  ///< of system memory; 0: no budget
+  std::uint64_t stored_bytes = 0, restored_bytes = 0, store_errors = 0;
   std::uint64_t wall_ns = 0, kernels_ns = 0, moving_ns = 0, copy_ns = 0, busy_ns = 0, poll_ns = 0, sleep_ns = 0;
 };
 

@@ -65,6 +65,14 @@ std::string tiles(const StatsDocument& d) {
               pages(s.evicted_pages) + "; " + format_count(s.refaults) + " came back") +
          tile("Peak VRAM", pages(s.vram_peak_pages),
               "of " + format_size(d.machine.vram_bytes) + (d.machine.devices > 1 ? " on one device" : "")) +
+         (d.machine.system_bytes == 0
+              ? std::string()
+              : tile("Peak system memory", pages(s.system_peak_pages),
+                     "of " + format_size(d.machine.system_bytes) +
+                         (s.over_budget_pages == 0 ? "" : "; " + pages(s.over_budget_pages) + " given over it")) +
+                    tile("To the store", pages(s.pages_to_store),
+                         pages(s.pages_from_store) + " back" +
+                             (s.store_errors == 0 ? "" : "; " + format_count(s.store_errors) + " errors"))) +
          tile("Mapped in place", format_count(s.in_place_maps), format_count(s.contention_pins) + " contention pins") +
          tile("Kernels ran", format_duration(d.time.kernels_ns), "of " + format_duration(d.time.wall_ns)) + "</div>\n";
 }
@@ -127,7 +135,17 @@ std::string plots(const Report& report) {
   moved.lines.push_back({"to VRAM", 1, false, false, of(bytes, [](const Sample& s) { return s.pages_to_vram; })});
   moved.lines.push_back(
       {"to system memory", 2, false, false, of(bytes, [](const Sample& s) { return s.pages_to_system; })});
-  return draw(residency) + draw(faults) + draw(moved);
+  if (report.document.machine.system_bytes == 0) return draw(residency) + draw(faults) + draw(moved);
+  Plot system{"System memory over time", PlotUnit::bytes, seconds, {}};
+  system.lines.push_back({"in use", 1, true, false, of(bytes, [](const Sample& s) { return s.system_pages; })});
+  system.lines.push_back(
+      {"budget", 2, false, true,
+       std::vector<double>(seconds.size(), static_cast<double>(report.document.machine.system_bytes))});
+  system.lines.push_back({"in the store", 4, false, false, of(bytes, [](const Sample& s) { return s.stored_pages; })});
+  moved.lines.push_back({"to the store", 3, false, false, of(bytes, [](const Sample& s) { return s.pages_to_store; })});
+  moved.lines.push_back(
+      {"from the store", 4, false, false, of(bytes, [](const Sample& s) { return s.pages_from_store; })});
+  return draw(residency) + draw(system) + draw(faults) + draw(moved);
 }
 
 }  // namespace

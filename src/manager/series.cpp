@@ -50,6 +50,10 @@ void Series::read_counters(Sample& sample) const {
   sample.pages_to_vram = stats_->pages_to_vram;
   sample.pages_to_system = stats_->pages_to_system;
   sample.evictions = stats_->evictions;
+  sample.system_pages = stats_->system_pages;
+  sample.stored_pages = stats_->stored_pages;
+  sample.pages_to_store = stats_->pages_to_store;
+  sample.pages_from_store = stats_->pages_from_store;
 }
 
 void Series::advance(std::uint64_t now_ns) {

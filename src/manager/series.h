@@ -31,12 +31,16 @@ struct Sample {
   std::uint64_t time_ns = 0;
   std::uint64_t vram_pages = 0;       ///< in use on all devices, the most since the sample before
   std::uint64_t allocated_pages = 0;  ///< managed memory of all clients
+  std::uint64_t system_pages = 0;     ///< counted against the budget; 0 without one
+  std::uint64_t stored_pages = 0;     ///< in the store
   // Counters since the start.
   std::uint64_t device_faults = 0;
   std::uint64_t cpu_faults = 0;
   std::uint64_t pages_to_vram = 0;
   std::uint64_t pages_to_system = 0;
   std::uint64_t evictions = 0;
+  std::uint64_t pages_to_store = 0;
+  std::uint64_t pages_from_store = 0;
 };
 
 class Series final : public core::Observer {

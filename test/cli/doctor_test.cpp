@@ -1,7 +1,14 @@
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "program.h"
@@ -35,8 +42,9 @@ TEST(Doctor, SaysOfEveryCheckWhatItFoundAndWhatALackCosts) {
     missing = missing || state == "missing";
   }
   EXPECT_EQ(report["can_run"], !missing);
-  for (const char* name : {"kernel", "device faults", "userfaultfd", "faults in calls", "vm.max_map_count",
-                           "huge pages", "memory", "CPUs", "wake-up time", "RLIMIT_NOFILE"}) {
+  for (const char* name :
+       {"kernel", "device faults", "userfaultfd", "faults in calls", "vm.max_map_count", "huge pages", "memory", "CPUs",
+        "wake-up time", "RLIMIT_NOFILE", "store file", "io_uring", "memory pressure"}) {
     check_named(report, name);
   }
 }
@@ -46,6 +54,24 @@ TEST(Doctor, ReadsForPeople) {
   EXPECT_NE(outcome.out.find("kernel"), std::string::npos);
   EXPECT_NE(outcome.out.find(outcome.status == 0 ? "Ferry runs here" : "Ferry cannot run here"), std::string::npos);
   EXPECT_EQ(outcome.out.find('\033'), std::string::npos) << "no colours into a pipe";
+}
+
+TEST(Doctor, SaysWhatAForbiddenIoUringCosts) {
+  const auto outcome = test::run({.arguments = {test::ferry_program(), "doctor", "--json"}, .before_exec = [] {
+                                    sock_filter code[] = {
+                                        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                                        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+                                        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                                        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+                                    };
+                                    const sock_fprog program{static_cast<unsigned short>(std::size(code)), code};
+                                    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                                    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+                                  }});
+  const Json check = check_named(Json::parse(outcome.out), "io_uring");
+  EXPECT_EQ(check["state"], "degraded");
+  EXPECT_NE(std::string(check["found"]).find("Operation not permitted"), std::string::npos) << check;
+  EXPECT_NE(check["mend"], "");
 }
 
 TEST(Doctor, FindsALimitThatIsTooSmall) {

@@ -27,6 +27,18 @@ TEST(Summary, SaysWhatHappened) {
   }
 }
 
+TEST(Summary, TellsOfABudgetWhereThereIsOne) {
+  EXPECT_EQ(summary(read_counters(json), "graph", 1).find("store"), std::string::npos);
+  const std::string text =
+      summary(read_counters(R"({"system":{"budget_bytes":8388608,"peak_bytes":4194304,"over_budget_bytes":4096},
+                        "store":{"bytes_in":2097152,"bytes_out":1048576,"errors":1}})"),
+              "graph", 1);
+  EXPECT_NE(
+      text.find("peak 4 MiB of 8 MiB, 2 MiB to the store, 1 MiB back, 4 KiB given over the budget, 1 store error"),
+      std::string::npos)
+      << text;
+}
+
 TEST(Summary, BadJsonIsNotACrash) {
   for (const char* bad : {"", "{", "[]", "3", "null", "\xff"}) EXPECT_FALSE(read_counters(bad).valid) << bad;
   const Counters odd = read_counters(R"({"device_faults":"many","cpu_faults":-1,"machine":[],"time":3,"kernels":{}})");
