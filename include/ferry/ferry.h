@@ -32,11 +32,11 @@ typedef enum ferry_code {
   FERRY_BAD_RANGE = 1,     /**< size 0, overflow, or a pointer outside managed memory */
   FERRY_NOT_ALLOCATED = 2, /**< the pointer belongs to no allocation: freed before, or never allocated */
   FERRY_OVERLAP = 3,
-  FERRY_BAD_MESSAGE = 4,   /**< the manager sent what no manager sends */
-  FERRY_BAD_VERSION = 5,   /**< manager and library are of different versions */
-  FERRY_NOT_PERMITTED = 6, /**< the manager belongs to somebody else */
-  FERRY_NOT_HELD = 7,      /**< work.h: no buffer, fence or timeline of this process, or none at all */
-  FERRY_IN_USE = 8,        /**< work.h: a point of a timeline that is taken already */
+  FERRY_BAD_MESSAGE = 4,    /**< the manager sent what no manager sends */
+  FERRY_BAD_VERSION = 5,    /**< manager and library are of different versions */
+  FERRY_NOT_PERMITTED = 6,  /**< the manager belongs to somebody else */
+  FERRY_NOT_HELD = 7,       /**< work.h: no buffer, fence or timeline of this process, or none at all */
+  FERRY_IN_USE = 8,         /**< work.h: a point of a timeline that is taken already */
   FERRY_WOULD_DEADLOCK = 9, /**< work.h: the waits of a job would close a circle, which the text tells */
   FERRY_NO_MEMORY = 20,
   FERRY_NO_MAPPINGS = 21, /**< the process has as many mappings as vm.max_map_count allows */

@@ -57,14 +57,14 @@ typedef enum ferry_progress_result {
 
 /** What the members of a class are, and so which rules they keep. The rules are those of dma-fence. */
 typedef enum ferry_progress_kind {
-  FERRY_PROGRESS_WORK = 0,    /**< threads, jobs, waves: no rule */
-  FERRY_PROGRESS_FENCE = 1,   /**< owed a signal once published; waits only for fences published before */
-  FERRY_PROGRESS_ENGINE = 2,  /**< held by work: compute units, engine slots, ring space */
-  FERRY_PROGRESS_LOCK = 3,    /**< held by work; may be taken on the way to a signal */
+  FERRY_PROGRESS_WORK = 0,        /**< threads, jobs, waves: no rule */
+  FERRY_PROGRESS_FENCE = 1,       /**< owed a signal once published; waits only for fences published before */
+  FERRY_PROGRESS_ENGINE = 2,      /**< held by work: compute units, engine slots, ring space */
+  FERRY_PROGRESS_LOCK = 3,        /**< held by work; may be taken on the way to a signal */
   FERRY_PROGRESS_RESERVATION = 4, /**< a lock under which others wait for fences: not on the way to a signal */
-  FERRY_PROGRESS_MEMORY = 5,  /**< memory that reclaim has to find: not on the way to a signal */
-  FERRY_PROGRESS_FAULT = 6,   /**< a page fault: not on the way to a signal */
-  FERRY_PROGRESS_USER = 7     /**< what user space ends when it likes, user fences: not on the way to a signal */
+  FERRY_PROGRESS_MEMORY = 5,      /**< memory that reclaim has to find: not on the way to a signal */
+  FERRY_PROGRESS_FAULT = 6,       /**< a page fault: not on the way to a signal */
+  FERRY_PROGRESS_USER = 7         /**< what user space ends when it likes, user fences: not on the way to a signal */
 } ferry_progress_kind;
 
 /** Flag of ferry_progress_add(): the node may go on when one of those it waits for lets it (memory: any victim will do;

@@ -98,7 +98,8 @@ Status Manager::start() {
     if (pressure_.events_fd() >= 0)
       watch(pressure_.events_fd(), Source::cgroup, nullptr, no_device, EPOLLPRI | EPOLLET);
   }
-  if (memory.store_pages != 0 && config_.machine.keep_free != 0) watermark_ = Watermark(memory.system_pages, memory.granularity_pages);
+  if (memory.store_pages != 0 && config_.machine.keep_free != 0)
+    watermark_ = Watermark(memory.system_pages, memory.granularity_pages);
   std::unique_ptr<linux::Store> store;
   if (linux::StoreConfig how = config_.machine.store_config(); config_.machine.store_room_bytes() != 0) {
     how.threads = threads;

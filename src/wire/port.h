@@ -64,11 +64,11 @@ enum class DownKind : std::uint32_t {
                    ///< (so that single pages of it can be given by UFFDIO_CONTINUE), then post done
   map_buffer = 9,  ///< application agent: map the extent from `file` (drops its registration), post done
   forget_buffer = 10,  ///< device agent: the file of buffer number `buffer` will not be named again; post done
-  grant_units = 11,  ///< device agent: compute may use the compute units in `units` too, post done
-  take_units = 12,   ///< device agent: compute has to leave those in `units`, post done at once; units_left follow
-  run_job = 13,      ///< device agent: run the graphics job in JobSlot `slot` on `units`, post done at once; job_done
-                     ///< follows
-  cancel_job = 14,   ///< device agent: the job in JobSlot `slot`, if it runs still, is to end soon, post done at once
+  grant_units = 11,    ///< device agent: compute may use the compute units in `units` too, post done
+  take_units = 12,     ///< device agent: compute has to leave those in `units`, post done at once; units_left follow
+  run_job = 13,        ///< device agent: run the graphics job in JobSlot `slot` on `units`, post done at once; job_done
+                       ///< follows
+  cancel_job = 14,     ///< device agent: the job in JobSlot `slot`, if it runs still, is to end soon, post done at once
 };
 
 /// Which file an extent is mapped from.
@@ -90,7 +90,7 @@ struct DownRecord {
   std::uint64_t generation;   ///< resume*: must equal the slot's, else the record is dropped
   std::uint32_t status;       ///< resume: Code, 0 retry
   std::uint32_t buffer;       ///< File::buffer, forget_buffer: number of the buffer in this application
-  std::uint64_t units;  ///< grant_units, take_units, run_job: bit u: compute unit u
+  std::uint64_t units;        ///< grant_units, take_units, run_job: bit u: compute unit u
 };
 static_assert(sizeof(DownRecord) == 64);
 static_assert(std::is_trivially_copyable_v<UpRecord> && std::is_trivially_copyable_v<DownRecord>);

@@ -1,6 +1,7 @@
 // Graphics jobs beside kernels, on the compute units that both share; kernels and program that wait for words.
 // One device, whose policy the environment chooses.
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -67,7 +68,7 @@ class EndlessKernel {
     const auto give_up = std::chrono::steady_clock::now() + patience;
     while (__atomic_load_n(&counters_[0], __ATOMIC_RELAXED) == seen) {
       if (std::chrono::steady_clock::now() > give_up) return false;
-      ::usleep(100);
+      ::sched_yield();
     }
     return true;
   }
@@ -203,7 +204,7 @@ TEST(Graphics, WhatCannotBeStoppedEndsItsDevice) {
   options.buffers = {writes(target)};
   options.timeout = milliseconds(50);
   const auto asleep = [](std::size_t) {
-    for (;;) ::sleep(1);
+    for (;;) ::pause();
   };
   const int code = code_of([&] { submit_graphics(options, 1, asleep).wait(); });
   EXPECT_TRUE(code == FERRY_TIMED_OUT || code == FERRY_DEVICE_LOST) << code;

@@ -1,4 +1,5 @@
 // Buffers, fences, timelines and jobs from one program: what they do, and what becomes of bad input.
+// Longer than 600 lines because all of it runs in one program with one session, which is what is tested.
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/eventfd.h>

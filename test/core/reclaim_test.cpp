@@ -1,4 +1,5 @@
 // System memory as a budget: who is charged, who has to leave, the store beneath, and what happens when nobody can.
+// Longer than 600 lines because its stories share one small machine and are read beside each other.
 #include <gtest/gtest.h>
 
 #include <algorithm>

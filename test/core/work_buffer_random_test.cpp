@@ -322,8 +322,9 @@ class World : public BufferMachine {
       switch (a.verb) {
         case Verb::wake_wave: end_wave(a.token.value); break;
         case Verb::reply:
-          expect(owed_.erase(a.cookie.value) == 1,
-                 [&] { return "request " + std::to_string(a.cookie.value) + " is answered, and nobody asked" + state(); });
+          expect(owed_.erase(a.cookie.value) == 1, [&] {
+            return "request " + std::to_string(a.cookie.value) + " is answered, and nobody asked" + state();
+          });
           if (const auto job = job_of_.find(a.cookie.value); job != job_of_.end() && a.status.ok()) {
             published(jobs_.at(job->second));
           }

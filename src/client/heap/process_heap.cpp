@@ -75,9 +75,7 @@ class ProcessSpans final : public SpanSource {
     errno = saved_errno;
   }
 
-  void* take_range(std::size_t bytes) noexcept {
-    return reinterpret_cast<void*>(ranges_.take(bytes, block_bytes));
-  }
+  void* take_range(std::size_t bytes) noexcept { return reinterpret_cast<void*>(ranges_.take(bytes, block_bytes)); }
   void give_range(void* range, std::size_t bytes) noexcept {
     ranges_.give(reinterpret_cast<std::uintptr_t>(range), bytes);
   }

@@ -46,7 +46,7 @@ Work::Work(Core::Impl& c) : core(c) {
   g.ordered(cls.job, cls.fence);    // jobs wait for fences that were visible before theirs
   g.ordered(cls.job, cls.job);      // queues
   g.ordered(cls.unseen, cls.unseen);
-  g.ordered(cls.point, cls.unseen);  // loops of held jobs are refused
+  g.ordered(cls.point, cls.unseen);    // loops of held jobs are refused
   g.ordered(cls.line, cls.operation);  // those that give VRAM back want none
   g.ordered(cls.memory, cls.memory);   // its line
   if (asks_fences) {
