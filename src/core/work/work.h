@@ -26,9 +26,9 @@ class Reclaim;
 struct WorkRef {
   enum class What : std::uint8_t { buffer_move, buffer_map, buffer_revoke, buffer_release, run_job, revoke_units };
   What what = What::run_job;
-  std::uint64_t id = 0;   ///< buffer; job's fence; client
-  std::uint64_t sub = 0;  ///< buffer_map, buffer_revoke: client << 8 | device; revoke_units: device << 32 | process
-  Page at = 0;            ///< buffer_map, buffer_revoke: first page of the mapping
+  std::uint64_t id = 0;       ///< buffer; job's fence; client
+  std::uint64_t sub = 0;      ///< buffer_map, buffer_revoke: client << 8 | device; revoke_units: device << 32 | process
+  Page at = 0;                ///< buffer_map, buffer_revoke: first page of the mapping
   std::uint32_t process = 0;  ///< buffer_map: the device process that was asked
   std::uint64_t cu_mask = 0;  ///< revoke_units
 };
@@ -48,7 +48,7 @@ struct Fence {
   bool visible = false;
   bool signalled = false;
   bool forgotten = false;  ///< by the outside; erased when signalled and no waiter is left
-  Status status;                ///< until it signals: the first error of an array's parts
+  Status status;           ///< until it signals: the first error of an array's parts
   std::uint64_t visible_ns = 0;
   std::uint64_t deadline_ns = 0;
   std::vector<FenceId> parts;  ///< array: those that have not signalled yet
@@ -69,9 +69,9 @@ struct Point {
 /// point that nobody made is a wait for the next one after it, once that has a fence.
 struct Timeline {
   TimelineId id = 0;
-  std::map<ClientId, std::uint32_t> holds;  ///< none: it goes with its last point
-  std::uint64_t value = 0;                  ///< all points up to it have signalled
-  std::map<std::uint64_t, Point> points;    ///< those above `value`
+  std::map<ClientId, std::uint32_t> holds;             ///< none: it goes with its last point
+  std::uint64_t value = 0;                             ///< all points up to it have signalled
+  std::map<std::uint64_t, Point> points;               ///< those above `value`
   std::map<std::uint64_t, std::vector<FenceId>> held;  ///< by the point they wait for, jobs that are held back
   std::uint64_t error_point = 0;                       ///< the first that failed; 0: none
   Status error;
@@ -131,12 +131,12 @@ struct Buffer {
   DeviceId to_device = no_device;
   Where leaving = Where::nowhere;
   DeviceId leaving_device = no_device;
-  FenceId claimed_by = 0;         ///< a job that gathers its memory: the buffer does not move until it is visible
-  bool placed = false;            ///< for that job: it was tried to bring it nearer, once
-  bool foreign = false;           ///< a device that is not its home used it: it is not brought to VRAM again
-  std::uint32_t outstanding = 0;  ///< actions under way
-  Status failure;                 ///< of the last move, or of a map for the job: who waits is told
-  std::uint64_t vram_chunks = 0;  ///< of the budget of the device where it is, comes from or goes to; never of two
+  FenceId claimed_by = 0;            ///< a job that gathers its memory: the buffer does not move until it is visible
+  bool placed = false;               ///< for that job: it was tried to bring it nearer, once
+  bool foreign = false;              ///< a device that is not its home used it: it is not brought to VRAM again
+  std::uint32_t outstanding = 0;     ///< actions under way
+  Status failure;                    ///< of the last move, or of a map for the job: who waits is told
+  std::uint64_t vram_chunks = 0;     ///< of the budget of the device where it is, comes from or goes to; never of two
   std::uint64_t charged_pages = 0;   ///< against the budget of system memory
   std::uint64_t stored_pages = 0;    ///< counted in Stats::stored_pages
   std::uint64_t memory_request = 0;  ///< in Reclaim's line; 0: none
@@ -176,17 +176,17 @@ struct Job {
   };
   std::vector<Dependency> ordered_by;  ///< stage depends: those that have not signalled
   bool gathered = false;               ///< stage memory: all of it is there
-  std::uint64_t arrival = 0;        ///< of the engine's queue
+  std::uint64_t arrival = 0;           ///< of the engine's queue
   std::uint64_t queued_ns = 0;
   std::uint64_t dispatched_ns = 0;
   std::uint64_t cancelled_ns = 0;  ///< running: the machine was asked to end it; 0: it was not
   std::uint64_t cu_mask = 0;       ///< running on graphics
   bool overran = false;            ///< its timeout passed
   bool reset_sent = false;
-  Status failure;                 ///< a dependency failed, or it was cancelled: signalled without running
-  std::uint64_t unit_waits = 0;   ///< units that it waits for now (gate, queued), of which ...
-  unsigned units_short = 0;       ///< ... so many are needed; 0: it waits for none
-  FenceId behind = 0;             ///< the job that it waits behind (line, queued); 0: none
+  Status failure;                ///< a dependency failed, or it was cancelled: signalled without running
+  std::uint64_t unit_waits = 0;  ///< units that it waits for now (gate, queued), of which ...
+  unsigned units_short = 0;      ///< ... so many are needed; 0: it waits for none
+  FenceId behind = 0;            ///< the job that it waits behind (line, queued); 0: none
   graph::NodeId behind_node = graph::no_node;
   /// Of class `unseen` until the job is visible, of class `job` then: what may wait for what changes with that.
   graph::NodeId node = graph::no_node;
@@ -229,7 +229,7 @@ struct WorkDevice {
   std::vector<Unit> units;
   std::map<ClientId, Compute> compute;
   std::map<std::pair<ClientId, std::uint64_t>, UnitFault> faults;  ///< by token
-  ClientId turn = 0;                        ///< whose demand goes first
+  ClientId turn = 0;                                               ///< whose demand goes first
   std::uint64_t turn_ns = 0;                ///< since when it has units in this turn; 0: it has none yet
   std::vector<std::deque<FenceId>> queued;  ///< by engine, each in order of arrival
   std::vector<unsigned> running;            ///< by engine
@@ -240,7 +240,7 @@ struct WorkDevice {
   std::uint64_t mode_ns = 0;                ///< since when; 0: from the start
   bool pumping = false;                     ///< unit_pump() runs and will look again
   bool again = false;
-  std::uint64_t due_ns = ~std::uint64_t{0};  ///< when time alone changes something
+  std::uint64_t due_ns = ~std::uint64_t{0};   ///< when time alone changes something
   std::map<ClientId, std::uint32_t> revokes;  ///< revoke_cus not answered
 };
 
@@ -406,7 +406,7 @@ class Work {
   void job_drop(FenceId job, Status status);    ///< never visible
   void job_finish(FenceId job, Status status);  ///< its fence signals
   void jobs_client_gone(ClientId client);
-  bool advance_first();                      ///< true: the line has changed
+  bool advance_first();                       ///< true: the line has changed
   void wait_behind(Job& job, FenceId other);  ///< 0: behind nobody
 
   // engine.cpp
@@ -430,7 +430,7 @@ class Work {
   [[nodiscard]] std::uint64_t stuck_units(DeviceId device) const;      ///< not left before a fault is repaired
   /// Of units that are held, some that a job waits for: it is stuck if, and only if, all of these are.
   [[nodiscard]] std::uint64_t decisive_units(DeviceId device, std::uint64_t held, unsigned needed) const;
-  [[nodiscard]] bool compute_turn(DeviceId device) const;  ///< set: compute goes before jobs that are not urgent
+  [[nodiscard]] bool compute_turn(DeviceId device) const;        ///< set: compute goes before jobs that are not urgent
   [[nodiscard]] std::uint64_t urgent_ns(DeviceId device) const;  ///< since or from when it is; ~0: no deadline
   /// Set: a deadline asks for units before compute has had its minimum run.
   [[nodiscard]] bool urgent(DeviceId device) const { return urgent_ns(device) <= now(); }
@@ -442,7 +442,7 @@ class Work {
   // slice.cpp
   void compute_demand(ClientId client, DeviceId device, unsigned cus);
   void share_units(DeviceId device);
-  [[nodiscard]] unsigned compute_limit(DeviceId device) const;    ///< units that compute may keep now
+  [[nodiscard]] unsigned compute_limit(DeviceId device) const;      ///< units that compute may keep now
   [[nodiscard]] unsigned compute_grantable(DeviceId device) const;  ///< free ones that it may have now
   /// How many units each client's compute should have. Moves the turn on when its slice is over.
   [[nodiscard]] std::map<ClientId, unsigned> shares(DeviceId device);
