@@ -312,7 +312,7 @@ std::string World::words_of(Status status) { return to_string(status.code); }
 
 void World::refuse(const std::string& what, Status status) {
   std::string text = what + " is refused: " + words_of(status);
-  if (status.code == Code::would_deadlock) text += " (" + core_->last_loop() + ")";
+  if (status.code == Code::would_deadlock) text += " (" + named(core_->last_loop()) + ")";
   say(LogLine::Kind::note, {}, "core", text);
   if (refusal_.empty() && !failed_before_) refusal_ = text;
 }
@@ -461,7 +461,7 @@ std::string World::who_waits() const {
     out += fence_name(scenario_.jobs[j].fence) + " " + stages[static_cast<unsigned>(job.state)] + '\n';
   }
   for (const Flight& f : flights_) out += "under way: " + words(f.action) + '\n';
-  const std::string waits = core_->waits();
+  const std::string waits = named(core_->waits());
   if (!waits.empty()) out += "the core: " + waits + (waits.back() == '\n' ? "" : "\n");
   return out;
 }

@@ -31,6 +31,13 @@ std::string text_at(int x, int y, const std::string& cls, const std::string& tex
          escaped(text) + "</text>\n";
 }
 
+/// A note as long as there is room for; all of it where the pointer rests on it.
+std::string note_at(int x, int y, const std::string& text) {
+  constexpr std::size_t most = 110;
+  const std::string shown = text.size() > most ? text.substr(0, most - 4) + " ..." : text;
+  return "<g><title>" + escaped(text) + "</title>" + text_at(x, y, "small", shown, "start") + "</g>\n";
+}
+
 std::string line_from(int x1, int y1, int x2, int y2, const std::string& cls, bool arrow) {
   return "<line x1=\"" + num(x1) + "\" y1=\"" + num(y1) + "\" x2=\"" + num(x2) + "\" y2=\"" + num(y2) + "\" class=\"" +
          cls + "\"" + (arrow ? " marker-end=\"url(#head)\"" : "") + "/>\n";
@@ -86,9 +93,7 @@ std::string draw_html(const Run& run, const Picture& picture) {
         }
         break;
       case LogLine::Kind::problem: body += text_at(left_margin, y, "bad", line.text, "start"); break;
-      case LogLine::Kind::note:
-        body += text_at((to >= 0 ? to : left_margin) + 9, y, "small", line.text, "start");
-        break;
+      case LogLine::Kind::note: body += note_at((to >= 0 ? to : left_margin) + 9, y, line.text); break;
       default:
         if (from >= 0 && to >= 0 && from != to) {
           body += line_from(from, y, to, y, line.kind == LogLine::Kind::effect ? "answer" : "call", true);
@@ -99,7 +104,7 @@ std::string draw_html(const Run& run, const Picture& picture) {
     }
   }
   const int height = y + 40;
-  const int width = left_margin + static_cast<int>(lanes.size()) * lane_width + 220;
+  const int width = left_margin + static_cast<int>(lanes.size()) * lane_width + 480;
   std::string svg = "<svg width=\"" + num(width) + "\" height=\"" + num(height) + "\" viewBox=\"0 0 " + num(width) +
                     " " + num(height) + "\" role=\"img\" aria-label=\"sequence of events\">\n" +
                     "<defs><marker id=\"head\" viewBox=\"0 0 8 8\" refX=\"8\" refY=\"4\" markerWidth=\"7\" "

@@ -127,7 +127,17 @@ std::string World::words(const Action& a) const {
 }
 
 std::string World::place_of(const Action& a) const {
+  const auto agent = [this](std::uint64_t index) {
+    return index < scenario_.agents.size() ? scenario_.agents[index].name : std::string("memory");
+  };
   switch (a.verb) {
+    case Verb::wake_wave: return agent(a.token.value - 1);
+    case Verb::reply: {
+      const std::uint64_t index = a.cookie.value & ~cookie_mask;
+      const std::uint64_t what = a.cookie.value & cookie_mask;
+      if (what == cookie_job) return agent(jobs_[index].submitter);
+      return what == cookie_prefetch ? agent(index) : "memory";
+    }
     case Verb::run_job:
     case Verb::cancel_job: return std::string(to_string(a.engine)) + " " + std::to_string(a.device);
     case Verb::grant_cus:
@@ -153,6 +163,50 @@ std::vector<std::string> World::participants() const {
   }
   for (const std::string& fence : scenario_.fences) out.push_back("fence " + fence);
   return out;
+}
+
+/// The core's words with the scenario's names in them: it knows everybody by number.
+std::string World::named(const std::string& text) const {
+  const auto replace = [](std::string in, const std::string& word, auto&& name_of) {
+    std::string out;
+    std::size_t at = 0;
+    for (;;) {
+      const std::size_t found = in.find(word, at);
+      if (found == std::string::npos) break;
+      std::size_t end = found + word.size();
+      std::uint64_t number = 0;
+      while (end < in.size() && in[end] >= '0' && in[end] <= '9' && number < 1'000'000'000) {
+        number = number * 10 + static_cast<std::uint64_t>(in[end++] - '0');
+      }
+      const std::string name = end == found + word.size() ? std::string() : name_of(number);
+      out += in.substr(at, found - at) + (name.empty() ? in.substr(found, end - found) : name);
+      at = end;
+    }
+    return out + in.substr(at);
+  };
+  const auto of = [](const auto& names, std::uint64_t number) {
+    return number >= 1 && number <= names.size() ? names[number - 1] : std::string();
+  };
+  std::string out = replace(text, "fault ", [this](std::uint64_t n) {
+    return n >= 1 && n <= scenario_.agents.size() ? "the fault of " + scenario_.agents[n - 1].name : std::string();
+  });
+  out = replace(std::move(out), "page ", [this](std::uint64_t n) {
+    const BlockIndex block = block_of(n);
+    const bool is_page = block >= first_page_block && block - first_page_block < pages_.size();
+    return is_page ? "page " + scenario_.pages[block - first_page_block].name : std::string();
+  });
+  out = replace(std::move(out), "fence ", [&](std::uint64_t n) {
+    const std::string name = of(scenario_.fences, n);
+    return name.empty() ? name : "fence " + name;
+  });
+  out = replace(std::move(out), "job ", [&](std::uint64_t n) {
+    const std::string name = of(scenario_.fences, n);
+    return name.empty() ? name : "the job of " + name;
+  });
+  out = replace(std::move(out), "client ", [&](std::uint64_t n) { return of(scenario_.clients, n); });
+  return replace(std::move(out), "buffer ", [this](std::uint64_t n) {
+    return n >= 1 && n <= buffers_.size() ? "buffer " + scenario_.buffers[n - 1].name : std::string();
+  });
 }
 
 World::Version& World::vram_word(std::uint32_t client, DeviceId device, VramPage page) {

@@ -237,6 +237,7 @@ std::uint32_t World::busy_with(std::uint32_t buffer) const {
 void World::check_reports() {
   for (graph::Report& report : core_->take_graph_reports()) {
     using What = graph::Report::What;
+    report.text = named(report.text);
     say(LogLine::Kind::note, {}, "core", report.text);
     if (report.what == What::class_circle || report.what == What::circle) {
       remarks_.push_back(std::move(report.text));

@@ -489,7 +489,7 @@ Finding World::why_stuck() const {
       }
     }
   }
-  const std::string circle = core_->deadlock();
+  const std::string circle = named(core_->deadlock());
   Finding out;
   out.verdict = circle.empty() && !missed.empty() ? Verdict::lost_wakeup : Verdict::deadlock;
   out.text = circle;

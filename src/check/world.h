@@ -80,9 +80,6 @@ class World {
   [[nodiscard]] const std::string& warning() const { return warning_; }
   /// Steps that agents have finished: whoever explores sees progress by it.
   [[nodiscard]] std::uint32_t progress() const { return progress_; }
-  /// The core says that some can never go on.
-  [[nodiscard]] std::string circle() const { return core_->deadlock(); }
-  [[nodiscard]] std::string waits() const { return core_->waits(); }
   /// Circles of classes and the like: told, but no finding by themselves.
   [[nodiscard]] const std::vector<std::string>& remarks() const { return remarks_; }
 
@@ -249,6 +246,7 @@ class World {
   [[nodiscard]] std::string words(const core::Action& action) const;
   [[nodiscard]] std::uint64_t identity_of(const core::Action& action) const;
   [[nodiscard]] std::string place_of(const core::Action& action) const;
+  [[nodiscard]] std::string named(const std::string& text) const;
   [[nodiscard]] std::uint32_t page_at(std::uint32_t client, Page page) const;
   [[nodiscard]] std::uint32_t buffer_at(std::uint32_t client, Page page) const;
   [[nodiscard]] Version& vram_word(std::uint32_t client, DeviceId device, VramPage page);

@@ -35,7 +35,8 @@ TEST_F(Explored, TheHangIsFoundWithItsCircle) {
   const Exploration e = explore(setup_of(Policy::none), {});
   EXPECT_TRUE(e.exhaustive);
   ASSERT_EQ(e.finding.verdict, Verdict::deadlock);
-  for (const char* link : {"fault 1", "needs memory", "fence 1", "compute unit 0", "is held by"}) {
+  for (const char* link :
+       {"the fault of w0", "needs memory", "fence f1", "compute unit 0", "is held by", "page b of app"}) {
     EXPECT_NE(e.finding.text.find(link), std::string::npos) << link << " in\n" << e.finding.text;
   }
 }
