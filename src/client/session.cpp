@@ -113,7 +113,9 @@ bool check_welcome(Session& s, const char* who, ferry_error* error) {
 }
 
 bool say_hello(Session& s, const char* who, ferry_error* error) {
-  auto userfault = linux::Userfaultfd::open({});
+  linux::Userfaultfd::Options options;
+  options.protect = true;
+  auto userfault = linux::Userfaultfd::open(options);
   if (!userfault) {
     fail(error, Code::unsupported, userfault.status().sys_errno,
          "this machine gives no userfaultfd for shared memory (%s): `ferry doctor` says what to change",

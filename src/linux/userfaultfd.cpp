@@ -17,6 +17,9 @@ namespace {
 
 constexpr std::uint64_t needed_features = UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MISSING_SHMEM;
 
+// Of Linux 5.19.
+constexpr std::uint64_t feature_protect_files = std::uint64_t{1} << 12;
+
 // Of Linux 6.6.
 struct PoisonRange {
   uffdio_range range;
@@ -83,7 +86,12 @@ Result<Userfaultfd> Userfaultfd::open(const Options& options) {
   }
   uffdio_api api{};
   api.api = UFFD_API;
-  api.features = needed_features | (options.sigbus ? std::uint64_t{UFFD_FEATURE_SIGBUS} : 0);
+  const std::uint64_t features = needed_features | (options.sigbus ? std::uint64_t{UFFD_FEATURE_SIGBUS} : 0);
+  api.features = features | (options.protect ? std::uint64_t{feature_protect_files} : 0);
+  if (options.protect && ::ioctl(u.fd_.get(), UFFDIO_API, &api) == 0) return u;
+  // A refused handshake leaves the descriptor as new.
+  api.features = features;
+  api.api = UFFD_API;
   if (::ioctl(u.fd_.get(), UFFDIO_API, &api) != 0) return Status(Code::unsupported, errno);
   return u;
 }
@@ -111,6 +119,13 @@ Fault Userfaultfd::register_span(std::uint64_t address, std::uint64_t bytes, uns
 Fault Userfaultfd::unregister_span(std::uint64_t address, std::uint64_t bytes) const {
   uffdio_range range{address, bytes};
   return ::ioctl(fd_.get(), UFFDIO_UNREGISTER, &range) == 0 ? Fault::ok : classify_userfault(errno);
+}
+
+Fault Userfaultfd::protect(std::uint64_t address, std::uint64_t bytes) const {
+  uffdio_writeprotect w{};
+  w.range = {address, bytes};
+  w.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+  return ::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &w) == 0 ? Fault::ok : classify_userfault(errno);
 }
 
 Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes) const {

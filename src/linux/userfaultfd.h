@@ -30,6 +30,7 @@ enum class Fault { ok, exists, hole, again, range_gone, process_gone, no_memory,
 
 /// Registration modes, as bits.
 inline constexpr unsigned track_missing = 1;
+inline constexpr unsigned track_writes = 2;  ///< only where Options::protect was granted
 inline constexpr unsigned track_minor = 4;
 
 class Userfaultfd {
@@ -39,6 +40,8 @@ class Userfaultfd {
     /// Ask for /dev/userfaultfd or the system call without UFFD_USER_MODE_ONLY first: faults in system calls are then
     /// served too. Where that is not allowed, user mode only.
     bool prefer_full_service = true;
+    /// Pages of files can be write-protected from outside (Linux 5.19), where the kernel can.
+    bool protect = false;
   };
 
   Userfaultfd() = default;
@@ -63,6 +66,9 @@ class Userfaultfd {
   /// Touching a page of the span raises SIGBUS from now on (BUS_MCEERR_AR), as if the memory had failed; threads that
   /// wait for one get it too. Linux 6.6; before that: other.
   Fault poison(std::uint64_t address, std::uint64_t bytes) const;
+  /// No thread writes to the span any more when it returns; one that tries to raises a message, and waits. Reads of
+  /// what is mapped go on. REQUIRES: registered with track_writes.
+  Fault protect(std::uint64_t address, std::uint64_t bytes) const;
   /// Threads that wait for a page of the span retry.
   Fault wake(std::uint64_t address, std::uint64_t bytes) const;
 

@@ -42,7 +42,8 @@ struct Handle {
 struct BufferPlace {
   core::BufferId buffer = 0;
   std::uint64_t count_pages = 0;
-  bool armed = false;  ///< registered with the application's userfaultfd: its touches come here
+  bool armed = false;    ///< registered with the application's userfaultfd: its touches come here
+  bool guarded = false;  ///< ... and its writes can be stopped from here
 };
 
 struct ClientWork {
@@ -54,6 +55,7 @@ struct ClientWork {
   SlotPool fence_slots{wire::fence_slots};
   SlotPool timeline_slots{wire::timeline_slots};
   std::uint32_t jobs = 0;    ///< submitted and not signalled
+  std::uint32_t arrays = 0;  ///< merged and not signalled
   std::uint32_t tokens = 0;  ///< exported and still open somewhere
 
   /// The place that the page lies in, or null.

@@ -33,7 +33,9 @@ struct ManagerConfig {
 
   // What one application may have at a time (fences and timelines: wire/slots.h).
   std::size_t buffers_max = wire::buffer_slots;
+  std::size_t places_max = 4096;
   std::uint32_t jobs_max = 1024;
+  std::uint32_t arrays_max = 4096;
   std::uint32_t exports_max = 1024;
 
   [[nodiscard]] bool is_private() const { return private_fd >= 0; }

@@ -157,7 +157,8 @@ class Manager final : private Household {
   // tokens.cpp
   ClientId exports_client();
   void export_token(Client& client, const wire::ObjectRef& ref);
-  void watch_token(int fd, std::uint64_t number);
+  bool watch_token(int fd, std::uint64_t number);
+  void undo_export(const Token& token);
   static void tell_token(const Token& token, const FenceEntry& entry);
   void drop_token(std::uint64_t number);
   void import_token(Client& client);

@@ -3,6 +3,9 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <cerrno>
+
 #include "linux/socket.h"
 #include "manager/manager.h"
 
@@ -78,7 +81,11 @@ void Manager::export_token(Client& client, const wire::ObjectRef& ref) {
   }
   if (token.kind == Token::Kind::buffer) ++work_.buffer_holds[ref.id];
   const std::uint64_t number = work_.next_token++;
-  watch_token(token.end.get(), number);
+  if (!watch_token(token.end.get(), number)) {
+    undo_export(token);
+    refuse_work(client, Status(Code::no_memory, errno));
+    return;
+  }
   ++client.work.tokens;
   if (token.kind == Token::Kind::fence) {
     FenceEntry& entry = work_.fences.at(ref.id);
@@ -96,12 +103,24 @@ void Manager::export_token(Client& client, const wire::ObjectRef& ref) {
   answer_work(client, body, theirs.get());
 }
 
-void Manager::watch_token(int fd, std::uint64_t number) {
+/// The core's hold behind a token goes.
+void Manager::undo_export(const Token& token) {
+  switch (token.kind) {
+    case Token::Kind::buffer:
+      FERRY_CHECK(core_->buffer_close(now_ns_, work_.exports, token.object).ok());
+      drop_buffer_hold(token.object);
+      break;
+    case Token::Kind::timeline: FERRY_CHECK(core_->timeline_close(now_ns_, work_.exports, token.object).ok()); break;
+    case Token::Kind::fence: break;
+  }
+}
+
+bool Manager::watch_token(int fd, std::uint64_t number) {
   epoll_event event{};
   // Nothing is asked for: a hang-up is told in any case, and what others write is not our business.
   event.events = 0;
   event.data.u64 = (std::uint64_t{static_cast<unsigned>(Source::token)} << 56) | number;
-  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+  return epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
 /// How the fence signalled, for all holders of the descriptor; then nothing more will come, so it stays readable.
@@ -124,17 +143,10 @@ void Manager::drop_token(std::uint64_t number) {
   work_.tokens.erase(it);
   work_.by_cookie.erase(token.cookie);
   if (Client* exporter = find_client(token.exporter)) --exporter->work.tokens;
-  switch (token.kind) {
-    case Token::Kind::buffer:
-      FERRY_CHECK(core_->buffer_close(now_ns_, work_.exports, token.object).ok());
-      drop_buffer_hold(token.object);
-      break;
-    case Token::Kind::fence:
-      std::erase(work_.fences.at(token.object).tokens, number);
-      drop_fence_hold(token.object);
-      break;
-    case Token::Kind::timeline: FERRY_CHECK(core_->timeline_close(now_ns_, work_.exports, token.object).ok()); break;
-  }
+  undo_export(token);
+  if (token.kind != Token::Kind::fence) return;
+  std::erase(work_.fences.at(token.object).tokens, number);
+  drop_fence_hold(token.object);
 }
 
 void Manager::import_token(Client& client) {

@@ -172,6 +172,10 @@ void Manager::buffer_map(Client& client, const wire::ObjectRef& ref) {
     refuse_work(client, Code::not_held);
     return;
   }
+  if (client.work.places.size() >= config_.places_max) {
+    refuse_work(client, Code::no_mappings, "this application has mapped as many buffers as it may");
+    return;
+  }
   const PageSpan span{ref.value, executor_->buffer_pages(ref.id)};
   if (!client.contains(span) || span.first % block_pages != 0) {
     refuse_work(client, Code::bad_range);
@@ -357,6 +361,11 @@ void Manager::fence_merge(Client& client) {
       parts.push_back(merge.fences[i]);
     }
   }
+  if (client.work.arrays >= config_.arrays_max) {
+    refuse_work(client, Code::no_memory,
+                "this application has as many merged fences that have not signalled as it may");
+    return;
+  }
   const core::FenceId id = work_.next_id++;
   Status status;
   if (!over && !parts.empty()) status = core_->fence_array(now_ns_, client.id, id, parts, merge.any != 0);
@@ -371,6 +380,8 @@ void Manager::fence_merge(Client& client) {
   if (over || parts.empty()) {
     entry.signalled = true;
     entry.status = early;
+  } else {
+    ++client.work.arrays;
   }
   if (!give_fence(client, id)) {
     forget_new_fence(id);
@@ -402,8 +413,10 @@ void Manager::on_fence(core::FenceId id, Status status) {
     executor_->drop_payload(id);
     if (Client* owner = find_client(entry.owner)) {
       close_gate(*owner, entry);
-      if (owner->work.jobs > 0) --owner->work.jobs;
+      --owner->work.jobs;
     }
+  } else if (Client* owner = find_client(entry.owner)) {
+    --owner->work.arrays;
   }
   show_fence_to_all(id, entry);
   for (const std::uint64_t token : entry.tokens) tell_token(work_.tokens.at(token), entry);

@@ -304,6 +304,28 @@ TEST_F(Work, OneTokenIsNotAnother) {
   EXPECT_EQ(c.ask("import", exported.get()).substr(0, 2), "7 ");
 }
 
+TEST_F(Work, AStoppedApplicationHoldsUpNobody) {
+  Sharer a(daemon_);
+  Sharer b(daemon_);
+  ASSERT_EQ(a.ask("create 4194304 0"), "ok");
+  ASSERT_EQ(b.ask("import", a.token("export").get()), "ok");
+  for (int turn = 1; turn <= 5; ++turn) {
+    const std::string seed = std::to_string(turn);
+    // Both have it mapped in system memory or VRAM; then one is stopped, and the other has it moved.
+    ASSERT_EQ(a.ask("fill " + seed), "ok");
+    ASSERT_EQ(b.ask("check " + seed), "ok");
+    App::signal(b.app().pid(), SIGSTOP);
+    EXPECT_EQ(a.ask("read " + seed + " 0"), "ok") << "to the VRAM of device 0";
+    EXPECT_EQ(a.ask("read " + seed + " 1"), "ok") << "and back, for the other device";
+    EXPECT_EQ(a.ask("kernel 1000 0"), "ok");
+    EXPECT_EQ(a.ask("read " + std::to_string(turn + 1000) + " 0"), "ok");
+    App::signal(b.app().pid(), SIGCONT);
+    EXPECT_EQ(b.ask("check " + std::to_string(turn + 1000)), "ok") << "what it had mapped is not what it sees";
+    EXPECT_EQ(b.ask("kernel 1 1"), "ok");
+    EXPECT_EQ(a.ask("check " + std::to_string(turn + 1001)), "ok");
+  }
+}
+
 /// Applications that share two buffers and are killed at random. The manager stays, nothing stays behind.
 TEST_F(Work, RandomKills) {
   std::mt19937_64 random(seed_of_run());

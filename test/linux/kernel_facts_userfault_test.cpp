@@ -245,6 +245,39 @@ TEST_F(UserfaultFacts, K36_SystemCallOnAMissingPageFailsInUserModeOnly) {
   EXPECT_EQ(errno, EFAULT);
 }
 
+TEST_F(UserfaultFacts, K39_AnotherProcessStopsWritesAndReadsGoOn) {
+  auto pair = std::move(make_socket_pair().value());
+  Child child([&] {
+    auto u = Userfaultfd::open({.sigbus = false, .prefer_full_service = false, .protect = true});
+    if (!u.ok()) return 1;
+    word(3) = 42;
+    if (u.value().register_span(at(), block_bytes, steered | track_writes) != Fault::ok) return 2;
+    const int fd = u.value().fd();
+    if (!send_bytes(pair.second.get(), wire::MessageType::device_hello, 1, {}, {&fd, 1}).ok()) return 3;
+    auto go = std::make_unique<Incoming>();
+    if (receive_message(pair.second.get(), *go, patience_ms) != Receive::message) return 4;
+    if (word(3) != 42) return 5;
+    word(3) = 43;
+    return word(3) == 43 ? 0 : 6;
+  });
+  auto in = std::make_unique<Incoming>();
+  ASSERT_EQ(receive_message(pair.first.get(), *in, patience_ms), Receive::message);
+  ASSERT_EQ(in->fd_count, 1U);
+  auto u = Userfaultfd::adopt(std::move(in->fds[0]));
+  ASSERT_TRUE(u.ok());
+  ASSERT_EQ(u.value().protect(at(), block_bytes), Fault::ok);
+  ASSERT_TRUE(send_text(pair.first.get(), wire::MessageType::stats, 1).ok());
+  uffd_msg message;
+  ASSERT_TRUE(next_fault(u.value(), message));
+  EXPECT_EQ(message.arg.pagefault.address, at(3));
+  EXPECT_NE(message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP, 0U);
+  EXPECT_EQ(behind(3), 42U);
+  EXPECT_EQ(u.value().unregister_span(at(), block_bytes), Fault::ok);
+  u.value().wake(at(), block_bytes);
+  EXPECT_EQ(child.join(), 0);
+  EXPECT_EQ(behind(3), 43U);
+}
+
 TEST_F(UserfaultFacts, K37_AnotherProcessPoisonsAPageAndItsWaiterGetsSigbus) {
   auto pair = std::move(make_socket_pair().value());
   behind(3) = 42;

@@ -10,6 +10,8 @@ namespace ferry::manager {
 namespace {
 
 constexpr unsigned steer_modes = linux::track_missing | linux::track_minor;
+/// The kernel says "again" while the process changes its mappings; it ends soon.
+constexpr unsigned protect_tries = 1000;
 
 std::uint64_t half_of(std::uint64_t count_pages) { return (count_pages + block_pages - 1) / block_pages * block_bytes; }
 
@@ -161,14 +163,10 @@ void Executor::revoke_buffer(Client* client, const core::Action& action) {
       done(action.id, {});
       return;
     }
-    if (!place->armed) {
-      const linux::Fault fault =
-          client->userfault.register_span(client->address_of(first), place->count_pages * page_bytes, steer_modes);
-      // What the application has unmapped by itself nobody reaches; what it has mapped there instead is not the buffer.
-      if (fault == linux::Fault::ok) {
-        place->armed = true;
-        ++client->armed_blocks;
-      }
+    if (stop_writes(*client, first, *place)) {
+      if (const auto found = buffers_.find(action.buffer); found != buffers_.end()) found->second.readers_left = true;
+      done(action.id, {});
+      return;
     }
     send(make_command(*client, no_device, CommandKind::revoke_buffer_cpu, action.pages, action.id));
     return;
@@ -184,6 +182,29 @@ void Executor::revoke_buffer(Client* client, const core::Action& action) {
   if (peer.state == DeviceState::attached) send(index);
 }
 
+/// Takes the buffer from the application's threads from here, without its agent: one that is stopped must not hold up
+/// whoever waits for the buffer. They may read on what they have mapped, which is what the buffer holds until it moves.
+/// False: it cannot be done here.
+bool Executor::stop_writes(Client& client, Page first, BufferPlace& place) {
+  const std::uint64_t address = client.address_of(first);
+  const std::uint64_t bytes = place.count_pages * page_bytes;
+  if (!place.armed) {
+    place.guarded =
+        client.userfault.register_span(address, bytes, steer_modes | linux::track_writes) == linux::Fault::ok;
+    // What the application has unmapped by itself nobody reaches; what it has mapped there instead is not the buffer.
+    if (place.guarded || client.userfault.register_span(address, bytes, steer_modes) == linux::Fault::ok) {
+      place.armed = true;
+      ++client.armed_blocks;
+    }
+  }
+  if (!place.guarded) return false;
+  linux::Fault fault = linux::Fault::again;
+  for (unsigned tries = 0; fault == linux::Fault::again && tries < protect_tries; ++tries) {
+    fault = client.userfault.protect(address, bytes);
+  }
+  return fault == linux::Fault::ok || fault == linux::Fault::process_gone;
+}
+
 /// The agent has mapped the buffer: its registration went with what was there before.
 void Executor::buffer_mapped(Client& client, PageSpan pages) {
   Page first = 0;
@@ -191,6 +212,7 @@ void Executor::buffer_mapped(Client& client, PageSpan pages) {
   if (place == nullptr) return;
   if (place->armed) {
     place->armed = false;
+    place->guarded = false;
     --client.armed_blocks;
   }
   client.userfault.wake(client.address_of(first), place->count_pages * page_bytes);
@@ -225,6 +247,28 @@ void Executor::move_buffer(const core::Action& action) {
   job.source_offset = action.place == core::Place::vram ? buffer.half_bytes : 0;
   job.prepare_target = linux::Prepare::populate;
   job.tag = make_buffer_copy(action);
+  engine_.submit(job);
+}
+
+/// Its bytes are at both places. Before anybody may write to the new one, whoever still reads the old one meets nothing
+/// there, and comes here.
+void Executor::buffer_moved(const Copy& copy, Status status) {
+  const auto found = buffers_.find(copy.buffer);
+  FERRY_CHECK(found != buffers_.end());
+  BufferMemory& buffer = found->second;
+  if (!status.ok() || !buffer.readers_left) {
+    done(copy.action, status);
+    return;
+  }
+  buffer.readers_left = false;
+  linux::CopyJob job;
+  job.punch_fd = buffer.file.get();
+  job.source_offset = copy.source == core::Place::vram ? buffer.half_bytes : 0;
+  job.bytes = buffer.count_pages * page_bytes;
+  const std::uint32_t index = take_copy();
+  copies_[index].action = copy.action;
+  copies_[index].verb = core::Verb::release_buffer;
+  job.tag = index;
   engine_.submit(job);
 }
 
@@ -286,6 +330,8 @@ std::uint64_t Executor::make_buffer_copy(const core::Action& action) {
   const std::uint32_t index = take_copy();
   copies_[index].action = action.id;
   copies_[index].verb = action.verb;
+  copies_[index].buffer = action.buffer;
+  copies_[index].source = action.place;
   return index;
 }
 

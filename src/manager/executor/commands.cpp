@@ -331,7 +331,10 @@ void Executor::check_deadlines() {
     if (!c.live || c.device == no_device) continue;
     if (slept) c.since_ns = now_ns_;
     if (now_ns_ - c.since_ns < config_.answer_timeout_ns) continue;
-    if (c.client->process.stopped()) {
+    // A buffer's device holds up the buffer's other users, whoever else is stopped.
+    const bool shared = c.kind == CommandKind::map_buffer_device || c.kind == CommandKind::revoke_buffer_device ||
+                        c.kind == CommandKind::drop_buffer_device;
+    if (!shared && c.client->process.stopped()) {
       c.since_ns = now_ns_;
       continue;
     }

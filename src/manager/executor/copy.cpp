@@ -113,7 +113,7 @@ void Executor::copy_done(const linux::CopyCompletion& completion) {
     return;
   }
   if (copy.verb == core::Verb::move_buffer) {
-    done(copy.action, completion.status);
+    buffer_moved(copy, completion.status);
     return;
   }
   // release_chunk, discard_system and release_buffer must succeed: what the machine does not take back stays a page of this client's

@@ -55,6 +55,8 @@ struct BufferMemory {
   bool userptr = false;
   PageSpan user_pages;
   ClientId maker = 0;
+  /// CPU threads may still read the half that it was taken from them in: it is punched before a move is done.
+  bool readers_left = false;
   DeviceId vram_device = no_device;        ///< whose VRAM the second half was last
   std::vector<linux::StoreHandle> stored;  ///< beneath system memory, a page each; or empty
   core::ActionId storing = 0;              ///< the move to or from there that is under way
@@ -146,8 +148,9 @@ class Executor final : private StoreUser {
     bool has_token = false;
     core::FaultToken token;
     bool whole_huge = false;
-    core::FenceId fence = 0;  ///< run_job
-    std::uint64_t bytes = 0;  ///< run_job: of this part
+    core::FenceId fence = 0;    ///< run_job
+    core::BufferId buffer = 0;  ///< move_buffer; `source` is the place that it leaves
+    std::uint64_t bytes = 0;    ///< run_job: of this part
   };
 
   /// A job on the copy or video engine.
@@ -219,6 +222,8 @@ class Executor final : private StoreUser {
   void map_buffer(Client* client, const core::Action& action);
   void revoke_buffer(Client* client, const core::Action& action);
   void release_buffer(const core::Action& action);
+  void buffer_moved(const Copy& copy, Status status);
+  bool stop_writes(Client& client, Page first, BufferPlace& place);
   void move_stored(BufferMemory& buffer, const core::Action& action);
   /// Told of buffers' pages; the tag is the buffer.
   class BufferStore final : public StoreUser {
