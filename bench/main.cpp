@@ -22,6 +22,9 @@ std::vector<Bench> all_benches() {
 #ifdef FERRY_BENCH_CORE
   benches.push_back(core_decisions());
 #endif
+#ifdef FERRY_BENCH_STORE
+  for (const auto make : {store_zstd, store_lz4, store_file}) benches.push_back(make());
+#endif
 #ifdef FERRY_BENCH_DEVICE
   for (const auto make : {fault_device_one, fault_device_all, fault_cpu, migrate, kernels, traffic_bfs,
                           traffic_page_rank, traffic_stencil, progress, progress_reclaim}) {

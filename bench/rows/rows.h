@@ -12,6 +12,11 @@ namespace ferry::bench {
 [[nodiscard]] Bench progress();
 [[nodiscard]] Bench progress_reclaim();
 
+/// The store beneath system memory, beside the codec and the disk alone.
+[[nodiscard]] Bench store_zstd();
+[[nodiscard]] Bench store_lz4();
+[[nodiscard]] Bench store_file();
+
 // On a device:
 [[nodiscard]] Bench fault_device_one();
 [[nodiscard]] Bench fault_device_all();

@@ -65,25 +65,27 @@ void BlockIo::note(int error) {
   status_ = {full ? Code::no_space : Code::io_error, error};
 }
 
-void BlockIo::write(const std::byte* from, std::size_t bytes, std::uint64_t offset) {
-  begin(true, const_cast<std::byte*>(from), bytes, offset);
+unsigned BlockIo::write(const std::byte* from, std::size_t bytes, std::uint64_t offset) {
+  return begin(true, const_cast<std::byte*>(from), bytes, offset);
 }
-void BlockIo::read(std::byte* to, std::size_t bytes, std::uint64_t offset) { begin(false, to, bytes, offset); }
+unsigned BlockIo::read(std::byte* to, std::size_t bytes, std::uint64_t offset) {
+  return begin(false, to, bytes, offset);
+}
 
-void BlockIo::begin(bool write, std::byte* buffer, std::size_t bytes, std::uint64_t offset) {
+unsigned BlockIo::begin(bool write, std::byte* buffer, std::size_t bytes, std::uint64_t offset) {
   if (fault_ != nullptr && *fault_) {
     if (const int error = (*fault_)(write, offset, bytes); error != 0) {
       note(error);
-      return;
+      return 0;
     }
   }
   if (fd_ < 0) {
     note(EBADF);
-    return;
+    return 0;
   }
   if (ring_ == nullptr) {
     here(write, buffer, bytes, offset);
-    return;
+    return 0;
   }
   if (ring_->in_flight == depth) reap(false);
   auto free = std::find_if(ring_->requests.begin(), ring_->requests.end(), [](const Request& r) { return !r.live; });
@@ -91,6 +93,16 @@ void BlockIo::begin(bool write, std::byte* buffer, std::size_t bytes, std::uint6
   *free = {true, write, buffer, bytes, offset};
   ++ring_->in_flight;
   submit(*free);
+  return static_cast<unsigned>(free - ring_->requests.begin());
+}
+
+void BlockIo::go() {
+  if (ring_ != nullptr) io_uring_submit(&ring_->ring);
+}
+
+bool BlockIo::wait_for(unsigned number) {
+  while (ring_ != nullptr && ring_->requests[number].live) reap(false);
+  return status_.ok();
 }
 
 void BlockIo::here(bool write, std::byte* buffer, std::size_t bytes, std::uint64_t offset) {

@@ -36,9 +36,14 @@ class BlockIo {
   /// limit of locked memory says so. Once, before the first read or write.
   void register_buffer(std::byte* buffer, std::size_t bytes);
 
-  /// Begins; the buffer stays as it is until wait() has returned.
-  void write(const std::byte* from, std::size_t bytes, std::uint64_t offset);
-  void read(std::byte* to, std::size_t bytes, std::uint64_t offset);
+  /// Begins; the buffer stays as it is until wait() has returned. Of up to `depth` since the last wait(), each has a
+  /// number of its own.
+  unsigned write(const std::byte* from, std::size_t bytes, std::uint64_t offset);
+  unsigned read(std::byte* to, std::size_t bytes, std::uint64_t offset);
+  /// Lets the kernel have what was begun; the others do it too, when they wait.
+  void go();
+  /// Until this one has ended. False: it or another has failed, wait() says how.
+  bool wait_for(unsigned number);
   /// Ends everything that was begun. The first failure of any: no_space, io_error.
   Status wait();
 
@@ -48,7 +53,7 @@ class BlockIo {
  private:
   struct Ring;
   struct Request;
-  void begin(bool write, std::byte* buffer, std::size_t bytes, std::uint64_t offset);
+  unsigned begin(bool write, std::byte* buffer, std::size_t bytes, std::uint64_t offset);
   void here(bool write, std::byte* buffer, std::size_t bytes, std::uint64_t offset);
   void submit(Request& request);
   void reap(bool all);

@@ -1,6 +1,7 @@
 // Inside of the store: what its workers share, and what each has for itself. Not for others.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <vector>
 
@@ -38,7 +39,17 @@ struct Store::Running {
 struct Store::Plan {
   Slabs::Found found;
   std::byte* target = nullptr;
-  std::size_t at = 0;  // where its bytes are in the worker's buffer, if they came from the file
+  const std::byte* bytes = nullptr;  // where they will be, if they come from the file
+  unsigned number = 0;               // of the read that brings them
+};
+
+/// Pages of a slice that go to the file as they are, in the worker's buffer one after the other.
+struct Store::Raw {
+  std::uint32_t count = 0;
+  std::uint32_t taken = 0;  // of those, have a slot, and their write has begun
+  std::array<std::uint32_t, slice_pages> pages;
+  std::array<std::uint64_t, slice_pages> checksums;
+  std::array<SlotFile::Slot, slice_pages> slots;
 };
 
 inline constinit LockClass store_lock("store", LockRank::leaf);
@@ -107,16 +118,15 @@ struct Store::Worker {
       : codec(config.codec, config.level),
         buffer(allocate(buffer_bytes)),
         packed(allocate(slice_pages * Slabs::object_bytes_max)),
-        page(allocate(page_bytes)),
         io(fd, config.io, &config.fault) {
     io.register_buffer(buffer.get(), buffer_bytes);
   }
   PageCodec codec;
   Buffer buffer;
   Buffer packed;
-  Buffer page;
   std::vector<Plan> plans;
-  std::vector<std::uint32_t> raw;
+  std::vector<Plan*> order;  // of plans that need the file
+  Raw raw;
   BlockIo io;
 };
 

@@ -109,6 +109,7 @@ class Store {
   struct Worker;
   struct Running;
   struct Plan;
+  struct Raw;
 
   Store(const StoreConfig& config, const Bell& bell);
   void start(unsigned threads);
@@ -116,8 +117,9 @@ class Store {
   bool take_turn(Worker& worker);
   Status store_slice(Worker& worker, Running& job, std::uint32_t first, std::uint32_t count);
   Status load_slice(Worker& worker, Running& job, std::uint32_t first, std::uint32_t count);
-  Status store_pages(Worker& worker, Running& job, std::uint32_t first, const std::vector<std::uint32_t>& raw);
-  Status read_planned(Worker& worker, std::vector<Plan>& plans);
+  void begin_pages(Worker& worker);
+  Status end_pages(Worker& worker, StoreHandle* handles, Status status);
+  void begin_reads(Worker& worker, std::vector<Plan>& plans);
   bool background(Worker& worker);
   Status move_out(Worker& worker);
   void wake(int workers);

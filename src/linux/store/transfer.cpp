@@ -13,6 +13,10 @@
 namespace ferry::linux {
 namespace {
 
+/// Enough for the disk to be busy with, few enough to begin early.
+constexpr std::uint32_t pages_a_write = 16;
+constexpr std::uint32_t pages_a_read = 32;
+
 /// Pages of the slice that have memory; a page that has none is zeros, and reading it would give it some.
 std::uint64_t pages_with_memory(const StoreJob& job, std::uint32_t first, std::uint32_t count) {
   const std::uint64_t all = count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
@@ -47,16 +51,17 @@ Status Store::store_slice(Worker& worker, Running& job, std::uint32_t first, std
   std::size_t packed_count = 0;
   std::array<std::pair<std::uint32_t, std::uint64_t>, slice_pages> fills;
   std::size_t fill_count = 0;
-  std::vector<std::uint32_t>& raw = worker.raw;
-  raw.clear();
   const bool has_memory = shared_->slabs.frames() != 0;
   const std::uint64_t present = pages_with_memory(job.job, first, count);
   StoreHandle* const handles = job.job.handles.data() + first;
 
-  // The page is copied first: whoever may still write it must not make one that cannot be read back.
+  // The page is copied first: whoever may still write it must not make one that cannot be read back. It is copied to
+  // where it would be written to the file from.
+  Raw& raw = worker.raw;
+  raw = {};
   for (std::uint32_t i = 0; i < count; ++i) {
     std::uint64_t word = 0;
-    std::byte* const page = worker.page.get();
+    std::byte* const page = worker.buffer.get() + std::size_t{raw.count} * page_bytes;
     if (((present >> i) & 1U) != 0) {
       std::memcpy(page, job.job.memory + std::size_t{first + i} * page_bytes, page_bytes);
       if (!same_filled(page, word)) {
@@ -65,8 +70,10 @@ Status Store::store_slice(Worker& worker, Running& job, std::uint32_t first, std
         if (bytes != 0) {
           packed[packed_count++] = {i, static_cast<std::uint32_t>(bytes), page_checksum(page), nullptr, 0};
         } else {
-          std::memcpy(worker.buffer.get() + raw.size() * page_bytes, page, page_bytes);
-          raw.push_back(i);
+          raw.pages[raw.count] = i;
+          raw.checksums[raw.count] = page_checksum(page);
+          // The disk works while the next pages are looked at.
+          if (++raw.count % pages_a_write == 0) begin_pages(worker);
         }
         continue;
       }
@@ -125,44 +132,48 @@ Status Store::store_slice(Worker& worker, Running& job, std::uint32_t first, std
     if (packed[k].at != nullptr) shared_->unpin(packed[k].slab);
   }
   lock.unlock();
-  if (!status.ok() || raw.empty()) return status;
-  return store_pages(worker, job, first, raw);
+  if (raw.count == 0) return status;
+  begin_pages(worker);
+  return end_pages(worker, handles, status);
 }
 
-/// Pages that do not compress, from the worker's buffer straight to the file.
-Status Store::store_pages(Worker& worker, Running& job, std::uint32_t first, const std::vector<std::uint32_t>& raw) {
-  std::array<SlotFile::Slot, slice_pages> slots;
-  std::uint32_t taken = 0;
-  UniqueLock lock(shared_->mutex);
-  while (taken < raw.size()) {
-    std::uint32_t got = 0;
-    const SlotFile::Slot slot = shared_->take_slots(lock, static_cast<std::uint32_t>(raw.size()) - taken, false, got);
-    if (slot == SlotFile::none) break;
-    for (std::uint32_t i = 0; i < got; ++i) slots[taken++] = slot + i;
-  }
-  lock.unlock();
-  Status status = taken < raw.size() ? Status(Code::no_space) : Status();
-  if (status.ok()) {
-    for (std::uint32_t i = 0; i < taken;) {
-      std::uint32_t end = i + 1;
-      while (end < taken && slots[end] == slots[end - 1] + 1) ++end;
-      worker.io.write(worker.buffer.get() + std::size_t{i} * page_bytes, std::size_t{end - i} * page_bytes,
-                      std::uint64_t{slots[i]} * page_bytes);
-      i = end;
+/// Pages that do not compress go from the worker's buffer straight to the file: those since the last call.
+void Store::begin_pages(Worker& worker) {
+  Raw& raw = worker.raw;
+  const std::uint32_t first = raw.taken;
+  if (first == raw.count) return;
+  {
+    UniqueLock lock(shared_->mutex);
+    while (raw.taken < raw.count) {
+      std::uint32_t got = 0;
+      const SlotFile::Slot slot = shared_->take_slots(lock, raw.count - raw.taken, false, got);
+      if (slot == SlotFile::none) return;
+      for (std::uint32_t i = 0; i < got; ++i) raw.slots[raw.taken++] = slot + i;
     }
-    status = worker.io.wait();
   }
-  std::array<std::uint64_t, slice_pages> sums{};
-  for (std::uint32_t i = 0; status.ok() && i < taken; ++i) {
-    sums[i] = page_checksum(worker.buffer.get() + std::size_t{i} * page_bytes);
+  for (std::uint32_t i = first; i < raw.taken;) {
+    std::uint32_t end = i + 1;
+    while (end < raw.taken && raw.slots[end] == raw.slots[end - 1] + 1) ++end;
+    worker.io.write(worker.buffer.get() + std::size_t{i} * page_bytes, std::size_t{end - i} * page_bytes,
+                    std::uint64_t{raw.slots[i]} * page_bytes);
+    i = end;
   }
-  lock.lock();
-  for (std::uint32_t i = 0; i < taken; ++i) {
+  worker.io.go();
+}
+
+/// `status`: how the rest of the slice went; what is on its way is waited for in any case.
+Status Store::end_pages(Worker& worker, StoreHandle* handles, Status status) {
+  const Raw& raw = worker.raw;
+  const Status written = worker.io.wait();
+  if (status.ok()) status = written;
+  if (status.ok() && raw.taken < raw.count) status = Code::no_space;
+  const LockGuard lock(shared_->mutex);
+  for (std::uint32_t i = 0; i < raw.taken; ++i) {
     if (status.ok()) {
-      job.job.handles[first + raw[i]] = StoreHandle{shared_->slabs.put_page(slots[i], sums[i])} + 1;
+      handles[raw.pages[i]] = StoreHandle{shared_->slabs.put_page(raw.slots[i], raw.checksums[i])} + 1;
       shared_->written_bytes += page_bytes;
     } else {
-      shared_->file.give(slots[i], 1);
+      shared_->file.give(raw.slots[i], 1);
     }
   }
   return status;
@@ -247,9 +258,11 @@ Status Store::load_slice(Worker& worker, Running& job, std::uint32_t first, std:
   }
   Status status;
   const auto is_bad = [&](const Plan& plan, const std::byte* bytes) {
-    const bool well = plan.found.place == Slabs::Place::file_page
-                          ? (std::memcpy(plan.target, bytes, page_bytes), true)
-                          : worker.codec.decompress(bytes, plan.found.bytes, plan.target);
+    const bool well =
+        plan.found.place == Slabs::Place::file_page || worker.codec.decompress(bytes, plan.found.bytes, plan.target);
+    if (plan.found.place == Slabs::Place::file_page && bytes != plan.target) {
+      std::memcpy(plan.target, bytes, page_bytes);
+    }
     return !well || page_checksum(plan.target) != plan.found.checksum;
   };
   bool from_file = false;
@@ -264,12 +277,14 @@ Status Store::load_slice(Worker& worker, Running& job, std::uint32_t first, std:
     }
   }
   if (from_file && status.ok()) {
-    status = read_planned(worker, plans);
-    for (const Plan& plan : plans) {
-      if (!status.ok()) break;
-      if (plan.found.place != Slabs::Place::file_slab && plan.found.place != Slabs::Place::file_page) continue;
-      if (is_bad(plan, worker.buffer.get() + plan.at)) status = {Code::io_error, EBADMSG};
+    begin_reads(worker, plans);
+    for (const Plan* plan : worker.order) {
+      // The others are on their way meanwhile.
+      if (!worker.io.wait_for(plan->number)) break;
+      if (is_bad(*plan, plan->bytes)) status = {Code::io_error, EBADMSG};
     }
+    const Status read = worker.io.wait();
+    if (status.ok()) status = read;
   }
   const LockGuard lock(shared_->mutex);
   for (const Plan& plan : plans) {
@@ -279,39 +294,45 @@ Status Store::load_slice(Worker& worker, Running& job, std::uint32_t first, std:
 }
 
 /// Reads what the plans need into the worker's buffer, neighbours in one go.
-Status Store::read_planned(Worker& worker, std::vector<Plan>& plans) {
-  std::array<Plan*, slice_pages> order;
-  std::size_t count = 0;
+void Store::begin_reads(Worker& worker, std::vector<Plan>& plans) {
+  std::vector<Plan*>& order = worker.order;
+  order.clear();
   for (Plan& plan : plans) {
     if (plan.found.place == Slabs::Place::file_slab || plan.found.place == Slabs::Place::file_page) {
-      order[count++] = &plan;
+      order.push_back(&plan);
     }
   }
-  std::sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count),
+  std::sort(order.begin(), order.end(),
             [](const Plan* a, const Plan* b) { return a->found.file_offset < b->found.file_offset; });
   std::size_t used = 0;
   std::uint64_t read = 0;
-  for (std::size_t i = 0; i < count;) {
+  for (std::size_t i = 0; i < order.size();) {
     const std::uint64_t begin = order[i]->found.file_offset & ~(page_bytes - 1);
     std::uint64_t end = begin;
     std::size_t last = i;
-    for (; last < count; ++last) {
+    bool straight = true;  // pages as they are, in the order of their targets: no copy is needed
+    for (; last < order.size(); ++last) {
       const Slabs::Found& f = order[last]->found;
-      if (last != i && f.file_offset > end) break;
-      order[last]->at = used + (f.file_offset - begin);
+      if (last != i && (f.file_offset > end || end - begin >= pages_a_read * page_bytes)) break;
+      straight &=
+          f.place == Slabs::Place::file_page && order[last]->target == order[i]->target + (f.file_offset - begin);
       end = std::max(end, (f.file_offset + f.bytes + page_bytes - 1) & ~(page_bytes - 1));
     }
-    // Each page needs two of the file's at most, and neighbours share them: the buffer is large enough.
+    // Whoever comes first in the next piece may lie in the last page of this one too.
     FERRY_CHECK_LE(used + (end - begin), Worker::buffer_bytes);
-    worker.io.read(worker.buffer.get() + used, end - begin, begin);
-    used += end - begin;
+    std::byte* const to = straight ? order[i]->target : worker.buffer.get() + used;
+    const unsigned number = worker.io.read(to, end - begin, begin);
+    for (std::size_t k = i; k < last; ++k) {
+      order[k]->number = number;
+      order[k]->bytes = to + (order[k]->found.file_offset - begin);
+    }
+    if (!straight) used += end - begin;
     read += end - begin;
     i = last;
   }
-  const Status status = worker.io.wait();
+  worker.io.go();
   const LockGuard lock(shared_->mutex);
-  if (status.ok()) shared_->read_bytes += read;
-  return status;
+  shared_->read_bytes += read;
 }
 
 // --- background ------------------------------------------------------------------------------------------------------
