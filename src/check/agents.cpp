@@ -236,9 +236,12 @@ void World::fault(std::uint32_t agent, Page page, Access access) {
   const std::string what = access == Access::write ? " for writing" : "";
   if (def.is_wave) {
     state.wait = Wait::fault;
+    // The answer to an earlier fault's mapping may still be under way: then the two must not have one name.
+    if (scenario_.apart) state.serial = static_cast<std::uint8_t>((state.serial + 1) % 4);
     say(LogLine::Kind::call, def.name, "core",
         "fault at " + def.steps[state.pc].text.substr(def.steps[state.pc].text.find(' ') + 1) + what);
-    core_->device_fault(now_ns_, client_id(def.client), def.device, page, access, {agent + 1}, state.unit);
+    core_->device_fault(now_ns_, client_id(def.client), def.device, page, access,
+                        {(std::uint64_t{state.serial} << 16) | (agent + 1)}, state.unit);
   } else {
     state.wait = Wait::cpu_fault;
     say(LogLine::Kind::call, def.name, "core",

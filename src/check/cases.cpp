@@ -32,7 +32,7 @@ std::string words(const std::vector<Verdict>& verdicts) {
 Result examine(const Case& one, const Effort& effort) {
   Result out;
   const auto begin = std::chrono::steady_clock::now();
-  out.random = !effort.exhaustive && (effort.schedules != 0 || one.scenario->large);
+  out.random = effort.schedules != 0 || (one.scenario->large && !effort.exhaustive);
   if (out.random) {
     RandomOptions options;
     options.schedules = effort.schedules != 0 ? effort.schedules : options.schedules;

@@ -33,7 +33,7 @@ struct Result {
 };
 
 struct Effort {
-  bool exhaustive = false;
+  bool exhaustive = false;  ///< large scenarios are searched too
   std::uint64_t schedules = 0;
   std::uint64_t seed = 1;
   unsigned preemptions = 3;

@@ -228,7 +228,9 @@ int run(const CheckOptions& options) {
   }
   if (options.scenarios.empty()) throw Complaint{"which scenario? Its name, a file, or all; --list tells the names"};
   const auto scenarios = scenarios_of(options);
-  Effort effort{options.exhaustive, options.schedules, options.seed, options.preemptions, options.states};
+  // Among others a large scenario stays what it says, or one of them would take hours.
+  const bool search_large = options.exhaustive && scenarios.size() == 1;
+  Effort effort{search_large, options.schedules, options.seed, options.preemptions, options.states};
   const unsigned jobs = options.jobs != 0 ? options.jobs : std::max(1U, std::thread::hardware_concurrency());
   if (!options.save.empty()) {
     std::error_code error;

@@ -131,7 +131,7 @@ std::string World::place_of(const Action& a) const {
     return index < scenario_.agents.size() ? scenario_.agents[index].name : std::string("memory");
   };
   switch (a.verb) {
-    case Verb::wake_wave: return agent(a.token.value - 1);
+    case Verb::wake_wave: return agent((a.token.value & 0xffff) - 1);
     case Verb::reply: {
       const std::uint64_t index = a.cookie.value & ~cookie_mask;
       const std::uint64_t what = a.cookie.value & cookie_mask;
@@ -188,7 +188,8 @@ std::string World::named(const std::string& text) const {
     return number >= 1 && number <= names.size() ? names[number - 1] : std::string();
   };
   std::string out = replace(text, "fault ", [this](std::uint64_t n) {
-    return n >= 1 && n <= scenario_.agents.size() ? "the fault of " + scenario_.agents[n - 1].name : std::string();
+    const std::uint64_t agent = (n & 0xffff) - 1;  // a token
+    return agent < scenario_.agents.size() ? "the fault of " + scenario_.agents[agent].name : std::string();
   });
   out = replace(std::move(out), "page ", [this](std::uint64_t n) {
     const BlockIndex block = block_of(n);
@@ -274,11 +275,11 @@ void World::issue(const Action& a) {
 }
 
 void World::wake_wave(const Action& a) {
-  const auto agent = static_cast<std::uint32_t>(a.token.value - 1);
+  const auto agent = static_cast<std::uint32_t>((a.token.value & 0xffff) - 1);
   if (agent >= agents_.size()) violate(Verdict::violation, "a wave is woken that never faulted");
   AgentState& state = agents_[agent];
   if (state.over) return;
-  if (state.wait != Wait::fault) {
+  if (state.wait != Wait::fault || state.serial != static_cast<std::uint8_t>(a.token.value >> 16)) {
     violate(Verdict::violation, scenario_.agents[agent].name + " is woken, and does not wait");
   }
   state.wait = Wait::nothing;

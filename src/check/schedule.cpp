@@ -23,6 +23,12 @@ const Event& oldest(const std::vector<Event>& events, std::map<std::uint64_t, st
   return *best;
 }
 
+/// Times that an event may be passed over in a random schedule.
+constexpr unsigned patience = 40;
+
+/// A thread or wave is one actor over its steps; each answer of the machine is one of its own.
+std::uint64_t actor_of(const Event& event) { return event.kind == Event::Kind::step ? event.index + 1 : event.key; }
+
 Finding no_progress(const World& world, unsigned bound) {
   return {Verdict::livelock,
           "nobody got a step further for " + std::to_string(bound) + " events\n" + world.who_waits()};
@@ -119,22 +125,25 @@ Exploration explore_randomly(const Setup& setup, const RandomOptions& options) {
     std::uint32_t seen = 0;
     unsigned idle = 0;
     Finding finding;
+    std::map<std::uint64_t, unsigned> passed;  // by key, how often it could have happened since it did
     for (world.enabled(events); !events.empty(); world.enabled(events)) {
-      const auto rank = [&](const Event& event) {
-        // A thread or wave is one actor over its steps; each answer of the machine is one of its own.
-        const std::uint64_t actor = event.kind == Event::Kind::step ? event.index + 1 : event.key;
-        return &preference.try_emplace(actor, lowest + 1 + random.below(1'000'000)).first->second;
-      };
       std::vector<std::uint64_t*> ranks;
-      for (const Event& event : events) ranks.push_back(rank(event));
+      std::size_t overdue = events.size();
+      for (std::size_t e = 0; e < events.size(); ++e) {
+        ranks.push_back(
+            &preference.try_emplace(actor_of(events[e]), lowest + 1 + random.below(1'000'000)).first->second);
+        // Nobody has to fail, and no timer to fire early.
+        const bool has_to = events[e].kind != Event::Kind::fail && events[e].kind != Event::Kind::tick;
+        if (has_to && ++passed[events[e].key] > patience) overdue = e;
+      }
       const auto best = [&ranks] {
         return static_cast<std::size_t>(
             std::max_element(ranks.begin(), ranks.end(), [](auto* a, auto* b) { return *a < *b; }) - ranks.begin());
       };
       if (std::count(changes.begin(), changes.end(), performed.size()) != 0) *ranks[best()] = --lowest;
-      const Event event = events[best()];
-      // The same actor for ever is no fair schedule: it falls back a little each time.
-      if (event.kind == Event::Kind::step && idle > 64) *ranks[best()] = --lowest;
+      // Preferences alone are not fair. Strong fairness: what could have happened often enough happens.
+      const Event event = events[overdue < events.size() ? overdue : best()];
+      passed.erase(event.key);
       performed.push_back(event.key);
       world.perform(event);
       ++out.events;
@@ -155,7 +164,7 @@ Exploration explore_randomly(const Setup& setup, const RandomOptions& options) {
       out.finding = std::move(finding);
       out.schedule = std::move(performed);
       out.seed = seed;
-      if (out.finding.verdict > Verdict::refused) break;
+      if (out.finding.verdict > Verdict::broken_rule) break;
     }
   }
   out.transitions = out.events;

@@ -270,6 +270,9 @@ void World::perform(const Event& event) {
   } catch (const Violation& violation) {
     finding_ = violation.finding;
     say(LogLine::Kind::problem, {}, "core", finding_.text);
+  } catch (const std::exception& problem) {  // a container's own check
+    finding_ = {Verdict::crash, problem.what()};
+    say(LogLine::Kind::problem, {}, "core", finding_.text);
   }
 }
 
@@ -345,7 +348,8 @@ std::uint64_t World::digest() const {
   h.add(core_->digest());
   for (const AgentState& a : agents_) {
     h.add(a.pc | std::uint64_t{a.unit} << 32 | std::uint64_t{static_cast<unsigned>(a.wait)} << 40 |
-          std::uint64_t{a.begun} << 44 | std::uint64_t{a.over} << 45 | std::uint64_t{a.reached} << 46);
+          std::uint64_t{a.begun} << 44 | std::uint64_t{a.over} << 45 | std::uint64_t{a.reached} << 46 |
+          std::uint64_t{a.serial} << 48);
   }
   for (const PageState& p : pages_) {
     h.add(std::uint64_t{p.allocated} | std::uint64_t{p.freeing} << 1 | std::uint64_t{p.cpu_mapped} << 2 |
@@ -463,6 +467,8 @@ Finding World::conclude() {
     close_down();
   } catch (const Violation& violation) {
     finding_ = violation.finding;
+  } catch (const std::exception& problem) {
+    finding_ = {Verdict::crash, problem.what()};
   }
   if (broken()) return finding_;
   if (!warning_.empty()) return {Verdict::broken_rule, warning_};

@@ -112,6 +112,7 @@ class World {
     bool over = false;     ///< its client or device ended
     bool reached = false;  ///< the page of the step was faulted in: what comes is a retry
     std::uint8_t unit = no_unit;
+    std::uint8_t serial = 0;  ///< of its last fault
     Status reply;
   };
   static constexpr std::uint8_t no_unit = 0xff;
