@@ -197,10 +197,11 @@ Status start_agent(const AgentStart& start) {
   return start_session_thread(agent_main);
 }
 
-void agent_buffer_file(unsigned slot, int expected, int fd) {
-  int word = expected + 1;
-  // Not there: the number has passed to another handle, whose file stays.
-  buffer_files[slot].compare_exchange_strong(word, fd + 1, std::memory_order_acq_rel);
+void set_agent_buffer_file(unsigned slot, int fd) { buffer_files[slot].store(fd + 1, std::memory_order_release); }
+
+void forget_agent_buffer_file(unsigned slot, int fd) {
+  int word = fd + 1;
+  buffer_files[slot].compare_exchange_strong(word, 0, std::memory_order_acq_rel);
 }
 
 Status start_reader(int socket, const ReaderCalls& calls) {

@@ -24,9 +24,10 @@ struct AgentStart {
 /// Starts the agent. It lives as long as the process. ERRORS: no_memory.
 Status start_agent(const AgentStart& start);
 
-/// Which file the agent maps when a command names the buffer number `slot`: replaces `expected` by `fd` (-1: none) if
-/// that is what is there. The descriptor stays the caller's. Any thread.
-void agent_buffer_file(unsigned slot, int expected, int fd);
+/// Which file the agent maps when a command names the buffer number `slot`. The descriptor stays the caller's. Any thread.
+void set_agent_buffer_file(unsigned slot, int fd);
+/// Before the descriptor is closed. Where another handle has the number by now, its file stays.
+void forget_agent_buffer_file(unsigned slot, int fd);
 
 /// Starts a thread with a small stack of its own, all signals blocked, none of its memory managed. ERRORS: no_memory.
 Status start_session_thread(void* (*body)(void*));

@@ -147,6 +147,28 @@ TEST(Buffers, ImportedTwiceTheyAreOneHandle) {
   EXPECT_EQ(b.map<std::uint32_t>()[3], 42U) << "the first handle still holds it";
 }
 
+TEST(Buffers, ImportedAndClosedByManyThreads) {
+  const int fd = [] {
+    const buffer b(64 * kib);
+    fill(b.map<std::uint32_t>(), 16 * kib, 8);
+    return b.export_fd();
+  }();
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 6; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 200; ++i) {
+        const buffer b = buffer::import_fd(fd);
+        // Some map it, so that addresses come and go while others hold on to the same handle.
+        if (i % 3 == 0 && !filled(b.map<std::uint32_t>(), 16 * kib, 8)) ++wrong;
+      }
+    });
+  }
+  for (auto& t : threads) t.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(::close(fd), 0);
+}
+
 TEST(Buffers, ADescriptorKeepsThemAlive) {
   int fd = -1;
   {

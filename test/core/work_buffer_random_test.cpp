@@ -238,6 +238,7 @@ class World : public BufferMachine {
     const bool application_first = random_.below(2) == 0;
     const auto devices_end = [&] {
       for (DeviceId d = 0; d < device_count; ++d) {
+        look();  // what was asked of it before it died
         core.device_gone(now, c, d);
         ++process_[{c, d}];
         alive_[c][d] = false;

@@ -261,6 +261,23 @@ TEST_F(Userptr, a_free_while_the_job_gathers_fails_the_job_and_goes_on) {
   EXPECT_EQ(m.replied(80), Status{});
 }
 
+TEST_F(Userptr, a_thread_that_waits_for_a_page_does_not_wait_for_the_fence_of_its_free) {
+  submit(1);
+  settle_memory();
+  ASSERT_TRUE(m.runs(1));
+  m.fault(block, Access::write, 7);
+  m.cpu(block);
+  EXPECT_EQ(m.cpu_wakes(block), 0U);
+  ASSERT_TRUE(free({block, block}, 80).ok());
+  EXPECT_EQ(m.cpu_wakes(block), 1U);
+  settle_memory();
+  EXPECT_TRUE(m.woken(7).has_value() || m.went_on(7));
+  EXPECT_FALSE(m.replied(80).has_value());
+  ASSERT_TRUE(m.finish(1));
+  m.settle();
+  EXPECT_EQ(m.replied(80), Status{});
+}
+
 TEST_F(Userptr, closed_while_it_is_used_it_goes_after_its_fence) {
   submit(1);
   settle_memory();

@@ -37,7 +37,8 @@ ferry_buffer* adopt(Answer& answer, const wire::WorkAnswer& out, void* memory, f
     return nullptr;
   }
   ferry_buffer* kept = buffer_table().add(buffer);
-  if (kept == buffer && memory == nullptr) agent_buffer_file(buffer->slot, -1, buffer->file.get());
+  // Of another thread's handle too, which may be just about to: the address may be touched as soon as this returns.
+  if (memory == nullptr) set_agent_buffer_file(kept->slot, kept->file.get());
   return kept;
 }
 
@@ -125,7 +126,7 @@ ferry_code ferry_buffer_close(ferry_buffer* buffer, ferry_error* error) {
   bool well = true;
   if (buffer_table().drop(buffer)) {
     well = unmap(*buffer, &own);
-    if (buffer->memory == nullptr) agent_buffer_file(buffer->slot, buffer->file.get(), -1);
+    if (buffer->memory == nullptr) forget_agent_buffer_file(buffer->slot, buffer->file.get());
     const NativeMallocScope native;
     delete buffer;
   }

@@ -253,6 +253,12 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
       ++frees[index].remaining;
       if (work.userptr_keeps(id, freed_in(index, block, g))) {
         kept_frees.push_back({index, block.index, g});
+        // Threads that waited for them before need not wait for the fence; waves are told when their operation ends.
+        const PageMask waiting = block.cpu_waiting & pages;
+        waiting.for_each_run([&](unsigned first, unsigned count) {
+          emit(Verb::wake_cpu, *client).pages = {block_first + first, count};
+        });
+        block.cpu_waiting.remove(waiting);
       } else {
         free_granule(index, block, g);
       }

@@ -1,6 +1,7 @@
 // Buffers: who holds them, whose fences are in them, and when they go. Where their memory is: place.cpp. Who reaches
 // them: reach.cpp.
 #include <algorithm>
+#include <optional>
 
 #include "core/digest.h"
 #include "core/impl.h"
@@ -84,9 +85,12 @@ Status Work::buffer_close(ClientId client, BufferId id) {
   if (!holds(client, id)) {
     return Code::not_held;
   }
-  Buffer& buffer = buffers.find(id)->second;
-  if (--buffer.holds[client] == 0) {
-    buffer_hold_ends(buffer, client);
+  {
+    const Still still(*this);
+    Buffer& buffer = buffers.find(id)->second;
+    if (--buffer.holds[client] == 0) {
+      buffer_hold_ends(buffer, client);
+    }
   }
   look();
   return {};
@@ -113,6 +117,7 @@ void Work::buffer_hold_ends(Buffer& buffer, ClientId client) {
 }
 
 void Work::buffers_client_gone(ClientId client) {
+  std::optional<Still> still(std::in_place, *this);
   for (auto& [id, buffer] : buffers) {
     for (BufferMapping& mapping : buffer.mappings) {
       if (mapping.client == client) {
@@ -134,6 +139,7 @@ void Work::buffers_client_gone(ClientId client) {
       buffer_hold_ends(buffer, client);
     }
   }
+  still.reset();
   look();
 }
 

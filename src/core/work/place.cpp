@@ -4,6 +4,7 @@
 // busy in another device's VRAM, it is reached there.
 // Nothing here runs inside itself: what changed is looked at from a queue.
 #include <algorithm>
+#include <optional>
 
 #include "core/impl.h"
 
@@ -283,6 +284,7 @@ Work::Reclaimable Work::reclaim_buffer(BufferId id) {
 bool Work::claim_buffers(Job& job) {
   FERRY_CHECK_EQ(claiming, 0U);
   const FenceId id = job.spec.fence;
+  std::optional<Still> still(std::in_place, *this);
   for (const JobBuffer& wanted : job.spec.buffers) {
     const auto it = buffers.find(wanted.buffer);
     if (it == buffers.end()) {
@@ -311,10 +313,8 @@ bool Work::claim_buffers(Job& job) {
   }
   claiming = id;
   Status failure;
-  const bool outer = looking_now;
-  looking_now = true;  // what comes to rest meanwhile is looked at afterwards
   const Claim claim = claim_look(job, failure);
-  looking_now = outer;
+  still.reset();
   if (claim != Claim::waits) {
     claiming = 0;
   }

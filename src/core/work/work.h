@@ -335,6 +335,18 @@ class Work {
   /// The buffer is looked at again, soon: nothing here runs inside itself.
   void look_at(Buffer& buffer);
   void look();
+  /// While one lives look() does nothing, so that no buffer is forgotten: for loops over them that call others.
+  class Still {
+   public:
+    explicit Still(Work& work) : work_(work), outer_(work.looking_now) { work.looking_now = true; }
+    ~Still() { work_.looking_now = outer_; }
+    Still(const Still&) = delete;
+    Still& operator=(const Still&) = delete;
+
+   private:
+    Work& work_;
+    bool outer_;
+  };
   void buffer_go_on(Buffer& buffer);
   void claim_go_on();
   enum class Claim : std::uint8_t { ready, waits, failed };
