@@ -27,6 +27,25 @@ using Page = std::uint64_t;
 /// Number of a block in the window: page / block_pages.
 using BlockIndex = std::uint64_t;
 
+/// Where managed addresses are, and how pages are numbered. Memory outside the window that was adopted in place has
+/// numbers behind those of the window, so that each page of the address space has one number, and one place in the
+/// client's system file: number * page_bytes.
+struct Window {
+  std::uint64_t base = default_window_base;
+  std::uint64_t bytes = default_window_bytes;
+
+  [[nodiscard]] constexpr bool contains(std::uint64_t address) const { return address - base < bytes; }
+  [[nodiscard]] constexpr Page pages() const { return bytes >> page_shift; }
+  [[nodiscard]] constexpr Page page_of_address(std::uint64_t address) const {
+    return contains(address) ? (address - base) >> page_shift : pages() + (address >> page_shift);
+  }
+  [[nodiscard]] constexpr std::uint64_t address_of_page(Page page) const {
+    return page < pages() ? base + (page << page_shift) : (page - pages()) << page_shift;
+  }
+};
+/// Bits of a user-space address that Ferry handles: x86-64 and arm64 without larger address spaces.
+inline constexpr unsigned address_bits = 48;
+
 /// Page of a client's VRAM file on one device. Not a managed address: the same VramPage of two clients is two pages.
 using VramPage = std::uint32_t;
 

@@ -122,6 +122,8 @@ std::string World::words(const Action& a) const {
       return "fence " + std::string(fence()) + " signals" +
              (a.status.ok() ? "" : std::string(": ") + to_string(a.status.code));
     case Verb::reset_device: return "reset " + who + " on " + on;
+    case Verb::protect_cpu: return "take writing to " + what + " from " + who + "'s CPU";
+    case Verb::copy_client: return "copy " + what + " for " + who;
   }
   return "?";
 }

@@ -51,11 +51,13 @@ enum class Place : std::uint8_t {
 /// | verb           | means                                                            | may fail with                    |
 /// |----------------|------------------------------------------------------------------|----------------------------------|
 /// | revoke_cpu     | no CPU thread can reach `pages` any more; a later touch faults   | client_gone                      |
-/// | map_cpu        | CPU threads reach system pages read-write; wakes their CPU faults| client_gone, no_memory           |
+/// | map_cpu        | CPU threads reach system pages with `prot`; wakes their CPU faults (of reads only, where prot is read) | client_gone, no_memory |
 /// | wake_cpu       | CPU faults on `pages` retry, or (status not ok) end in SIGBUS: their contents cannot be had (id 0) | - |
 /// | revoke_device  | the device cannot reach `pages` any more; a later touch faults   | device_lost                      |
-/// | map_device     | the device reaches `pages` in `place` with `prot`                | device_lost, no_mappings, no_memory |
-/// | copy           | bytes from `source` to the other place; source stays as it was   | io_error, no_memory              |
+/// | map_device     | the device reaches `pages` in `place` (vram: of `owner`, a linked device, or its own) with `prot`, `exec` | device_lost, no_mappings, no_memory |
+/// | copy           | bytes from `place` to the other place, or (to == vram, place == vram) from `device` at vram_first to `to_device` at vram_to; source stays as it was | io_error, no_memory |
+/// | protect_cpu    | CPU threads can read `pages` and write them no more; a write faults (Access::write)    | client_gone     |
+/// | copy_client    | system pages of `from_client` to those of `client` with the same numbers (fork)        | io_error, no_memory |
 /// | wake_wave      | the wave behind `token` retries (status ok) or fails (id 0)      | -                                |
 /// | release_chunk  | the VRAM chunk's memory goes back to the machine                 | -  (must succeed)                |
 /// | discard_system | system pages may lose their contents and memory                  | -  (must succeed)                |
@@ -105,8 +107,10 @@ enum class Verb : std::uint8_t {
   revoke_cus,
   signal_fence,
   reset_device,
+  protect_cpu,
+  copy_client,
 };
-inline constexpr unsigned verb_count = 23;
+inline constexpr unsigned verb_count = 25;
 [[nodiscard]] const char* to_string(Verb verb);
 
 struct Action {
@@ -126,8 +130,12 @@ struct Action {
   bool has_token = false;
   Cookie cookie;                    ///< reply
   Status status;                    ///< wake_wave, wake_cpu, reply, signal_fence
-  Place to = Place::system;         ///< move_buffer: where the bytes go
-  DeviceId to_device = no_device;   ///< move_buffer with to == vram
+  Place to = Place::system;         ///< move_buffer: where the bytes go; copy: vram only from device to device
+  DeviceId to_device = no_device;   ///< move_buffer and copy with to == vram
+  VramPage vram_to = 0;             ///< copy from device to device: page of to_device's file
+  DeviceId owner = no_device;       ///< map_device in VRAM: whose; no_device: the device's own
+  bool exec = false;                ///< map_device: kernels may call what lies there
+  ClientId from_client = 0;         ///< copy_client
   Engine engine = Engine::compute;  ///< run_job, cancel_job
   Access access = Access::read;     ///< map_buffer: what the mapping must allow
   BufferId buffer = 0;              ///< *_buffer

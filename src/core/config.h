@@ -93,6 +93,10 @@ struct Config {
   /// would_deadlock, so that its units come free. Cleared: it stands, for checkers to see.
   bool end_deadlocks = true;
   std::uint64_t deadlock_ns = 1'000'000'000;
+  /// Hives: devices of one number (not 0) are linked: they reach each other's VRAM and copy to each other directly.
+  std::vector<std::uint8_t> hives;
+  /// Most pages that one client may have pinned; 0: a quarter of the budget, or no limit where there is none.
+  std::uint64_t pin_pages = 0;
   PlantedBug bug = PlantedBug::none;
 };
 

@@ -16,6 +16,7 @@
 #include "core/action.h"
 #include "core/config.h"
 #include "core/observer.h"
+#include "core/svm/types.h"
 #include "core/work/types.h"
 #include "graph/graph.h"
 
@@ -125,6 +126,50 @@ class Core {
                     unsigned cu = AllocContext::no_cu);
   /// A CPU thread touched a page that was revoked. Ends in map_cpu or wake_cpu of the page.
   void cpu_fault(std::uint64_t now_ns, ClientId client, Page page, Access access);
+
+  // --- attributes ----------------------------------------------------------------------------------------------------
+  // Rules: core/svm/types.h, docs/design/0017-svm.md. Spans need not be allocated as a whole; attributes of pages that
+  // are not allocated are not kept, and a span without any allocated page is refused (not_allocated).
+  /// All of `changes`, in order, or, on an error, none; `wrong` is then the number of the first bad one. Replies when
+  /// what was asked for at once has happened: access taken away is gone, a prefetch is done, what must be mapped is.
+  /// ERRORS: bad_range (span, or a type, device, value, flag that is none), not_allocated, not_permitted (a prefetch to
+  /// a device without access).
+  [[nodiscard]] Status svm_set(std::uint64_t now_ns, ClientId client, PageSpan span,
+                               const std::vector<Attribute>& changes, Cookie cookie, unsigned& wrong);
+  /// Fills in each query's value by the intersection rules: undefined (locations) or the weakest (access, granularity)
+  /// where pages differ, set_flags: flags set on all pages, clr_flags: cleared on all. ERRORS as svm_set.
+  [[nodiscard]] Status svm_get(ClientId client, PageSpan span, std::vector<Attribute>& queries, unsigned& wrong) const;
+  /// Back to defaults. Replies as svm_set.
+  [[nodiscard]] Status svm_reset(std::uint64_t now_ns, ClientId client, PageSpan span, Cookie cookie);
+  [[nodiscard]] Attributes attributes(ClientId client, Page page) const;
+  /// KFD's XNACK mode of one application: cleared, what its queues may touch is mapped before they run.
+  /// ERRORS: in_use (its compute holds or wants units now), unsupported (a device that has no retry faults).
+  [[nodiscard]] Status set_retry_faults(std::uint64_t now_ns, ClientId client, bool on);
+  [[nodiscard]] bool retry_faults(ClientId client, DeviceId device) const;
+  /// Range groups (nvidia-uvm): pages of a group whose migration is prevented stay where they are and are served in
+  /// place. Group 0: none. ERRORS: bad_range, not_allocated.
+  [[nodiscard]] Status group_assign(std::uint64_t now_ns, ClientId client, PageSpan span, std::uint32_t group);
+  [[nodiscard]] Status group_migration(std::uint64_t now_ns, ClientId client, std::uint32_t group, bool allowed);
+
+  // --- moves on request ----------------------------------------------------------------------------------------------
+  /// As prefetch, but `fence` (a new id, held by the client) signals when it is done.
+  [[nodiscard]] Status migrate(std::uint64_t now_ns, ClientId client, PageSpan span, DeviceId device, FenceId fence);
+  /// Pages get memory, where they are or on `device`, without contents being moved. Replies when they have it.
+  [[nodiscard]] Status populate(std::uint64_t now_ns, ClientId client, PageSpan span, DeviceId device, Cookie cookie);
+  /// They do not move, and keep their memory, until as many unpin. `device`: no_device for system memory, or the device
+  /// whose VRAM they are to be in. Replies when they are there. ERRORS: bad_range, not_allocated, no_memory (limits).
+  [[nodiscard]] Status pin(std::uint64_t now_ns, ClientId client, PageSpan span, DeviceId device, Cookie cookie);
+  [[nodiscard]] Status unpin(std::uint64_t now_ns, ClientId client, PageSpan span);
+
+  // --- changes of the address space ----------------------------------------------------------------------------------
+  /// The notifier. Replies when no processor reaches the pages as they were; the application's system call is to be
+  /// made then. `to`: of Change::move; `prot`: of Change::protect (SpanProt bits).
+  /// ERRORS: bad_range, not_allocated (no page of the span is), overlap (move), in_use (pinned pages: move, discard).
+  [[nodiscard]] Status change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page to,
+                              std::uint8_t prot, Cookie cookie);
+  /// A fork: `child`, just opened, has the same ranges, attributes and contents; each sees its own writes from now on.
+  /// Replies when the parent may run on. ERRORS: bad_range (the child has ranges already).
+  [[nodiscard]] Status fork(std::uint64_t now_ns, ClientId parent, ClientId child, Cookie cookie);
 
   // --- buffers and their fences --------------------------------------------------------------------------------------
   // A client may name only what it holds: what it made, or opened. ERRORS of all: not_held, and what each says.

@@ -47,6 +47,8 @@ const char* to_string(Verb verb) {
     case Verb::revoke_cus: return "revoke_cus";
     case Verb::signal_fence: return "signal_fence";
     case Verb::reset_device: return "reset_device";
+    case Verb::protect_cpu: return "protect_cpu";
+    case Verb::copy_client: return "copy_client";
   }
   return "unknown";
 }
