@@ -169,7 +169,7 @@ class Core {
                               std::uint8_t prot, Cookie cookie);
   /// A fork: `child`, just opened, has the same ranges, attributes and contents; each sees its own writes from now on.
   /// Replies when the parent may run on. ERRORS: bad_range (the child has ranges already).
-  [[nodiscard]] Status fork(std::uint64_t now_ns, ClientId parent, ClientId child, Cookie cookie);
+  [[nodiscard]] Status client_fork(std::uint64_t now_ns, ClientId parent, ClientId child, Cookie cookie);
 
   // --- buffers and their fences --------------------------------------------------------------------------------------
   // A client may name only what it holds: what it made, or opened. ERRORS of all: not_held, and what each says.
