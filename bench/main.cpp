@@ -22,6 +22,9 @@ std::vector<Bench> all_benches() {
 #ifdef FERRY_BENCH_CORE
   benches.push_back(core_decisions());
 #endif
+#ifdef FERRY_BENCH_CHECK
+  benches.push_back(progress_explorer());
+#endif
 #ifdef FERRY_BENCH_STORE
   for (const auto make : {store_zstd, store_lz4, store_file}) benches.push_back(make());
 #endif

@@ -197,7 +197,6 @@ Bench progress() {
   Bench bench{.name = "progress", .about = "the wait graph: its share of a device fault, and alone"};
   bench.machine = Machine{.vram = "64M", .cus = bench_cus(), .granularity = "4K", .speculation = 0};
   bench.expected = {owed_cost("progress_fault"), owed_rate("progress_graph")};
-  // The explorer's states a second belong here too: a row of `ferry check`'s own.
   bench.run = [](const Settings& settings) {
     return std::vector<Row>{measure_cost("progress_fault", settings, false), measure_rate("progress_graph", settings)};
   };

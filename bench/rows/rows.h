@@ -11,6 +11,8 @@ namespace ferry::bench {
 /// The wait graph: what it costs a fault, and how fast it is alone. With a device.
 [[nodiscard]] Bench progress();
 [[nodiscard]] Bench progress_reclaim();
+/// The search of `ferry check`.
+[[nodiscard]] Bench progress_explorer();
 
 /// The store beneath system memory, beside the codec and the disk alone.
 [[nodiscard]] Bench store_zstd();
