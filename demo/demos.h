@@ -29,6 +29,19 @@ struct SoakOptions {
 };
 int soak(const SoakOptions& options);
 
+struct StressOptions {
+  double seconds = 60;
+  unsigned long seed = 1;
+  unsigned threads = 8;
+  unsigned devices = 2;
+  std::string granularity;           ///< empty: the seed draws it
+  std::vector<std::string> only;     ///< operations; empty: all
+  std::vector<std::string> without;  ///< operations
+};
+int stress(const StressOptions& options);
+/// Names of what the stress test can do.
+[[nodiscard]] const std::vector<std::string>& stress_operations();
+
 /// Names of all policies, in the order of docs/PROGRESS.md.
 [[nodiscard]] const std::vector<std::string>& policy_names();
 /// `chosen`, or all for "all". Empty: no such policy.

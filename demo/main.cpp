@@ -44,6 +44,26 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   soak_command->add_option("--seed", soak_options.seed, "of what they do and who is killed")->capture_default_str();
 
+  StressOptions stress_options;
+  CLI::App* stress_command =
+      app.add_subcommand("stress", "Threads and devices change the same memory in every way, checked against a shadow");
+  stress_command->add_option("--seconds", stress_options.seconds, "how long")
+      ->check(CLI::Range(0.1, 1e6))
+      ->capture_default_str();
+  stress_command->add_option("--seed", stress_options.seed, "of the machine and of what is done")
+      ->capture_default_str();
+  stress_command->add_option("--threads", stress_options.threads, "of the application")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
+  stress_command->add_option("--devices", stress_options.devices, "of the machine")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
+  stress_command->add_option("--granularity", stress_options.granularity, "of the machine; else the seed draws it");
+  stress_command->add_option("--only", stress_options.only, "operations to do, by name")
+      ->check(CLI::IsMember(stress_operations()));
+  stress_command->add_option("--without", stress_options.without, "operations not to do, by name")
+      ->check(CLI::IsMember(stress_operations()));
+
   RoleOptions role;
   CLI::App* role_command = app.add_subcommand("role", "An application that a demonstration starts")->group("");
   role_command->add_option("NAME", role.name)->required();
@@ -54,6 +74,9 @@ int main(int argc, char** argv) {
   role_command->add_option("--fps", role.fps);
   role_command->add_option("--seed", role.seed);
   role_command->add_option("--devices", role.devices);
+  role_command->add_option("--threads", role.threads);
+  role_command->add_option("--only", role.only);
+  role_command->add_option("--without", role.without);
 
   try {
     app.parse(argc, argv);
@@ -64,11 +87,13 @@ int main(int argc, char** argv) {
     if (deadlock_command->parsed()) return deadlock(deadlock_options);
     if (policies_command->parsed()) return policies(policies_options);
     if (soak_command->parsed()) return soak(soak_options);
+    if (stress_command->parsed()) return stress(stress_options);
     if (role.name == "compute") return compute_role(role);
     if (role.name == "chain") return chain_role(role);
     if (role.name == "frames") return frames_role(role);
     if (role.name == "usable") return usable_role(role);
     if (role.name == "mixed") return mixed_role(role);
+    if (role.name == "stress") return stress_role(role);
     if (role.name == "settle") return settle_role(role);
     std::fprintf(stderr, "ferry-demo: no role '%s'\n", role.name.c_str());
     return 2;

@@ -18,6 +18,9 @@ struct RoleOptions {
   unsigned fps = 60;
   std::uint64_t seed = 1;
   unsigned devices = 1;
+  unsigned threads = 1;
+  std::vector<std::string> only;     ///< of the stress test's operations; empty: all
+  std::vector<std::string> without;  ///< of them
 };
 
 /// Kernels that touch a working set in no order, again and again, for `rounds` or `seconds`; checked at the end.
@@ -35,6 +38,9 @@ int usable_role(const RoleOptions& options);
 /// Everything at once from a seed, on all devices, for `seconds`, checked against what the CPU knows.
 /// Says "alive N" once a second at least while it gets on, "wrong N TEXT", "error TEXT", "done".
 int mixed_role(const RoleOptions& options);
+/// Threads and devices that change memory of their own in every way from a seed, checked against a shadow.
+/// Says "skipped OPERATION REASON", "alive N" while it gets on, "did OPERATION N", "wrong N TEXT", "error TEXT", "done".
+int stress_role(const RoleOptions& options);
 /// Waits, for `seconds` at most, until nobody else is there and says what the manager counts: "stats JSON".
 int settle_role(const RoleOptions& options);
 

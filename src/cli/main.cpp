@@ -268,8 +268,9 @@ void Ferry::declare_siblings() {
   bench_ = app_.add_subcommand("bench", "Measure Ferry beside the floor of what this machine allows");
   help_->usage(bench_, "ferry bench [NAME] [--json]");
   bench_->footer(bench_footer);
-  demo_ = app_.add_subcommand("demo", "Show forward progress: a deadlock, what each policy costs, a soak");
-  help_->usage(demo_, "ferry demo deadlock|policies|soak [options]");
+  demo_ =
+      app_.add_subcommand("demo", "Show forward progress: a deadlock, what each policy costs, a soak, a stress test");
+  help_->usage(demo_, "ferry demo deadlock|policies|soak|stress [options]");
   demo_->footer(demo_footer);
 }
 

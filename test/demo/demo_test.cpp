@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -66,6 +67,29 @@ TEST(Soak, NothingHangsLeaksOrIsLost) {
   const Ran ran = run("soak --seconds 15");
   EXPECT_EQ(ran.code, 0) << ran.output;
   EXPECT_NE(ran.output.find("no hang, no leak, no wrong byte"), std::string::npos) << ran.output;
+}
+
+std::string stress_seconds() {
+  const char* asked = std::getenv("FERRY_STRESS_SECONDS");
+  return asked != nullptr ? asked : "4";
+}
+
+class StressTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(StressTest, NoWrongByteNoHangNoLeak) {
+  const Ran ran = run("stress --seconds " + stress_seconds() + " --seed " + std::to_string(GetParam()) + " 2>&1");
+  std::printf("%s", ran.output.c_str());
+  EXPECT_EQ(ran.code, 0);
+  EXPECT_NE(ran.output.find("no wrong byte, no hang, no leak"), std::string::npos);
+}
+
+// Seeds whose machines differ: granules of 256 KiB with a budget of system memory and without, of 64 KiB, of 2 MiB.
+INSTANTIATE_TEST_SUITE_P(Seeds, StressTest, ::testing::Values(1, 2, 3, 4));
+
+TEST(Stress, FindsAByteThatIsWrong) {
+  const Ran ran = run("stress --seconds 60 --seed 3 --only read --only spoil 2>&1");
+  EXPECT_EQ(ran.code, 1) << ran.output;
+  EXPECT_NE(ran.output.find("and should be"), std::string::npos) << ran.output;
 }
 
 TEST(Demo, RefusesWhatItDoesNotKnow) {

@@ -1,0 +1,132 @@
+// The application of `ferry demo stress`: starts the threads, tells once in a while that it lives, and what it found.
+#include <dirent.h>
+#include <fmt/format.h>
+
+#include <poll.h>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <thread>
+
+#include "roles.h"
+#include "stress.h"
+
+namespace ferry::demo {
+namespace {
+
+using stress::Common;
+using stress::operations;
+
+void say(const std::string& line) {
+  std::printf("%s\n", line.c_str());
+  std::fflush(stdout);
+}
+
+std::size_t open_files() {
+  DIR* folder = opendir("/proc/self/fd");
+  if (folder == nullptr) return 0;
+  std::size_t count = 0;
+  while (readdir(folder) != nullptr) ++count;
+  closedir(folder);
+  return count;
+}
+
+bool named(const std::vector<std::string>& names, const char* name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+/// Which operations run. The others are told.
+void choose(const RoleOptions& options, Common& common) {
+  common.enabled.assign(operations().size(), false);
+  common.done = std::vector<std::atomic<std::uint64_t>>(operations().size());
+  for (std::size_t o = 0; o < operations().size(); ++o) {
+    const char* name = operations()[o].name;
+    if (operations()[o].weight == 0 && !named(options.only, name)) continue;
+    if ((!options.only.empty() && !named(options.only, name)) || named(options.without, name)) {
+      say(fmt::format("skipped {} not asked for", name));
+    } else if (const auto reason = operations()[o].missing()) {
+      say(fmt::format("skipped {} {}", name, *reason));
+    } else {
+      common.enabled[o] = true;
+    }
+  }
+}
+
+/// Counters lie a page apart, so that each moves by itself where granules are that small, and side by side elsewhere.
+std::vector<void*> place_counters(Common& common) {
+  std::vector<void*> blocks;
+  const std::size_t half = Common::counters / 2;
+  for (const placement where : {placement::automatic, placement::system}) {
+    auto* words = static_cast<std::uint64_t*>(ferry::alloc_aligned(half * stress::page_size, stress::page_size, where));
+    for (std::size_t i = 0; i < half; ++i) {
+      common.counter[blocks.size() * half + i] = words + i * stress::page_words;
+      words[i * stress::page_words] = 0;
+    }
+    blocks.push_back(words);
+  }
+  return blocks;
+}
+
+}  // namespace
+
+const std::vector<std::string>& stress_operations() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> out;
+    for (const stress::Operation& operation : operations()) out.emplace_back(operation.name);
+    return out;
+  }();
+  return names;
+}
+
+int stress_role(const RoleOptions& options) {
+  const ferry::context session;
+  Common common;
+  common.devices = std::min(options.devices, ferry::device_count());
+  common.threads = options.threads;
+  common.seed = options.seed;
+  choose(options, common);
+  const std::vector<void*> counters = place_counters(common);
+  for (unsigned d = 0; d < common.devices; ++d) {
+    ferry::queue(d)
+        .parallel_for(
+            1, [](std::size_t) {}, "start")
+        .wait();
+  }
+  const std::size_t files = open_files();
+  {
+    std::vector<std::unique_ptr<stress::Worker>> workers;
+    for (unsigned t = 0; t < common.threads; ++t) workers.push_back(std::make_unique<stress::Worker>(common, t));
+    std::vector<std::thread> threads;
+    for (auto& worker : workers) threads.emplace_back([&worker] { worker->run(); });
+    const auto end = std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                                            std::chrono::duration<double>(options.seconds));
+    std::uint64_t told = 0;
+    while (!common.stop && std::chrono::steady_clock::now() < end) {
+      poll(nullptr, 0, 250);
+      const std::uint64_t steps = common.steps;
+      if (steps != told) say(fmt::format("alive {}", steps));  // silence is what a hang is seen by
+      told = steps;
+    }
+    common.stop = true;
+    for (std::thread& thread : threads) thread.join();
+    for (std::size_t i = 0; i < Common::counters && common.wrong.empty(); ++i) {
+      const std::uint64_t found = std::atomic_ref<std::uint64_t>(*common.counter[i]).load();
+      if (found != common.added[i]) {
+        common.tell_wrong(fmt::format("counter {} is {} after {} additions", i, found, common.added[i].load()));
+      }
+    }
+  }
+  for (void* block : counters) ferry::free(block);
+  if (const std::size_t now = open_files(); now > files && common.wrong.empty()) {
+    common.tell_wrong(fmt::format("{} files are open, {} were at the start", now, files));
+  }
+  for (std::size_t o = 0; o < operations().size(); ++o) {
+    if (common.enabled[o]) say(fmt::format("did {} {}", operations()[o].name, common.done[o].load()));
+  }
+  say(common.wrong.empty() ? "wrong 0" : "wrong 1 " + common.wrong);
+  say("done");
+  return common.wrong.empty() ? 0 : 1;
+}
+
+}  // namespace ferry::demo

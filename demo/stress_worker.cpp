@@ -1,0 +1,279 @@
+// What one thread of the stress test does to its own memory. Everything that it or a device writes goes into the shadow
+// too, and every read is compared with it.
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "stress.h"
+#include "work.h"
+
+namespace ferry::demo::stress {
+namespace {
+
+constexpr std::size_t regions_of_thread = 4;
+constexpr std::size_t region_pages_most = 192;
+constexpr std::size_t result_pages_most = 64;
+
+std::uint64_t mix(std::uint64_t value, std::uint64_t salt) {
+  value = (value ^ salt) * 0x9e37'79b9'7f4a'7c15;
+  return value ^ (value >> 29);
+}
+
+std::uint64_t hash_page(const std::uint64_t* words) {
+  std::uint64_t hash = 0;
+  for (std::size_t i = 0; i < page_words; ++i) hash = mix(hash + words[i], i);
+  return hash;
+}
+
+/// The same on a device and in the shadow: every `stride`th word of a page depends on what it was.
+void change_page(std::uint64_t* words, std::uint64_t salt, std::size_t stride) {
+  for (std::size_t i = salt % stride; i < page_words; i += stride) words[i] = mix(words[i], salt + i);
+}
+
+}  // namespace
+
+Worker::Worker(Common& common, unsigned number)
+    : common_(common), number_(number), random_(common.seed * 1'000'003 + number), regions_(regions_of_thread) {
+  for (unsigned d = 0; d < common.devices; ++d) queues_.emplace_back(d);
+  results_ = static_cast<std::uint64_t*>(ferry::alloc_aligned(result_pages_most * 8, page_size, placement::system));
+  for (Region& region : regions_) make(region);
+}
+
+Worker::~Worker() {
+  for (Region& region : regions_) {
+    if (region.words != nullptr) ferry_free(region.words, nullptr);
+  }
+  ferry_free(results_, nullptr);
+}
+
+void Worker::make(Region& region) {
+  region.kind = Kind::allocated;
+  region.pages = 1 + draw(region_pages_most);
+  region.words = static_cast<std::uint64_t*>(ferry::alloc_aligned(region.pages * page_size, page_size));
+  region.states.assign(region.pages, {});
+  region.shadow.resize(region.pages * page_words);
+  const std::uint64_t salt = random_();
+  for (std::size_t i = 0; i < region.shadow.size(); ++i) region.shadow[i] = region.words[i] = mix(i, salt);
+}
+
+void Worker::drop(Region& region) {
+  check(region, {0, region.pages});
+  ferry::free(region.words);
+  region.words = nullptr;
+}
+
+Worker::Span Worker::some_span(const Region& region, std::size_t most) {
+  const std::size_t first = draw(region.pages);
+  return {first, 1 + draw(std::min(most, region.pages - first))};
+}
+
+Worker::Span Worker::usable_span(const Region& region, int prot, std::size_t most) {
+  Span span = some_span(region, most);
+  std::size_t good = 0;
+  while (good < span.pages) {
+    const PageState& state = region.states[span.first + good];
+    if (!state.mapped || (state.prot & prot) != prot) break;
+    ++good;
+  }
+  span.pages = good;
+  return span;
+}
+
+void Worker::note(const Region& region, const char* what, Span span) {
+  log_[logged_++ % log_.size()] = {&region, what, span};
+}
+
+std::string Worker::place(const Region& region, std::size_t page) const {
+  std::string text = fmt::format("thread {}, page {} of {} at {}", number_, page, region.pages,
+                                 static_cast<const void*>(region.words + page * page_words));
+  text += "; done to it, newest first:";
+  for (std::uint64_t i = 0; i < std::min<std::uint64_t>(logged_, log_.size()); ++i) {
+    const Did& did = log_[(logged_ - 1 - i) % log_.size()];
+    if (did.region != &region || page < did.span.first || page >= did.span.first + did.span.pages) continue;
+    text += fmt::format(" {} [{}+{}]", did.what, did.span.first, did.span.pages);
+  }
+  char where[1024] = "";
+  ferry_explain(region.words + page * page_words, where, sizeof where, nullptr);
+  return text + "; now: " + where;
+}
+
+void Worker::check_page(const Region& region, std::size_t page) {
+  const PageState& state = region.states[page];
+  if (!state.mapped || (state.prot & PROT_READ) == 0) return;
+  const std::uint64_t* is = region.words + page * page_words;
+  const std::uint64_t* should = region.shadow.data() + page * page_words;
+  for (std::size_t i = 0; i < page_words; ++i) {
+    const std::uint64_t found = *static_cast<const volatile std::uint64_t*>(is + i);
+    if (found == should[i]) continue;
+    common_.tell_wrong(
+        fmt::format("word {} is {:#x} and should be {:#x}: {}", i, found, should[i], place(region, page)));
+    return;
+  }
+}
+
+void Worker::check(const Region& region, Span span) {
+  for (std::size_t p = span.first; p < span.first + span.pages && !common_.stop; ++p) check_page(region, p);
+}
+
+bool Worker::read() {
+  const Region& region = some_region();
+  const Span span = usable_span(region, PROT_READ, 16);
+  note(region, "read", span);
+  check(region, span);
+  return span.pages != 0;
+}
+
+bool Worker::write() {
+  Region& region = some_region();
+  const Span span = usable_span(region, PROT_READ | PROT_WRITE, 16);
+  const std::uint64_t salt = random_();
+  const std::size_t stride = draw(2) == 0 ? 1 : page_words;
+  note(region, "write", span);
+  for (std::size_t p = span.first; p < span.first + span.pages; ++p) {
+    change_page(region.words + p * page_words, salt, stride);
+    change_page(region.shadow.data() + p * page_words, salt, stride);
+  }
+  return span.pages != 0;
+}
+
+bool Worker::device_change() {
+  Region& region = some_region();
+  const Span span = usable_span(region, PROT_READ | PROT_WRITE, region_pages_most);
+  if (span.pages == 0) return false;
+  const std::uint64_t salt = random_();
+  const std::size_t stride = draw(2) == 0 ? 1 : page_words / 2;
+  note(region, "device change", span);
+  some_queue()
+      .launch(
+          {span.pages, 1 + draw(8)},
+          [at = region.words + span.first * page_words, salt, stride](const item& i) {
+            change_page(at + i.global() * page_words, salt, stride);
+          },
+          "change")
+      .wait();
+  for (std::size_t p = span.first; p < span.first + span.pages; ++p) {
+    change_page(region.shadow.data() + p * page_words, salt, stride);
+  }
+  return true;
+}
+
+bool Worker::device_read() {
+  const Region& region = some_region();
+  const Span span = usable_span(region, PROT_READ, result_pages_most);
+  if (span.pages == 0) return false;
+  note(region, "device read", span);
+  some_queue()
+      .launch(
+          {span.pages, 1 + draw(8)},
+          [at = region.words + span.first * page_words, to = results_](const item& i) {
+            to[i.global()] = hash_page(at + i.global() * page_words);
+          },
+          "read")
+      .wait();
+  for (std::size_t p = 0; p < span.pages; ++p) {
+    const std::size_t page = span.first + p;
+    if (results_[p] == hash_page(region.shadow.data() + page * page_words)) continue;
+    common_.tell_wrong("a device read what is not there: " + place(region, page));
+    return true;
+  }
+  return true;
+}
+
+bool Worker::count_on_cpu() {
+  for (unsigned n = 0; n < 8; ++n) {
+    const std::size_t which = draw(Common::counters);
+    std::atomic_ref<std::uint64_t>(*common_.counter[which]).fetch_add(1);
+    ++common_.added[which];
+  }
+  return true;
+}
+
+bool Worker::count_on_device() {
+  const std::uint64_t each = 1 + draw(8);
+  some_queue()
+      .parallel_for(
+          Common::counters * each,
+          [counter = common_.counter](std::size_t i) {
+            std::atomic_ref<std::uint64_t>(*counter[i % Common::counters]).fetch_add(1);
+          },
+          "count")
+      .wait();
+  for (auto& added : common_.added) added += each;
+  return true;
+}
+
+bool Worker::prefetch() {
+  const Region& region = some_region();
+  const Span span = some_span(region, region_pages_most);
+  note(region, "prefetch", span);
+  const int to = static_cast<int>(draw(common_.devices + 1)) - 1;
+  ferry_error error{};
+  const ferry_code code = ferry_prefetch(region.words + span.first * page_words, span.pages * page_size, to, &error);
+  if (code != FERRY_OK && code != FERRY_NOT_ALLOCATED) throw ferry::error(error);
+  return true;
+}
+
+bool Worker::renew() {
+  Region& region = some_region();
+  drop(region);
+  if (common_.stop) return false;
+  make(region);
+  return true;
+}
+
+bool Worker::explain() {
+  const Region& region = some_region();
+  char text[512];
+  return ferry_explain(region.words + draw(region.pages) * page_words, text, sizeof text, nullptr) != 0;
+}
+
+/// One wrong byte, to show that it is found.
+bool Worker::spoil() {
+  Region& region = some_region();
+  const Span span = usable_span(region, PROT_READ | PROT_WRITE, 1);
+  if (span.pages == 0) return false;
+  note(region, "spoil", span);
+  region.words[span.first * page_words + draw(page_words)] ^= 0xff;
+  return true;
+}
+
+void Worker::run() {
+  std::vector<unsigned> drawn;  // an operation as often as its weight says
+  for (unsigned o = 0; o < operations().size(); ++o) {
+    if (common_.enabled[o]) drawn.insert(drawn.end(), std::max(operations()[o].weight, 1U), o);
+  }
+  try {
+    while (!common_.stop && !drawn.empty()) {
+      const unsigned o = drawn[draw(drawn.size())];
+      if ((this->*operations()[o].run)()) ++common_.done[o];
+      ++common_.steps;
+    }
+    for (const Region& region : regions_) check(region, {0, region.pages});
+    const std::lock_guard lock(common_.mutex);
+    if (!common_.wrong.empty()) return;
+  } catch (const ferry::error& e) {
+    const Did& last = log_[(logged_ + log_.size() - 1) % log_.size()];
+    common_.tell_wrong(
+        fmt::format("thread {} after '{}': {}", number_, last.what == nullptr ? "nothing" : last.what, e.what()));
+  }
+}
+
+const std::vector<Operation>& operations() {
+  static const auto always = []() -> std::optional<std::string> { return {}; };
+  static const std::vector<Operation> all = {
+      {"read", 8, &Worker::read, always},
+      {"write", 8, &Worker::write, always},
+      {"device-change", 8, &Worker::device_change, always},
+      {"device-read", 6, &Worker::device_read, always},
+      {"count-cpu", 4, &Worker::count_on_cpu, always},
+      {"count-device", 2, &Worker::count_on_device, always},
+      {"prefetch", 4, &Worker::prefetch, always},
+      {"renew", 3, &Worker::renew, always},
+      {"explain", 1, &Worker::explain, always},
+      {"spoil", 0, &Worker::spoil, always},
+  };
+  return all;
+}
+
+}  // namespace ferry::demo::stress
