@@ -36,9 +36,11 @@ enum class Cause : std::uint8_t {
   freed,
   client_gone,
   device_gone,
-  pressure,  ///< the shrinker needed system memory for others
+  pressure,     ///< the shrinker needed system memory for others
+  preempted,    ///< others needed the compute units
+  invalidated,  ///< memory of a device without retry faults was taken
 };
-inline constexpr unsigned cause_count = 11;
+inline constexpr unsigned cause_count = 13;
 [[nodiscard]] const char* to_string(Cause cause);
 
 /// Where a copy of a page lies.

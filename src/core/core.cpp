@@ -332,7 +332,7 @@ void Core::Impl::reply(Cookie cookie, const Client& client, Status status) {
 }
 
 void Core::Impl::tell(EventKind kind, const Client& client, DeviceId device, PageSpan pages, Cause cause, Access access,
-                      Place to) {
+                      Place to, Code status, DeviceId from) {
   if (observer == nullptr) {
     return;
   }
@@ -343,6 +343,8 @@ void Core::Impl::tell(EventKind kind, const Client& client, DeviceId device, Pag
   event.to = to;
   event.access = access;
   event.device = device;
+  event.from = from;
+  event.status = status;
   event.client = client.id;
   event.pages = pages;
   observer->on_event(event);

@@ -151,6 +151,9 @@ struct Op {
   bool redirected = false;  ///< it had another goal; what the device reaches may be unknown since
   bool moved = false;       ///< migrate_begin was told
   Place moved_to = Place::system;
+  DeviceId moved_device = no_device;  ///< that migrate_begin named ...
+  DeviceId moved_from = no_device;
+  Code move_status = Code::ok;    ///< told by migrate_end
   Status failure;                 ///< of the stage under way
   std::uint32_t outstanding = 0;  ///< actions unanswered
   std::uint32_t copy_failures = 0;
@@ -183,6 +186,7 @@ struct Pending {
   VramPage vram_first = 0;
   FaultToken token;
   bool has_token = false;
+  bool wakes_cpu = false;  ///< map_cpu: threads wait for some of the pages
   std::uint32_t generation = 0;
   bool in_use = false;
   bool is_work = false;  ///< answered to Work::action_done with `work`; all other fields but client are unset
@@ -280,6 +284,7 @@ class Core::Impl {
   bool stage_failed(Op& op);
   void fail_waiters(Op& op, Status status);
   void tell_moved(Op& op, Place to);
+  void tell_move_ended(Op& op);
   std::vector<Waiter> take_spare();
 
   // block/map.cpp
@@ -388,7 +393,7 @@ class Core::Impl {
   Action& ask_client(Verb verb, Client& client, std::uint32_t& index);
   void reply(Cookie cookie, const Client& client, Status status);
   void tell(EventKind kind, const Client& client, DeviceId device, PageSpan pages, Cause cause,
-            Access access = Access::read, Place to = Place::system);
+            Access access = Access::read, Place to = Place::system, Code status = Code::ok, DeviceId from = no_device);
   std::uint32_t new_pending();
   void action_done(ActionId id, Status status);
   template <typename Fn>

@@ -18,6 +18,8 @@ const char* to_string(Cause cause) {
     case Cause::client_gone: return "application gone";
     case Cause::device_gone: return "device gone";
     case Cause::pressure: return "memory pressure";
+    case Cause::preempted: return "preemption";
+    case Cause::invalidated: return "invalidation";
   }
   return "unknown";
 }
@@ -70,6 +72,12 @@ const char* to_string(EventKind kind) {
     case EventKind::alloc: return "alloc";
     case EventKind::free: return "free";
     case EventKind::vram_level: return "vram_level";
+    case EventKind::device_fault_end: return "device_fault_end";
+    case EventKind::cpu_fault_end: return "cpu_fault_end";
+    case EventKind::queue_eviction: return "queue_eviction";
+    case EventKind::queue_restore: return "queue_restore";
+    case EventKind::unmap_device: return "unmap_device";
+    case EventKind::prefetch: return "prefetch";
   }
   return "unknown";
 }

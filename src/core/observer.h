@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "base/status.h"
 #include "base/types.h"
 #include "core/action.h"
 
@@ -24,7 +25,13 @@ enum class EventKind : std::uint8_t {
   fault_failed,  ///< a wave got an error
   alloc,
   free,
-  vram_level,  ///< pages.count_pages is the VRAM in use on the device, in pages
+  vram_level,        ///< pages.count_pages is the VRAM in use on the device, in pages
+  device_fault_end,  ///< the wave goes on, or (status) ends with an error
+  cpu_fault_end,     ///< threads that waited for the pages go on
+  queue_eviction,    ///< compute of the device has to leave all units, and still wants some; no pages
+  queue_restore,     ///< it has units again; no pages
+  unmap_device,      ///< a mapping of the device is being taken away
+  prefetch,          ///< the application asked for it; to == vram: to the device, system: home
 };
 [[nodiscard]] const char* to_string(EventKind kind);
 
@@ -35,6 +42,8 @@ struct Event {
   Place to = Place::system;
   Access access = Access::read;
   DeviceId device = no_device;
+  DeviceId from = no_device;  ///< migrate_*: whose VRAM they leave; no_device: system memory
+  Code status = Code::ok;     ///< of the ends
   ClientId client = 0;
   PageSpan pages;
 };

@@ -96,7 +96,13 @@ void Series::on_event(const core::Event& event) {
     case core::EventKind::refault:
     case core::EventKind::map_in_place:
     case core::EventKind::contention_pin:
-    case core::EventKind::fault_failed: break;
+    case core::EventKind::fault_failed:
+    case core::EventKind::device_fault_end:
+    case core::EventKind::cpu_fault_end:
+    case core::EventKind::queue_eviction:
+    case core::EventKind::queue_restore:
+    case core::EventKind::unmap_device:
+    case core::EventKind::prefetch: break;
   }
 }
 

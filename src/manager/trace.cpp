@@ -22,6 +22,7 @@ constexpr unsigned device_fault_track = 2000;  // + device
 constexpr unsigned cpu_fault_track = 3000;
 constexpr unsigned eviction_track = 4000;
 constexpr unsigned memory_track = 5000;
+constexpr unsigned queue_track = 6000;       // + device
 constexpr unsigned to_vram_track = 10000;    // + lane
 constexpr unsigned to_system_track = 20000;  // + lane
 constexpr unsigned lanes_max = 9999;
@@ -75,7 +76,9 @@ void Trace::on_event(const core::Event& e) {
         .cause = e.cause,
         .to = e.to,
         .access = e.access,
-        .device = e.device});
+        .device = e.device,
+        .from = e.from,
+        .status = e.status});
 }
 
 void Trace::kernel_begin(const KernelEvent& e) {
@@ -100,7 +103,9 @@ void Trace::kernel_begin(const KernelEvent& e) {
         .cause = {},
         .to = {},
         .access = {},
-        .device = e.device});
+        .device = e.device,
+        .from = no_device,
+        .status = {}});
 }
 
 void Trace::kernel_end(const KernelEvent& e) {
@@ -117,7 +122,9 @@ void Trace::kernel_end(const KernelEvent& e) {
         .cause = {},
         .to = {},
         .access = {},
-        .device = e.device});
+        .device = e.device,
+        .from = no_device,
+        .status = {}});
 }
 
 void Trace::device_gone(std::uint64_t now_ns, ClientId client, DeviceId device) {
@@ -132,7 +139,9 @@ void Trace::device_gone(std::uint64_t now_ns, ClientId client, DeviceId device) 
         .cause = {},
         .to = {},
         .access = {},
-        .device = device});
+        .device = device,
+        .from = no_device,
+        .status = {}});
 }
 
 void Trace::name_client(ClientId client, const std::string& program, std::uint32_t pid, std::uint64_t window_base) {
@@ -219,7 +228,8 @@ class Trace::Writer {
     if (number >= to_system_track) return format("migrations to system, lane %u", number - to_system_track + 1);
     if (number >= to_vram_track) return format("migrations to VRAM, lane %u", number - to_vram_track + 1);
     switch (number / 1000 * 1000) {
-      case memory_track: return "memory: allocations, pins, failures";
+      case memory_track: return "memory: allocations, prefetches, pins, failures";
+      case queue_track: return format("device %u queues", number - queue_track);
       case eviction_track: return "evictions";
       case cpu_fault_track: return "CPU faults";
       case device_fault_track: return format("device %u faults", number - device_fault_track);
@@ -271,6 +281,7 @@ class Trace::Writer {
       case EventKind::migrate_end: {
         const auto open = moves_.find(MoveKey{r.client, r.to, r.first, r.count});
         if (open == moves_.end()) break;
+        open->second.begin.status = r.status;
         migration(open->second, r.time_ns, false, emit);
         release(open->second);
         moves_.erase(open);
@@ -290,10 +301,28 @@ class Trace::Writer {
                     device, manager_process, us(r.time_ns),
                     static_cast<double>(r.count) * static_cast<double>(page_bytes) / (1 << 20)));
         break;
+      case EventKind::device_fault_end:
+        instant(r, device_fault_track + device, "fault end", access + status_text(r), emit);
+        break;
+      case EventKind::cpu_fault_end: instant(r, cpu_fault_track, "fault end", status_text(r), emit); break;
+      case EventKind::queue_eviction:
+      case EventKind::queue_restore:
+        emit(format(R"({"ph":"i","s":"t","name":"%s","cat":"ferry","pid":%u,"tid":%u,"ts":%.3f,"args":{"cause":"%s"}})",
+                    r.event == EventKind::queue_eviction ? "queue eviction" : "queue restore", r.client,
+                    track(r.client, queue_track + device), us(r.time_ns), to_string(r.cause)));
+        break;
+      case EventKind::unmap_device: instant(r, eviction_track, "unmap", cause + device_text(device), emit); break;
+      case EventKind::prefetch:
+        instant(r, memory_track, "prefetch",
+                r.to == core::Place::vram ? device_text(device) : std::string(R"(,"device":"CPU")"), emit);
+        break;
     }
   }
 
   [[nodiscard]] static std::string device_text(unsigned device) { return format(R"(,"device":%u)", device); }
+  [[nodiscard]] static std::string status_text(const Record& r) {
+    return r.status == Code::ok ? std::string() : format(R"(,"error":"%s")", to_string(r.status));
+  }
 
   using Lanes = std::set<unsigned>;
   Lanes& lanes_of(const Record& r) { return lanes_[{r.client, r.to}]; }
@@ -318,7 +347,9 @@ class Trace::Writer {
     const bool to_vram = r.to == core::Place::vram;
     const unsigned number = track(r.client, (to_vram ? to_vram_track : to_system_track) + move.lane);
     const std::string more =
-        (r.device < max_devices ? device_text(r.device) : std::string()) + (unfinished ? R"(,"unfinished":true)" : "");
+        (r.device < max_devices ? device_text(r.device) : std::string()) +
+        (to_vram && r.from < max_devices ? format(R"(,"from_device":%u)", r.from) : std::string()) + status_text(r) +
+        (unfinished ? R"(,"unfinished":true)" : "");
     emit(format(R"({"ph":"X","name":"%s","cat":"migration","pid":%u,"tid":%u,"ts":%.3f,"dur":%.3f,)"
                 R"("args":{"cause":"%s","direction":"%s",%s%s}})",
                 to_string(r.cause), r.client, number, us(r.time_ns), us(std::max(end_ns, r.time_ns)) - us(r.time_ns),

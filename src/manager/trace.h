@@ -54,6 +54,8 @@ class Trace final : public core::Observer {
     core::Place to;
     Access access;
     DeviceId device;
+    DeviceId from;
+    Code status;
   };
   static_assert(sizeof(Record) <= 48);
   class Writer;

@@ -85,6 +85,40 @@ TEST(Trace, MigrationsAtOnceGetLanesOfTheirOwn) {
   expect_accepted(trace, 1000);
 }
 
+TEST(Trace, SvmEventsSayWhatAUserIsTold) {
+  Trace trace(0);
+  auto end = event(3, EventKind::device_fault_end, 7);
+  end.status = Code::kernel_fault;
+  trace.on_event(end);
+  trace.on_event(event(4, EventKind::cpu_fault_end, 7));
+  trace.on_event(event(5, EventKind::queue_eviction, 0, 0, Place::vram, Cause::preempted));
+  trace.on_event(event(6, EventKind::queue_restore, 0, 0));
+  trace.on_event(event(7, EventKind::unmap_device, 512, 512, Place::vram, Cause::evict));
+  trace.on_event(event(8, EventKind::prefetch, 512, 512, Place::vram, Cause::prefetch));
+  auto begin = event(9, EventKind::migrate_begin, 512, 512, Place::vram, Cause::prefetch);
+  begin.from = 1;
+  trace.on_event(begin);
+  begin.kind = EventKind::migrate_end;
+  begin.status = Code::io_error;
+  trace.on_event(begin);
+  const auto seen = with_phase(trace, 20, "i");
+  ASSERT_EQ(seen.size(), 6U);
+  EXPECT_EQ(seen[0]["name"], "fault end");
+  EXPECT_EQ(seen[0]["args"]["error"], to_string(Code::kernel_fault));
+  EXPECT_FALSE(seen[1]["args"].contains("error"));
+  EXPECT_EQ(seen[2]["name"], "queue eviction");
+  EXPECT_EQ(seen[2]["args"]["cause"], "preemption");
+  EXPECT_EQ(seen[3]["name"], "queue restore");
+  EXPECT_EQ(seen[4]["name"], "unmap");
+  EXPECT_EQ(seen[4]["args"]["pages"], 512);
+  EXPECT_EQ(seen[5]["name"], "prefetch");
+  EXPECT_EQ(seen[5]["args"]["device"], 0);
+  const auto moves = with_phase(trace, 20, "X");
+  ASSERT_EQ(moves.size(), 1U);
+  EXPECT_EQ(moves[0]["args"]["from_device"], 1);
+  EXPECT_EQ(moves[0]["args"]["error"], to_string(Code::io_error));
+}
+
 TEST(Trace, TracksAreNamedAndApart) {
   Trace trace(0);
   trace.name_client(1, "graph\"\n", 4711);
@@ -107,7 +141,7 @@ TEST(Trace, TracksAreNamedAndApart) {
     if (e["name"] == "thread_name" || e["name"] == "process_name") names.insert(e["args"]["name"].get<std::string>());
   }
   for (const char* name : {"graph\"? (pid 4711)", "manager", "device 0 faults", "CPU faults", "evictions",
-                           "device 0 kernels, queue 2", "memory: allocations, pins, failures"}) {
+                           "device 0 kernels, queue 2", "memory: allocations, prefetches, pins, failures"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
   for (const auto& track : used) {

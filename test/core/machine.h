@@ -12,7 +12,8 @@ namespace ferry::core::test {
 
 class Machine {
  public:
-  explicit Machine(const Config& config, bool open_client = true) : core(config) {
+  explicit Machine(const Config& config, bool open_client = true, Observer* observer = nullptr)
+      : core(config, observer) {
     if (open_client) {
       core.client_open(1);
       for (DeviceId d = 0; d < config.device_count; ++d) {

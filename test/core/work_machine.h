@@ -7,7 +7,7 @@ namespace ferry::core::test {
 
 class WorkMachine : public Machine {
  public:
-  explicit WorkMachine(const Config& config) : Machine(config) {}
+  explicit WorkMachine(const Config& config, Observer* observer = nullptr) : Machine(config, true, observer) {}
 
   /// The cookie is the fence's number.
   Status submit(JobSpec spec, ClientId client = 1) {

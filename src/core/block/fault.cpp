@@ -12,6 +12,8 @@ void Core::Impl::wake(Client& client, const Waiter& waiter, Status status) {
   action.pages = {waiter.page, 1};
   action.status = status;
   work.fault_ends(client.id, waiter.device, waiter.token.value);
+  tell(EventKind::device_fault_end, client, waiter.device, {waiter.page, 1}, Cause::device_fault, waiter.access,
+       Place::system, status.code);
   if (!status.ok()) {
     count(client, [](Stats& s) { ++s.faults_failed; });
     tell(EventKind::fault_failed, client, waiter.device, {waiter.page, 1}, Cause::device_fault, waiter.access);

@@ -24,6 +24,7 @@ void Core::Impl::mark_revoked(Block& block, DeviceId device, const PageMask& pag
 
 void Core::Impl::revoke_device(Op& op, DeviceId device, const PageMask& pages) {
   for_spans(*op.block, pages & op.block->devices[device].mapped, [&](PageSpan span) {
+    tell(EventKind::unmap_device, *op.block->client, device, span, op.cause);
     Action& action = ask(Verb::revoke_device, op, span);
     action.device = device;
     pendings[static_cast<std::uint32_t>((action.id & 0xffff'ffff) - 1)].device = device;
@@ -235,9 +236,14 @@ void Core::Impl::map_cpu(Op& op) {
     return;
   }
   forget_stored(op, pages);
+  const PageMask waiting = block.cpu_waiting & pages;
   block.cpu_mapped |= pages;
   block.cpu_waiting.remove(pages);
-  for_spans(block, pages, [&](PageSpan span) { ask(Verb::map_cpu, op, span); });
+  for_spans(block, pages, [&](PageSpan span) {
+    const Action& action = ask(Verb::map_cpu, op, span);
+    pendings[static_cast<std::uint32_t>((action.id & 0xffff'ffff) - 1)].wakes_cpu = waiting.intersects(PageMask::range(
+        static_cast<unsigned>(span.first & (block_pages - 1)), static_cast<unsigned>(span.count_pages)));
+  });
 }
 
 void Core::Impl::drop_vram(Op& op) {

@@ -28,6 +28,7 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.reclaim_device = no_device;
   op.redirected = false;
   op.moved = false;
+  op.move_status = Code::ok;
   op.failure = {};
   op.outstanding = 0;
   op.copy_failures = 0;
@@ -249,8 +250,13 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
         op.failure = status;
       } else if (pending.has_token) {
         // The wave that mapped goes on by itself.
-        std::erase_if(op.waiters,
-                      [&](const Waiter& w) { return w.token == pending.token && w.device == pending.device; });
+        std::erase_if(op.waiters, [&](const Waiter& w) {
+          if (w.token != pending.token || w.device != pending.device) {
+            return false;
+          }
+          tell(EventKind::device_fault_end, *block.client, w.device, {w.page, 1}, Cause::device_fault, w.access);
+          return true;
+        });
         work.fault_ends(block.client->id, pending.device, pending.token.value);
       }
       break;
@@ -261,6 +267,8 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
       if (!status.ok()) {
         op.failure = status;
         block.cpu_waiting |= mask;
+      } else if (pending.wakes_cpu) {
+        tell(EventKind::cpu_fault_end, *block.client, no_device, pending.pages, Cause::cpu_fault);
       }
       break;
     default: FERRY_CHECK(false && "a verb that no operation asks for");
@@ -276,6 +284,7 @@ bool Core::Impl::stage_failed(Op& op) {
   op.failure = {};
   if (op.retry.any()) {
     op.retry = {};
+    op.move_status = Code::io_error;
     const bool up = op.stage == Stage::map_vram;
     if (++op.copy_failures <= config.copy_retries) {
       op.stage = up ? Stage::copy_up : Stage::copy_home;  // what arrived is marked current and is not copied again
@@ -339,13 +348,20 @@ void Core::Impl::fail_waiters(Op& op, Status status) {
 void Core::Impl::tell_moved(Op& op, Place to) {
   if (op.moved) {
     // From one device to another by way of home: each leg has its own end.
-    tell(EventKind::migrate_end, *op.block->client, op.device, granule_span(*op.block, op.granule), op.cause, op.access,
-         op.moved_to);
+    tell_move_ended(op);
   }
   op.moved = true;
   op.moved_to = to;
-  tell(EventKind::migrate_begin, *op.block->client, to == Place::vram ? op.device : granule_state(op).owner,
-       granule_span(*op.block, op.granule), op.cause, op.access, to);
+  op.moved_device = to == Place::vram ? op.device : granule_state(op).owner;
+  op.moved_from = to == Place::vram ? no_device : granule_state(op).owner;
+  tell(EventKind::migrate_begin, *op.block->client, op.moved_device, granule_span(*op.block, op.granule), op.cause,
+       op.access, to, Code::ok, op.moved_from);
+}
+
+void Core::Impl::tell_move_ended(Op& op) {
+  tell(EventKind::migrate_end, *op.block->client, op.moved_device, granule_span(*op.block, op.granule), op.cause,
+       op.access, op.moved_to, op.move_status, op.moved_from);
+  op.move_status = Code::ok;
 }
 
 void Core::Impl::end_op(OpIndex index) {
@@ -359,7 +375,7 @@ void Core::Impl::end_op(OpIndex index) {
     devices[block.granules[granule].owner].line_stands = false;  // it can be evicted from now on
   }
   if (op.moved) {
-    tell(EventKind::migrate_end, client, op.device, granule_span(block, granule), op.cause, op.access, op.moved_to);
+    tell_move_ended(op);
   }
   if (reclaim.counts()) {
     memory_op_ends(op);

@@ -419,6 +419,8 @@ Status Core::Impl::prefetch(ClientId id, PageSpan span, DeviceId device, Cookie 
   if (!starts_inside && !covers_first) {
     return Code::not_allocated;
   }
+  tell(EventKind::prefetch, *client, device, span, Cause::prefetch, Access::read,
+       device == no_device ? Place::system : Place::vram);
   const std::uint32_t index = new_request(prefetches);
   PrefetchRequest& request = prefetches[index];
   request.in_use = true;

@@ -210,7 +210,12 @@ void Work::grant(DeviceId device, ClientId client, std::uint64_t cu_mask) {
       unit_take(device, cu, Unit::Holder::compute, client, 0);
     }
   }
-  dev.compute.at(client).waiting_ns = 0;
+  Compute& compute = dev.compute.at(client);
+  compute.waiting_ns = 0;
+  if (compute.evicted) {
+    compute.evicted = false;
+    tell_queues(EventKind::queue_restore, client, device, Cause::none);
+  }
   if (dev.turn == client && dev.turn_ns == 0) {
     dev.turn_ns = std::max<std::uint64_t>(core.now_ns, 1);
     dev.again = true;  // its slice has an end now
@@ -220,11 +225,17 @@ void Work::grant(DeviceId device, ClientId client, std::uint64_t cu_mask) {
   action.cu_mask = cu_mask;
 }
 
+void Work::tell_queues(EventKind kind, ClientId client, DeviceId device, Cause cause) {
+  if (const Client* owner = core.find_client(client); owner != nullptr) {
+    core.tell(kind, *owner, device, {}, cause);
+  }
+}
+
 /// Asks the client's compute to leave units until it keeps `keep`: first those without faults, then those it has had
 /// for longest; none before its minimum run, unless a deadline asks for it.
 void Work::take_back(DeviceId device, ClientId client, unsigned keep) {
   WorkDevice& dev = devices[device];
-  const Compute& compute = dev.compute.at(client);
+  Compute& compute = dev.compute.at(client);
   const std::uint64_t allowed = compute_allowed(device);
   std::vector<unsigned> held;
   for (unsigned cu = 0; cu < dev.units.size(); ++cu) {
@@ -253,6 +264,10 @@ void Work::take_back(DeviceId device, ClientId client, unsigned keep) {
     }
     unit.leaving = true;
     mask |= bit_of(held[i]);
+  }
+  if (mask != 0 && keep == 0 && compute.demand != 0 && !compute.evicted) {
+    compute.evicted = true;
+    tell_queues(EventKind::queue_eviction, client, device, compute.stopped ? Cause::invalidated : Cause::preempted);
   }
   // A unit that waits for its faults must not keep the answer for the others back.
   const bool together = leaves_while_faulting(device);

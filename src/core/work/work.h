@@ -215,6 +215,7 @@ struct Compute {
   unsigned demand = 0;
   std::uint32_t process = 0;     ///< counts its device processes
   std::uint64_t waiting_ns = 0;  ///< since when it wants units and has none; 0: it has some, or wants none
+  bool evicted = false;          ///< queue_eviction was told and queue_restore was not
   // Retry faults off (stop.cpp):
   bool stopped = false;          ///< no units: its memory is being taken, or brought back
   std::uint64_t restore_ns = 0;  ///< when its memory is brought back, or looked at again
@@ -459,6 +460,7 @@ class Work {
   /// How many units each client's compute should have. Moves the turn on when its slice is over.
   [[nodiscard]] std::map<ClientId, unsigned> shares(DeviceId device);
   void take_back(DeviceId device, ClientId client, unsigned keep);
+  void tell_queues(EventKind kind, ClientId client, DeviceId device, Cause cause);
   void grant(DeviceId device, ClientId client, std::uint64_t cu_mask);
 
   // gate.cpp
