@@ -9,7 +9,6 @@
 namespace ferry::core {
 namespace {
 
-constexpr Attributes defaults{};
 constexpr Page page_limit = Page{1} << 52;
 
 /// How many of the sorted keys are at most `page`. No branch depends on a key: what decides is memory, not prediction.
@@ -28,6 +27,11 @@ std::uint32_t count_up_to(const Page* keys, std::uint32_t count, Page page) {
 std::uint32_t count_below(const Page* keys, std::uint32_t count, Page page) {
   return page == 0 ? 0 : count_up_to(keys, count, page - 1);
 }
+
+void add_to(Digest& d, const Attributes& a) {
+  d.add(a.preferred).add(a.prefetch).add(a.granularity).add(a.flags).add(a.access);
+}
+void add_to(Digest& d, std::uint32_t value) { d.add(value); }
 
 template <typename Node>
 void move_entries(const Node& from, std::uint32_t first, std::uint32_t count, Node& to, std::uint32_t at) {
@@ -82,13 +86,21 @@ void put(Node& node, std::uint32_t at, Page key, const Value& value) {
 
 }  // namespace
 
-AttributeMap::AttributeMap() : root_(new Leaf), leaves_(1) {}
+template <typename Value>
+PageMap<Value>::PageMap() : root_(new Leaf), leaves_(1) {}
 
-AttributeMap::~AttributeMap() { free_nodes(root_, depth_); }
+template <typename Value>
+PageMap<Value>::~PageMap() {
+  free_nodes(root_, depth_);
+}
 
-AttributeMap::AttributeMap(const AttributeMap& other) : AttributeMap() { *this = other; }
+template <typename Value>
+PageMap<Value>::PageMap(const PageMap& other) : PageMap() {
+  *this = other;
+}
 
-AttributeMap& AttributeMap::operator=(const AttributeMap& other) {
+template <typename Value>
+PageMap<Value>& PageMap<Value>::operator=(const PageMap& other) {
   if (this == &other) {
     return *this;
   }
@@ -104,9 +116,13 @@ AttributeMap& AttributeMap::operator=(const AttributeMap& other) {
   return *this;
 }
 
-AttributeMap::AttributeMap(AttributeMap&& other) noexcept : AttributeMap() { *this = std::move(other); }
+template <typename Value>
+PageMap<Value>::PageMap(PageMap&& other) noexcept : PageMap() {
+  *this = std::move(other);
+}
 
-AttributeMap& AttributeMap::operator=(AttributeMap&& other) noexcept {
+template <typename Value>
+PageMap<Value>& PageMap<Value>::operator=(PageMap&& other) noexcept {
   std::swap(root_, other.root_);
   std::swap(depth_, other.depth_);
   std::swap(spans_, other.spans_);
@@ -115,7 +131,8 @@ AttributeMap& AttributeMap::operator=(AttributeMap&& other) noexcept {
   return *this;
 }
 
-void AttributeMap::clear() {
+template <typename Value>
+void PageMap<Value>::clear() {
   free_nodes(root_, depth_);
   root_ = new Leaf;
   depth_ = 0;
@@ -124,7 +141,8 @@ void AttributeMap::clear() {
   inners_ = 0;
 }
 
-void AttributeMap::free_nodes(void* node, unsigned depth) {
+template <typename Value>
+void PageMap<Value>::free_nodes(void* node, unsigned depth) {
   if (depth == 0) {
     delete static_cast<Leaf*>(node);
     return;
@@ -138,7 +156,8 @@ void AttributeMap::free_nodes(void* node, unsigned depth) {
 
 // --- looking up ------------------------------------------------------------------------------------------------------
 
-const AttributeMap::Leaf& AttributeMap::leaf_of(Page page) const {
+template <typename Value>
+const typename PageMap<Value>::Leaf& PageMap<Value>::leaf_of(Page page) const {
   const void* node = root_;
   for (unsigned d = 0; d < depth_; ++d) {
     const auto& inner = *static_cast<const Inner*>(node);
@@ -152,19 +171,22 @@ const AttributeMap::Leaf& AttributeMap::leaf_of(Page page) const {
   return *static_cast<const Leaf*>(node);
 }
 
-Attributes AttributeMap::value_before(const Leaf& leaf, std::uint32_t index) {
+template <typename Value>
+Value PageMap<Value>::value_before(const Leaf& leaf, std::uint32_t index) {
   if (index > 0) {
     return leaf.values[index - 1];
   }
-  return leaf.before == nullptr ? defaults : leaf.before->values[leaf.before->count - 1];
+  return leaf.before == nullptr ? Value{} : leaf.before->values[leaf.before->count - 1];
 }
 
-Attributes AttributeMap::at(Page page) const {
+template <typename Value>
+Value PageMap<Value>::at(Page page) const {
   const Leaf& leaf = leaf_of(page);
   return value_before(leaf, count_up_to(leaf.keys, leaf.count, page));
 }
 
-AttributeMap::Run AttributeMap::run_at(Page page, PageSpan within) const {
+template <typename Value>
+typename PageMap<Value>::Run PageMap<Value>::run_at(Page page, PageSpan within) const {
   const Leaf& leaf = leaf_of(page);
   const std::uint32_t index = count_up_to(leaf.keys, leaf.count, page);
   Page first = within.first;
@@ -182,11 +204,13 @@ AttributeMap::Run AttributeMap::run_at(Page page, PageSpan within) const {
   return {{first, end - first}, value_before(leaf, index)};
 }
 
-std::uint64_t AttributeMap::digest() const {
+template <typename Value>
+std::uint64_t PageMap<Value>::digest() const {
   Digest d;
-  for_runs({0, page_limit}, [&](PageSpan span, const Attributes& a) {
-    if (!(a == defaults)) {
-      d.add(span).add(a.preferred).add(a.prefetch).add(a.granularity).add(a.flags).add(a.access);
+  for_runs({0, page_limit}, [&](PageSpan span, const Value& a) {
+    if (!(a == Value{})) {
+      d.add(span);
+      add_to(d, a);
     }
   });
   return d.value();
@@ -194,72 +218,76 @@ std::uint64_t AttributeMap::digest() const {
 
 // --- changing --------------------------------------------------------------------------------------------------------
 
-void AttributeMap::set(PageSpan span, const Attributes& attributes) {
+template <typename Value>
+void PageMap<Value>::set(PageSpan span, const Value& value) {
   FERRY_DCHECK(span.count_pages > 0 && span.end() <= page_limit);
-  if (set_in_leaf(const_cast<Leaf&>(leaf_of(span.first)), span, attributes)) {
+  if (set_in_leaf(const_cast<Leaf&>(leaf_of(span.first)), span, value)) {
     return;
   }
-  const Attributes before = span.first == 0 ? defaults : at(span.first - 1);
-  const Attributes after = at(span.end());
+  const Value before = span.first == 0 ? Value{} : at(span.first - 1);
+  const Value after = at(span.end());
   erase_borders(span.first, span.end());
-  if (!(attributes == before)) {
-    insert(span.first, attributes);
+  if (!(value == before)) {
+    insert(span.first, value);
   }
-  if (!(after == attributes)) {
+  if (!(after == value)) {
     insert(span.end(), after);
   }
 }
 
 /// The usual case: all borders that come and go lie in one leaf, which is neither too full nor too empty afterwards.
-bool AttributeMap::set_in_leaf(Leaf& leaf, PageSpan span, const Attributes& attributes) {
+template <typename Value>
+bool PageMap<Value>::set_in_leaf(Leaf& leaf, PageSpan span, const Value& value) {
   const std::uint32_t first = count_below(leaf.keys, leaf.count, span.first);
   const std::uint32_t last = count_up_to(leaf.keys, leaf.count, span.end());
   if (last == leaf.count && leaf.next != nullptr) {
     return false;
   }
-  const Attributes before = value_before(leaf, first);
-  const Attributes after = value_before(leaf, last);
-  const bool begins = !(attributes == before);
-  const bool ends = !(after == attributes);
+  const Value before = value_before(leaf, first);
+  const Value after = value_before(leaf, last);
+  const bool begins = !(value == before);
+  const bool ends = !(after == value);
   const std::uint32_t added = (begins ? 1U : 0U) + (ends ? 1U : 0U);
   const std::uint32_t count = leaf.count - (last - first) + added;
   if (count > leaf_most || (count < leaf_most / 4 && count < leaf.count && depth_ != 0)) {
     return false;
   }
   for (std::uint32_t i = first; i < last; ++i) {
-    spans_ -= leaf.values[i] == defaults ? 0 : 1;
+    spans_ -= leaf.values[i] == Value{} ? 0 : 1;
   }
   move_entries(leaf, last, leaf.count - last, leaf, first + added);
   leaf.count = count;
   std::uint32_t at = first;
   if (begins) {
     leaf.keys[at] = span.first;
-    leaf.values[at++] = attributes;
-    spans_ += attributes == defaults ? 0 : 1;
+    leaf.values[at++] = value;
+    spans_ += value == Value{} ? 0 : 1;
   }
   if (ends) {
     leaf.keys[at] = span.end();
     leaf.values[at] = after;
-    spans_ += after == defaults ? 0 : 1;
+    spans_ += after == Value{} ? 0 : 1;
   }
   return true;
 }
 
-void AttributeMap::move(PageSpan from, Page to) {
+template <typename Value>
+void PageMap<Value>::move(PageSpan from, Page to) {
   if (empty()) {
     return;
   }
   std::vector<Run> runs;
-  for_runs(from, [&](PageSpan span, const Attributes& attributes) {
-    runs.push_back({{to + (span.first - from.first), span.count_pages}, attributes});
+  for_runs(from, [&](PageSpan span, const Value& value) {
+    runs.push_back({{to + (span.first - from.first), span.count_pages}, value});
   });
   erase(from);
   for (const Run& run : runs) {
-    set(run.span, run.attributes);
+    set(run.span, run.value);
   }
 }
 
-AttributeMap::Path AttributeMap::path_to(Page page) {
+template <typename Value>
+typename PageMap<Value>::Path PageMap<Value>::path_to(Page page) {
   Path path;
   void* node = root_;
   for (unsigned d = 0; d < depth_; ++d) {
@@ -273,7 +301,8 @@ AttributeMap::Path AttributeMap::path_to(Page page) {
 }
 
 /// Forgets all borders from `first` to `last`, both included, a leaf at a time.
-void AttributeMap::erase_borders(Page first, Page last) {
+template <typename Value>
+void PageMap<Value>::erase_borders(Page first, Page last) {
   while (true) {
     Path path = path_to(first);
     Leaf& leaf = *path.leaf;
@@ -285,7 +314,7 @@ void AttributeMap::erase_borders(Page first, Page last) {
     }
     if (from < to) {
       for (std::uint32_t i = from; i < to; ++i) {
-        spans_ -= leaf.values[i] == defaults ? 0 : 1;
+        spans_ -= leaf.values[i] == Value{} ? 0 : 1;
       }
       erase_entries(leaf, from, to - from);
       leaf_shrunk(path);
@@ -297,11 +326,12 @@ void AttributeMap::erase_borders(Page first, Page last) {
 }
 
 /// REQUIRES: no border is there.
-void AttributeMap::insert(Page key, const Attributes& value) {
+template <typename Value>
+void PageMap<Value>::insert(Page key, const Value& value) {
   Path path = path_to(key);
   Leaf* leaf = path.leaf;
   std::uint32_t at = count_below(leaf->keys, leaf->count, key);
-  spans_ += value == defaults ? 0 : 1;
+  spans_ += value == Value{} ? 0 : 1;
   if (leaf->count < leaf_most) {
     put(*leaf, at, key, value);
     return;
@@ -328,7 +358,8 @@ void AttributeMap::insert(Page key, const Attributes& value) {
 }
 
 /// `child` is the right half of the node that the path takes below depth `depth` - 1.
-void AttributeMap::insert_child(Path& path, unsigned depth, Page key, void* child) {
+template <typename Value>
+void PageMap<Value>::insert_child(Path& path, unsigned depth, Page key, void* child) {
   if (depth == 0) {
     auto* top = new Inner;
     ++inners_;
@@ -364,7 +395,8 @@ void AttributeMap::insert_child(Path& path, unsigned depth, Page key, void* chil
 }
 
 /// The leaf has lost entries: it is evened out with a neighbour of the same parent, or goes.
-void AttributeMap::leaf_shrunk(Path& path) {
+template <typename Value>
+void PageMap<Value>::leaf_shrunk(Path& path) {
   Leaf* leaf = path.leaf;
   if (depth_ == 0 || leaf->count >= leaf_most / 4) {
     return;
@@ -387,7 +419,8 @@ void AttributeMap::leaf_shrunk(Path& path) {
   }
 }
 
-void AttributeMap::remove_child(Path& path, unsigned depth, std::uint32_t child) {
+template <typename Value>
+void PageMap<Value>::remove_child(Path& path, unsigned depth, std::uint32_t child) {
   Inner& node = *path.node[depth];
   erase_entries(node, child, 1);
   if (depth == 0) {
@@ -419,7 +452,8 @@ void AttributeMap::remove_child(Path& path, unsigned depth, std::uint32_t child)
 
 // --- checking --------------------------------------------------------------------------------------------------------
 
-void AttributeMap::verify() const {
+template <typename Value>
+void PageMap<Value>::verify() const {
   std::uint64_t spans = 0;
   std::size_t leaves = 0;
   std::size_t inners = 0;
@@ -429,8 +463,9 @@ void AttributeMap::verify() const {
   FERRY_CHECK_EQ(inners, inners_);
 }
 
-void AttributeMap::verify_node(const void* node, unsigned depth, Page from, Page to, std::uint64_t& spans,
-                               std::size_t& leaves, std::size_t& inners) const {
+template <typename Value>
+void PageMap<Value>::verify_node(const void* node, unsigned depth, Page from, Page to, std::uint64_t& spans,
+                                 std::size_t& leaves, std::size_t& inners) const {
   if (depth == 0) {
     const auto& leaf = *static_cast<const Leaf*>(node);
     ++leaves;
@@ -441,7 +476,7 @@ void AttributeMap::verify_node(const void* node, unsigned depth, Page from, Page
       FERRY_CHECK(leaf.keys[i] >= from && leaf.keys[i] < to);
       FERRY_CHECK(i == 0 || leaf.keys[i - 1] < leaf.keys[i]);
       FERRY_CHECK(!(leaf.values[i] == value_before(leaf, i)));  // equal neighbours are one
-      spans += leaf.values[i] == defaults ? 0 : 1;
+      spans += leaf.values[i] == Value{} ? 0 : 1;
     }
     return;
   }
@@ -455,5 +490,8 @@ void AttributeMap::verify_node(const void* node, unsigned depth, Page from, Page
     verify_node(inner.values[i], depth - 1, inner.keys[i], end, spans, leaves, inners);
   }
 }
+
+template class PageMap<Attributes>;
+template class PageMap<std::uint32_t>;
 
 }  // namespace ferry::core

@@ -1,10 +1,9 @@
-// What was asked for each page of one client: page -> Attributes, as spans of equal neighbours. A B+ tree of borders: an
-// entry says what holds from its page on, up to the next entry. Pages before the first entry, and of entries that say
-// so, have default attributes and cost nothing (a gap costs the one entry that ends the span before it).
+// What was said about each page of one client, such as its Attributes, as spans of equal neighbours. A B+ tree of borders:
+// an entry says what holds from its page on, up to the next entry. Pages before the first entry, and of entries that say
+// so, have the default value and cost nothing (a gap costs the one entry that ends the span before it).
 //
 // Wide nodes, for two reasons: a look-up among a million spans meets four of them, and a node that is at least a quarter
-// full bounds what a span costs (verify() checks it). Whoever stores attributes elsewhere, or remembers references into
-// the tree over a change, is wrong: any change may split, merge and free nodes.
+// full bounds what a span costs (verify() checks it).
 #pragma once
 
 #include <cstddef>
@@ -16,51 +15,50 @@
 
 namespace ferry::core {
 
-/// No thread-safety. Pages are below 2^52, as the core's are.
-class AttributeMap {
+/// No thread-safety. Pages are below 2^52, as the core's are. Instances for more types: at the end of the .cpp.
+template <typename Value>
+class PageMap {
  public:
   struct Run {
     PageSpan span;
-    Attributes attributes;
+    Value value;
     friend constexpr bool operator==(const Run&, const Run&) = default;
   };
 
-  AttributeMap();
-  ~AttributeMap();
-  AttributeMap(const AttributeMap& other);  ///< of a fork: nodes of the copy are full
-  AttributeMap& operator=(const AttributeMap& other);
-  AttributeMap(AttributeMap&& other) noexcept;
-  AttributeMap& operator=(AttributeMap&& other) noexcept;
+  PageMap();
+  ~PageMap();
+  PageMap(const PageMap& other);  ///< of a fork: nodes of the copy are full
+  PageMap& operator=(const PageMap& other);
+  PageMap(PageMap&& other) noexcept;
+  PageMap& operator=(PageMap&& other) noexcept;
 
   /// Nobody has said anything about any page.
   [[nodiscard]] bool empty() const { return spans_ == 0; }
-  [[nodiscard]] Attributes at(Page page) const;
-  /// The longest run of equal attributes that `page` is part of, cut off at the ends of `within`. REQUIRES: it is inside.
+  [[nodiscard]] Value at(Page page) const;
+  /// The longest run of equal values that `page` is part of, cut off at the ends of `within`. REQUIRES: it is inside.
   [[nodiscard]] Run run_at(Page page, PageSpan within) const;
-  /// Calls fn(PageSpan, const Attributes&) for each run of the span, in order, defaults included: neighbours differ.
+  /// Calls fn(PageSpan, const Value&) for each run of the span, in order, defaults included: neighbours differ.
   /// `fn` may not change the map.
   template <typename Fn>
   void for_runs(PageSpan span, Fn&& fn) const {
     for (Page at = span.first; at < span.end();) {
       const Run run = run_at(at, {at, span.end() - at});
-      fn(run.span, run.attributes);
+      fn(run.span, run.value);
       at = run.span.end();
     }
   }
-  /// True: all pages of the span have default attributes.
-  [[nodiscard]] bool plain(PageSpan span) const {
-    return empty() || run_at(span.first, span) == Run{span, Attributes{}};
-  }
+  /// True: all pages of the span have the default value.
+  [[nodiscard]] bool plain(PageSpan span) const { return empty() || run_at(span.first, span) == Run{span, Value{}}; }
 
-  void set(PageSpan span, const Attributes& attributes);
-  /// Calls fn(Attributes&) for each run of the span.
+  void set(PageSpan span, const Value& value);
+  /// Calls fn(Value&) for each run of the span.
   template <typename Fn>
   void change(PageSpan span, Fn&& fn) {
     for (Page at = span.first; at < span.end();) {
       const Run run = run_at(at, {at, span.end() - at});
-      Attributes changed = run.attributes;
+      Value changed = run.value;
       fn(changed);
-      if (!(changed == run.attributes)) {
+      if (!(changed == run.value)) {
         set(run.span, changed);
       }
       at = run.span.end();
@@ -71,7 +69,7 @@ class AttributeMap {
       set(span, {});
     }
   }
-  /// `from` has default attributes afterwards, its old ones are those of as many pages from `to` on, whatever was said
+  /// `from` has the default value afterwards, what it had is that of as many pages from `to` on, whatever was said
   /// about these before. The two may overlap.
   void move(PageSpan from, Page to);
   void clear();
@@ -97,7 +95,7 @@ class AttributeMap {
     Leaf* before = nullptr;
     Leaf* next = nullptr;
     Page keys[leaf_most];
-    Attributes values[leaf_most];
+    Value values[leaf_most];
   };
   struct Inner {
     std::uint32_t count = 0;
@@ -113,13 +111,13 @@ class AttributeMap {
 
   [[nodiscard]] const Leaf& leaf_of(Page page) const;
   Path path_to(Page page);
-  bool set_in_leaf(Leaf& leaf, PageSpan span, const Attributes& attributes);
+  bool set_in_leaf(Leaf& leaf, PageSpan span, const Value& value);
   void erase_borders(Page first, Page last);
-  void insert(Page key, const Attributes& value);
+  void insert(Page key, const Value& value);
   void insert_child(Path& path, unsigned depth, Page key, void* child);
   void leaf_shrunk(Path& path);
   void remove_child(Path& path, unsigned depth, std::uint32_t child);
-  [[nodiscard]] static Attributes value_before(const Leaf& leaf, std::uint32_t index);
+  [[nodiscard]] static Value value_before(const Leaf& leaf, std::uint32_t index);
   void free_nodes(void* node, unsigned depth);
   void verify_node(const void* node, unsigned depth, Page from, Page to, std::uint64_t& spans, std::size_t& leaves,
                    std::size_t& inners) const;
@@ -130,5 +128,7 @@ class AttributeMap {
   std::size_t leaves_ = 0;
   std::size_t inners_ = 0;
 };
+
+using AttributeMap = PageMap<Attributes>;
 
 }  // namespace ferry::core
