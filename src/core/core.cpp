@@ -39,6 +39,11 @@ Status Core::prefetch(std::uint64_t now_ns, ClientId client, PageSpan span, Devi
   return impl_->prefetch(client, span, device, cookie);
 }
 
+Status Core::client_fork(std::uint64_t now_ns, ClientId client, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->client_fork(client, cookie);
+}
+
 void Core::device_fault(std::uint64_t now_ns, ClientId client, DeviceId device, Page page, Access access,
                         FaultToken token, unsigned cu) {
   impl_->now_ns = now_ns;

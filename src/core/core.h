@@ -68,6 +68,7 @@ struct Residency {
   bool allocated = false;
   bool system_current = false;       ///< the system copy is the newest
   DeviceId vram_device = no_device;  ///< a device that holds a current copy, or no_device
+  VramPage vram_page = 0;            ///< ... and where in its memory
   bool dirty = false;                ///< VRAM holds the only current copy
   bool cpu_may_map = false;
   std::uint16_t device_mapped = 0;    ///< bit d: device d has a mapping
@@ -167,9 +168,11 @@ class Core {
   /// ERRORS: bad_range, not_allocated (no page of the span is), overlap (move), in_use (pinned pages: move, discard).
   [[nodiscard]] Status change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page to,
                               std::uint8_t prot, Cookie cookie);
-  /// A fork: `child`, just opened, has the same ranges, attributes and contents; each sees its own writes from now on.
-  /// Replies when the parent may run on. ERRORS: bad_range (the child has ranges already).
-  [[nodiscard]] Status client_fork(std::uint64_t now_ns, ClientId parent, ClientId child, Cookie cookie);
+  /// A fork of the application is about to happen. Replies when no device reaches any page of it and no action that
+  /// would let one is under way, so that all bytes stay as they are until the next map_cpu or map_device is performed.
+  /// The executor keeps the CPU side, and gives the children what a mapping would let change (docs/design/0018-fork.md).
+  /// It has to hold back device faults of the client meanwhile. ERRORS: client_gone.
+  [[nodiscard]] Status client_fork(std::uint64_t now_ns, ClientId client, Cookie cookie);
 
   // --- buffers and their fences --------------------------------------------------------------------------------------
   // A client may name only what it holds: what it made, or opened. ERRORS of all: not_held, and what each says.

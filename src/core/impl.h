@@ -133,6 +133,7 @@ enum class Goal : std::uint8_t {
   in_place,
   discard,  ///< nowhere: the pages were freed
   probe,    ///< where they are, but unmapped on the owner, to see whether it asks for them
+  freeze,   ///< where they are, out of every device's reach
   store,    ///< out of system memory: to the store, or dropped where another copy is as new
 };
 
@@ -213,6 +214,8 @@ struct PrefetchRequest {
   std::uint64_t started_granules = 0;
   bool in_use = false;
   bool advancing = false;  ///< advance_prefetch() runs and will look again
+  bool fork = false;       ///< of client_fork: pages stay where they are
+  bool again = false;      ///< fork: this walk found something to do
   /// Not 0: for that userptr buffer. To system memory; with a device, mapped there in place. Work is told at the end.
   BufferId userptr = 0;
 };
@@ -255,6 +258,11 @@ class Core::Impl {
   void advance_prefetch(std::uint32_t request);
   bool prefetch_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   void prefetch_op_done(std::uint32_t request);
+  [[nodiscard]] std::uint32_t new_prefetch();
+
+  // svm/fork.cpp
+  Status client_fork(ClientId id, Cookie cookie);
+  void fork_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   Block* find_block(Client& client, BlockIndex index);
   [[nodiscard]] static const Block* find_block(const Client& client, BlockIndex index);
   [[nodiscard]] static BlockIndex next_block(const Client& client, BlockIndex from);

@@ -21,6 +21,8 @@ Residency Core::Impl::query(ClientId id, Page page) const {
   r.system_current = block->system_current.test(bit);
   if (block->vram_current.test(bit)) {
     r.vram_device = granule.owner;
+    r.vram_page =
+        devices[granule.owner].slots[granule.slot].first + static_cast<VramPage>(bit % config.granularity_pages);
     r.dirty = !r.system_current;
   }
   r.cpu_may_map = block->cpu_mapped.test(bit);

@@ -86,7 +86,10 @@ Result<Userfaultfd> Userfaultfd::open(const Options& options) {
   }
   uffdio_api api{};
   api.api = UFFD_API;
-  const std::uint64_t features = needed_features | (options.sigbus ? std::uint64_t{UFFD_FEATURE_SIGBUS} : 0);
+  constexpr std::uint64_t changes = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+  const std::uint64_t features = needed_features | (options.sigbus ? std::uint64_t{UFFD_FEATURE_SIGBUS} : 0) |
+                                 (options.thread_ids ? std::uint64_t{UFFD_FEATURE_THREAD_ID} : 0) |
+                                 (options.changes ? changes : 0);
   api.features = features | (options.protect ? std::uint64_t{feature_protect_files} : 0);
   if (options.protect && ::ioctl(u.fd_.get(), UFFDIO_API, &api) == 0) return u;
   // A refused handshake leaves the descriptor as new.
@@ -145,6 +148,38 @@ Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool 
       if (error == EAGAIN) continue;
     }
     return classify_userfault(error);
+  }
+  return Fault::ok;
+}
+
+Fault Userfaultfd::fill(std::uint64_t address, const void* from, std::uint64_t bytes, std::uint64_t& done_bytes) const {
+  done_bytes = 0;
+  while (done_bytes < bytes) {
+    std::int64_t filled = 0;
+    int error = 0;
+    if (from != nullptr) {
+      uffdio_copy c{};
+      c.dst = address + done_bytes;
+      c.src = reinterpret_cast<std::uint64_t>(from) + done_bytes;
+      c.len = bytes - done_bytes;
+      if (::ioctl(fd_.get(), UFFDIO_COPY, &c) != 0) error = errno;
+      filled = c.copy;
+    } else {
+      uffdio_zeropage z{};
+      z.range = {address + done_bytes, bytes - done_bytes};
+      if (::ioctl(fd_.get(), UFFDIO_ZEROPAGE, &z) != 0) error = errno;
+      filled = z.zeropage;
+    }
+    if (error == 0) {
+      done_bytes = bytes;
+      break;
+    }
+    if (filled > 0) {
+      // As in map_present().
+      done_bytes += static_cast<std::uint64_t>(filled);
+      if (error == EAGAIN) continue;
+    }
+    return error == EFAULT ? Fault::other : classify_userfault(error);
   }
   return Fault::ok;
 }

@@ -42,6 +42,10 @@ class Userfaultfd {
     bool prefer_full_service = true;
     /// Pages of files can be write-protected from outside (Linux 5.19), where the kernel can.
     bool protect = false;
+    /// Messages tell which thread touched the page.
+    bool thread_ids = false;
+    /// Messages tell of memory that is moved, unmapped or given up; the thread that does it waits until they are read.
+    bool changes = false;
   };
 
   Userfaultfd() = default;
@@ -63,6 +67,9 @@ class Userfaultfd {
   /// Maps pages that the file has, read-write. `done_bytes`: how far it came before the result; the page there is the
   /// one that the result is about. Wakes those that wait for pages it mapped unless `wake` is false.
   Fault map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes) const;
+  /// Fills missing pages of private memory with a copy of `from`, or (null) zeros, and wakes who waits for them.
+  /// `done_bytes` as above.
+  Fault fill(std::uint64_t address, const void* from, std::uint64_t bytes, std::uint64_t& done_bytes) const;
   /// Touching a page of the span raises SIGBUS from now on (BUS_MCEERR_AR), as if the memory had failed; threads that
   /// wait for one get it too. Linux 6.6; before that: other.
   Fault poison(std::uint64_t address, std::uint64_t bytes) const;

@@ -38,6 +38,14 @@
 // | job_submit      | JobSubmit    |                  | -                 | id, slot of its fence; or why not, as text|
 // | job_cancel      | ObjectRef    | -                | -                 | -                                         |
 // Tokens are sockets: docs/design/0014-buffers.md. fence_record (FenceRecord) is the one message on a fence's token.
+// A fork (docs/design/0018-fork.md):
+// | type       | from                     | body      | descriptors                        | answer                     |
+// |------------|--------------------------|-----------|------------------------------------|----------------------------|
+// | fork_begin | application, before it   | ForkBegin | manager's end of the child's socket| done: nobody writes memory |
+// | fork_end   | application, after it    | Done      | -                                  | -                          |
+// | fork_begin | child, before it forks   | ForkBegin | as above                           | done, on the child's socket|
+// | fork_child | child, on its own socket | ForkBegin | its userfaultfd                    | -                          |
+// | fork_done  | manager, to the child    | -         | -                                  | - : nothing is missing now |
 // Administration (any connection of the same user, without hello): explain, stats, shutdown.
 // Manager -> application: also device_lost (unasked), when a device process ended.
 // Device -> manager (its own socketpair): device_hello{pid} with its userfaultfd. Manager -> device: buffer_file
@@ -99,6 +107,10 @@ enum class MessageType : std::uint32_t {
   work_answer = 54,
   fence_hold = 55,
   converted = 56,  ///< a span that was allocated with span_converts is mapped from the system file now
+  fork_begin = 96,
+  fork_end = 97,
+  fork_child = 98,
+  fork_done = 99,
 };
 
 struct MessageHead {
@@ -163,6 +175,11 @@ struct Span {
 struct Done {
   std::uint32_t code;  ///< ferry::Code
   std::int32_t sys_errno;
+};
+
+struct ForkBegin {
+  std::uint32_t thread;  ///< that forks, as the application numbers it
+  std::uint32_t reserved0;
 };
 
 /// Answer to query and explain, for span.first_page.

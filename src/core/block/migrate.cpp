@@ -89,9 +89,9 @@ bool Core::Impl::step(Op& op) {
       op.stage = Stage::revoke_source;
       return true;
     case Stage::revoke_source:
-      if (op.goal == Goal::discard) {
+      if (op.goal == Goal::discard || op.goal == Goal::freeze) {
         revoke_everything(op);
-        op.stage = Stage::discard;
+        op.stage = op.goal == Goal::discard ? Stage::discard : Stage::finished;
       } else if (op.goal == Goal::probe) {
         revoke_vram(op);
         op.stage = Stage::finished;
@@ -180,6 +180,7 @@ void Core::Impl::route(Op& op) {
   switch (op.goal) {
     case Goal::discard:
     case Goal::store:
+    case Goal::freeze:
     case Goal::probe: op.stage = Stage::revoke_source; return;
     case Goal::vram:
       if (!op.block->client->devices[op.device].attached) {

@@ -360,8 +360,10 @@ void Core::Impl::free_forgotten(std::uint32_t request) {
 
 // --- walks of userptr buffers ----------------------------------------------------------------------------------------
 
+std::uint32_t Core::Impl::new_prefetch() { return new_request(prefetches); }
+
 void Core::Impl::walk_in_place(Client& client, PageSpan span, DeviceId device, BufferId userptr) {
-  const std::uint32_t index = new_request(prefetches);
+  const std::uint32_t index = new_prefetch();
   PrefetchRequest& request = prefetches[index];
   request.in_use = true;
   request.client = &client;
@@ -421,7 +423,7 @@ Status Core::Impl::prefetch(ClientId id, PageSpan span, DeviceId device, Cookie 
   }
   tell(EventKind::prefetch, *client, device, span, Cause::prefetch, Access::read,
        device == no_device ? Place::system : Place::vram);
-  const std::uint32_t index = new_request(prefetches);
+  const std::uint32_t index = new_prefetch();
   PrefetchRequest& request = prefetches[index];
   request.in_use = true;
   request.client = client;
@@ -476,6 +478,10 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
     const Page at = request.cursor;
     request.cursor = (at / config.granularity_pages + 1) * config.granularity_pages;
     Block& block = make_block(client, block_of(at));
+    if (request.fork) {
+      fork_granule(index, block, granule_of(at));
+      continue;
+    }
     if (request.userptr != 0 ? !walk_granule(index, block, granule_of(at))
                              : !prefetch_granule(index, block, granule_of(at))) {
       prefetches[index].cursor = prefetches[index].span.end();
@@ -484,6 +490,12 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
   PrefetchRequest& request = prefetches[index];
   request.advancing = false;
   if (request.in_use && request.in_flight == 0 && request.cursor >= request.span.end()) {
+    if (request.again) {
+      request.again = false;
+      request.cursor = request.span.first;
+      advance_prefetch(index);
+      return;
+    }
     request.in_use = false;
     if (request.userptr != 0) {
       work.userptr_walked(request.userptr, request.started_granules != 0);

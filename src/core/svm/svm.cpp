@@ -18,6 +18,5 @@ Status Core::populate(std::uint64_t, ClientId, PageSpan, DeviceId, Cookie) { ret
 Status Core::pin(std::uint64_t, ClientId, PageSpan, DeviceId, Cookie) { return Code::unsupported; }
 Status Core::unpin(std::uint64_t, ClientId, PageSpan) { return Code::unsupported; }
 Status Core::change(std::uint64_t, ClientId, Change, PageSpan, Page, std::uint8_t, Cookie) { return Code::unsupported; }
-Status Core::client_fork(std::uint64_t, ClientId, ClientId, Cookie) { return Code::unsupported; }
 
 }  // namespace ferry::core

@@ -1,0 +1,48 @@
+// A fork: every device lets go of every page of the client, where it lies. docs/design/0018-fork.md.
+#include "core/impl.h"
+
+namespace ferry::core {
+
+Status Core::Impl::client_fork(ClientId id, Cookie cookie) {
+  Client* client = find_client(id);
+  if (client == nullptr || client->dying) {
+    return Code::client_gone;
+  }
+  const std::uint32_t index = new_prefetch();
+  PrefetchRequest& request = prefetches[index];
+  request.in_use = true;
+  request.client = client;
+  request.span = {0, Page{1} << 52};
+  request.cookie = cookie;
+  request.fork = true;
+  advance_prefetch(index);
+  return {};
+}
+
+/// Looks at one granule. Whatever is found to do makes the walk begin again when it is done: the one that finds nothing
+/// has seen all granules at one instant.
+void Core::Impl::fork_granule(std::uint32_t index, Block& block, std::uint32_t granule) {
+  PrefetchRequest& request = prefetches[index];
+  const Granule& state = block.granules[granule];
+  if (state.op != none_index) {
+    request.again = true;
+    ++request.in_flight;
+    ops[state.op].prefetches.push_back(index);
+    return;
+  }
+  const PageMask pages = granule_mask(granule);
+  bool reached = false;
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    reached = reached || block.devices[d].mapped.intersects(pages);
+  }
+  if (!reached) {
+    return;
+  }
+  request.again = true;
+  ++request.in_flight;
+  Op& op = start_op(block, granule, Goal::freeze, Cause::none, no_device, Access::read);
+  op.prefetches.push_back(index);
+  run_op(op.self);
+}
+
+}  // namespace ferry::core
