@@ -41,6 +41,7 @@ Status Admin::receive(int timeout_ms) {
       case linux::Receive::message: break;
       case linux::Receive::nothing: return Code::timed_out;
       case linux::Receive::closed: return Code::manager_lost;
+      case linux::Receive::no_room:
       case linux::Receive::bad: return Code::bad_message;
       case linux::Receive::version: return Code::bad_version;
     }

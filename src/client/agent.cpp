@@ -159,7 +159,9 @@ void* reader_main(void*) {
   ::prctl(PR_SET_NAME, "ferry-reader");
   const linux::NoLocks none("threads that wait for an answer hold locks, and this one brings the answer");
   for (;;) {
-    if (linux::receive_message(reader_socket, *reader_buffer, -1) != linux::Receive::message) break;
+    const linux::Receive got = linux::receive_message(reader_socket, *reader_buffer, -1);
+    // Without its descriptors it is a message all the same: whoever asked for them says that they did not come.
+    if (got != linux::Receive::message && got != linux::Receive::no_room) break;
     reader_calls.message(*reader_buffer);
   }
   reader_calls.closed();

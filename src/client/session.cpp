@@ -85,6 +85,9 @@ bool check_welcome(Session& s, const char* who, ferry_error* error) {
     case linux::Receive::closed:
       fail(error, Code::manager_lost, 0, "%s ended while it was asked for a session; what it printed says why", who);
       return false;
+    case linux::Receive::no_room:
+      fail(error, Code::no_memory, EMFILE, "this process has as many descriptors as it may, and a session needs some");
+      return false;
     case linux::Receive::bad:
       fail(error, Code::bad_message, 0, "what answers at %s is not a ferryd", who);
       return false;

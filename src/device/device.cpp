@@ -24,6 +24,7 @@
 #include "device/text.h"
 #include "device/wave.h"
 #include "linux/futex.h"
+#include "linux/process.h"
 #include "linux/socket.h"
 #include "wire/message.h"
 #include "wire/ring.h"
@@ -166,6 +167,7 @@ const WaveInfo* current_wave() {
 }
 
 void run_device(const DeviceStart& start) {
+  linux::raise_descriptor_limit();  // it holds the file of each buffer that is mapped in it
   void* memory = map_own(sizeof(Process));
   auto* stack = static_cast<std::byte*>(map_own(thread_stack_bytes));
   if (memory == nullptr || stack == nullptr) give_up("memory", errno);

@@ -31,4 +31,7 @@ class Process {
   pid_t pid_ = 0;
 };
 
+/// This process may open as many descriptors as its hard limit says. For processes of Ferry's own, not for applications.
+void raise_descriptor_limit();
+
 }  // namespace ferry::linux

@@ -82,11 +82,11 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
   }
   if (n == 0) return Receive::closed;
   in.size = static_cast<std::size_t>(n);
-  if ((msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || in.size < sizeof in.head) return Receive::bad;
+  if ((msg.msg_flags & MSG_TRUNC) != 0 || in.size < sizeof in.head) return Receive::bad;
   std::memcpy(&in.head, in.buffer.data(), sizeof in.head);
   if (in.head.magic != wire::control_magic) return Receive::bad;
   if (in.head.version != wire::wire_version) return Receive::version;
-  return Receive::message;
+  return (msg.msg_flags & MSG_CTRUNC) != 0 ? Receive::no_room : Receive::message;
 }
 
 Status send_bytes(int socket, wire::MessageType type, std::uint64_t request, std::span<const std::byte> body,

@@ -55,7 +55,8 @@ enum class Receive {
   message,  ///< `in` holds a message whose magic, version and size are well
   nothing,  ///< none came within the time
   closed,   ///< the peer has closed or died
-  bad,      ///< truncated, bad magic or too many descriptors: close the connection
+  no_room,  ///< a message, but this process has no room for all its descriptors, or they are more than a message has
+  bad,      ///< truncated or bad magic: close the connection
   version,  ///< right magic, other version (in.head is valid, nothing else is)
 };
 

@@ -39,14 +39,6 @@ unsigned cpu_count() {
   return std::max(1U, std::thread::hardware_concurrency());
 }
 
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-  }
-}
-
 // epoll data: source 8 bits, device 8 bits, serial 48 bits.
 constexpr std::uint64_t event_key(unsigned source, DeviceId device, std::uint64_t serial) {
   return (std::uint64_t{source} << 56) | (std::uint64_t{device} << 48) | serial;
@@ -73,7 +65,7 @@ Result<std::unique_ptr<Manager>> Manager::make(const ManagerConfig& config) {
 }
 
 Status Manager::start() {
-  raise_descriptor_limit();
+  linux::raise_descriptor_limit();
   for (linux::Bell* bell : {&stop_, &copies_bell_}) {
     auto made = linux::Bell::make();
     if (!made) return made.status();

@@ -21,6 +21,7 @@ void Manager::on_connection(Client& client) {
       case linux::Receive::message: on_message(client); break;
       case linux::Receive::nothing: return;
       case linux::Receive::closed: close_client(client, nullptr); return;
+      case linux::Receive::no_room:
       case linux::Receive::bad:
         refuse(client, Code::bad_message, "this is no message of Ferry's");
         close_client(client, "it sent what is no message");

@@ -79,7 +79,7 @@ TEST_F(Sockets, GarbageIsBadAndLeaksNoDescriptor) {
   EXPECT_EQ(receive(), Receive::bad);
 }
 
-TEST_F(Sockets, TooManyDescriptorsAreBadAndClosed) {
+TEST_F(Sockets, TooManyDescriptorsAreToldAndClosed) {
   const int before = ::dup(0);
   ::close(before);
   wire::MessageHead head{};
@@ -99,7 +99,7 @@ TEST_F(Sockets, TooManyDescriptorsAreBadAndClosed) {
   c->cmsg_len = CMSG_LEN(sizeof(int) * count);
   for (unsigned i = 0; i < count; ++i) reinterpret_cast<int*>(CMSG_DATA(c))[i] = 0;
   ASSERT_GT(::sendmsg(a_.get(), &msg, 0), 0);
-  EXPECT_EQ(receive(), Receive::bad);
+  EXPECT_EQ(receive(), Receive::no_room);
   in_ = std::make_unique<Incoming>();
   const int after = ::dup(0);
   ::close(after);
