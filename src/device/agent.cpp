@@ -96,7 +96,7 @@ class Agent {
       if (is(command, wire::DownKind::quit)) _exit(0);
       int error = EINVAL;
       if (is(command, wire::DownKind::map)) {
-        if (command.file == static_cast<std::uint8_t>(wire::File::buffer)) take_buffer_file(command.buffer);
+        take_files(command);
         error = memory_.map(command);
       } else if (is(command, wire::DownKind::forget_buffer)) {
         memory_.set_buffer_file(command.buffer, linux::Fd());
@@ -112,15 +112,30 @@ class Agent {
     }
   }
 
+  [[nodiscard]] bool has_file(const wire::DownRecord& command) const {
+    switch (static_cast<wire::File>(command.file)) {
+      case wire::File::buffer: return memory_.has_buffer_file(command.buffer);
+      case wire::File::peer: return memory_.has_peer_file(command.buffer);
+      default: return true;
+    }
+  }
+
   /// The manager has sent the file before the command that names it first.
-  void take_buffer_file(std::uint32_t number) {
-    while (!memory_.has_buffer_file(number) && incoming_ != nullptr) {
-      wire::BufferFile body{};
+  void take_files(const wire::DownRecord& command) {
+    while (!has_file(command) && incoming_ != nullptr) {
+      wire::BufferFile buffer{};
+      wire::PeerFile peer{};
       if (linux::receive_message(manager_socket_, *incoming_, file_patience_ms) != linux::Receive::message ||
-          incoming_->type() != wire::MessageType::buffer_file || !incoming_->body(body) || incoming_->fd_count != 1) {
+          incoming_->fd_count != 1) {
         return;
       }
-      memory_.set_buffer_file(body.slot, std::move(incoming_->fds[0]));
+      if (incoming_->type() == wire::MessageType::buffer_file && incoming_->body(buffer)) {
+        memory_.set_buffer_file(buffer.slot, std::move(incoming_->fds[0]));
+      } else if (incoming_->type() == wire::MessageType::peer_file && incoming_->body(peer)) {
+        memory_.set_peer_file(peer.device, std::move(incoming_->fds[0]));
+      } else {
+        return;
+      }
     }
   }
 

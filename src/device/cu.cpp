@@ -232,7 +232,7 @@ void Cu::leave(Leave why) {
 void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t instruction) {
   const bool was = hold();
   Fiber& fiber = *running_;
-  if (execute || fiber.graphics) {
+  if (fiber.graphics) {
     Crash c;
     c.signal = SIGSEGV;
     c.code = SEGV_MAPERR;
@@ -249,7 +249,7 @@ void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t in
   wire::UpRecord record{};
   record.kind = static_cast<std::uint32_t>(wire::UpKind::fault);
   record.slot = static_cast<std::uint16_t>(fiber.wave.slot);
-  record.access = write ? 1 : 0;
+  record.access = execute ? wire::fault_exec : write ? wire::fault_write : wire::fault_read;
   record.unit = unit_ != nullptr ? static_cast<std::uint8_t>(unit_->number) : wire::no_unit;
   record.address = address;
   record.generation = fiber.generation;
@@ -266,6 +266,7 @@ void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t in
     c.address = address;
     c.instruction = instruction;
     c.write = write;
+    c.execute = execute;
     c.status = fiber.resume_status;
     alternate_owner_ = nullptr;  // only a return from the handler would have restored it
     crash(c);

@@ -61,6 +61,24 @@ void DeviceMemory::set_buffer_file(std::uint32_t number, linux::Fd fd) {
   if (number < buffer_files_.size()) buffer_files_[number] = std::move(fd);
 }
 
+void DeviceMemory::set_peer_file(std::uint32_t device, linux::Fd fd) {
+  // Never closed: a compute unit may be about to map it.
+  if (device < peer_files_.size() && !has_peer_file(device)) {
+    peer_files_[device].store(fd.release(), std::memory_order_release);
+  }
+}
+
+int DeviceMemory::file_of(const wire::DownRecord& command) const {
+  switch (static_cast<wire::File>(command.file)) {
+    case wire::File::system: return system_fd_;
+    case wire::File::vram: return vram_fd_;
+    case wire::File::buffer: return has_buffer_file(command.buffer) ? buffer_files_[command.buffer].get() : -1;
+    case wire::File::peer:
+      return has_peer_file(command.buffer) ? peer_files_[command.buffer].load(std::memory_order_acquire) : -1;
+  }
+  return -1;
+}
+
 bool DeviceMemory::valid(std::uint64_t address, std::uint64_t length_bytes) const {
   return address % page_bytes == 0 && length_bytes % page_bytes == 0 && length_bytes != 0 && contains(address) &&
          length_bytes <= bytes_ - (address - base_);
@@ -68,11 +86,12 @@ bool DeviceMemory::valid(std::uint64_t address, std::uint64_t length_bytes) cons
 
 int DeviceMemory::map(const wire::DownRecord& command) const {
   if (!valid(command.address, command.length_bytes)) return EINVAL;
+  const int fd = file_of(command);
+  if (fd < 0) return EBADF;
   const bool system = command.file == static_cast<std::uint8_t>(wire::File::system);
   const bool buffer = command.file == static_cast<std::uint8_t>(wire::File::buffer);
-  if (buffer && !has_buffer_file(command.buffer)) return EBADF;
-  const int fd = system ? system_fd_ : buffer ? buffer_files_[command.buffer].get() : vram_fd_;
-  const int prot = PROT_READ | (command.writable != 0 ? PROT_WRITE : 0);
+  const int prot = PROT_READ | ((command.rights & wire::map_write) != 0 ? PROT_WRITE : 0) |
+                   ((command.rights & wire::map_exec) != 0 ? PROT_EXEC : 0);
   // A whole block is one entry where its folio is huge. Smaller extents of VRAM are about to be touched and their
   // pages exist: entries made here cost a third of native faults. Smaller extents of the system file may have holes,
   // which must not be filled for nothing, nor those of a buffer.

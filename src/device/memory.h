@@ -6,10 +6,12 @@
 #include <sys/uio.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
+#include "base/types.h"
 #include "linux/fd.h"
 #include "linux/userfaultfd.h"
 #include "wire/port.h"
@@ -19,6 +21,10 @@ namespace ferry::device {
 
 class DeviceMemory {
  public:
+  DeviceMemory() {
+    for (auto& file : peer_files_) file.store(-1, std::memory_order_relaxed);
+  }
+
   /// Maps the whole window from the system file, registers it, and keeps the descriptors. Errno, 0 if well; `failed`
   /// then names what failed.
   int open(std::uint64_t window_base, std::uint64_t window_bytes, int system_fd, int vram_fd, const char** failed);
@@ -32,6 +38,12 @@ class DeviceMemory {
   void set_buffer_file(std::uint32_t number, linux::Fd fd);
   [[nodiscard]] bool has_buffer_file(std::uint32_t number) const {
     return number < buffer_files_.size() && buffer_files_[number].valid();
+  }
+
+  /// From now on File::peer of that device is `fd`, for good. The descriptor is taken over. The agent only.
+  void set_peer_file(std::uint32_t device, linux::Fd fd);
+  [[nodiscard]] bool has_peer_file(std::uint32_t device) const {
+    return device < peer_files_.size() && peer_files_[device].load(std::memory_order_acquire) >= 0;
   }
 
   // Each returns an errno, 0 if well. Extents outside of the window or not page aligned: EINVAL.
@@ -51,6 +63,8 @@ class DeviceMemory {
   int rearm(std::uint64_t address, std::uint64_t length_bytes) const;
 
  private:
+  /// -1: there is no such file.
+  [[nodiscard]] int file_of(const wire::DownRecord& command) const;
   [[nodiscard]] int arm(std::uint64_t address, std::uint64_t length_bytes) const;
 
   std::uint64_t base_ = 0;
@@ -60,6 +74,7 @@ class DeviceMemory {
   linux::Userfaultfd userfaultfd_;
   linux::Fd self_;  ///< pidfd of this process
   std::array<linux::Fd, wire::buffer_slots> buffer_files_;
+  std::array<std::atomic<int>, max_devices> peer_files_;  ///< -1: not sent yet
 };
 
 /// Zeroed private memory for the device's own use, in a part of the address space where the application is unlikely to

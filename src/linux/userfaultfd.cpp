@@ -4,6 +4,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -12,6 +13,9 @@
 #include <cstdio>
 #include <cstring>
 
+#include "base/types.h"
+#include "linux/memory_file.h"
+
 namespace ferry::linux {
 namespace {
 
@@ -19,6 +23,9 @@ constexpr std::uint64_t needed_features = UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATUR
 
 // Of Linux 5.19.
 constexpr std::uint64_t feature_protect_files = std::uint64_t{1} << 12;
+
+// Of Linux 6.4.
+constexpr std::uint64_t continue_protected = std::uint64_t{1} << 1;
 
 // Of Linux 6.6.
 struct PoisonRange {
@@ -46,6 +53,23 @@ Fd open_raw(bool full, bool& is_full) {
 }
 
 }  // namespace
+
+bool can_map_for_reading() {
+  static const bool can = [] {
+    auto u = Userfaultfd::open({.sigbus = false, .prefer_full_service = false, .protect = true});
+    auto file = make_memory_file("ferry-probe", page_bytes);
+    if (!u.ok() || !file.ok()) return false;
+    auto map = Mapping::map(file.value().get(), 0, page_bytes);
+    if (!map.ok()) return false;
+    map.value().data()[0] = std::byte{1};
+    const auto address = reinterpret_cast<std::uint64_t>(map.value().data());
+    ::madvise(map.value().data(), page_bytes, MADV_DONTNEED);
+    std::uint64_t done = 0;
+    return u.value().register_span(address, page_bytes, track_missing | track_minor | track_writes) == Fault::ok &&
+           u.value().map_present(address, page_bytes, false, done, MapRights::read) == Fault::ok;
+  }();
+  return can;
+}
 
 Fault classify_userfault(int error) {
   switch (error) {
@@ -131,12 +155,20 @@ Fault Userfaultfd::protect(std::uint64_t address, std::uint64_t bytes) const {
   return ::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &w) == 0 ? Fault::ok : classify_userfault(errno);
 }
 
-Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes) const {
+Fault Userfaultfd::allow_writes(std::uint64_t address, std::uint64_t bytes) const {
+  uffdio_writeprotect w{};
+  w.range = {address, bytes};
+  return ::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &w) == 0 ? Fault::ok : classify_userfault(errno);
+}
+
+Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes,
+                               MapRights rights) const {
   done_bytes = 0;
   while (done_bytes < bytes) {
     uffdio_continue c{};
     c.range = {address + done_bytes, bytes - done_bytes};
-    c.mode = wake ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE;
+    c.mode = (wake ? 0 : std::uint64_t{UFFDIO_CONTINUE_MODE_DONTWAKE}) |
+             (rights == MapRights::read ? continue_protected : 0);
     if (::ioctl(fd_.get(), UFFDIO_CONTINUE, &c) == 0) {
       done_bytes = bytes;
       return Fault::ok;

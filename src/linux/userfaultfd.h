@@ -33,6 +33,14 @@ inline constexpr unsigned track_missing = 1;
 inline constexpr unsigned track_writes = 2;  ///< only where Options::protect was granted
 inline constexpr unsigned track_minor = 4;
 
+/// What a page is mapped for.
+enum class MapRights { read_write, read };
+
+/// True if this kernel maps pages of a file so that writes to them raise messages (Linux 6.4): without, a page can be
+/// protected only when it is mapped for writing, so that a write may come before the protection. Asked of the kernel
+/// once. Any thread.
+[[nodiscard]] bool can_map_for_reading();
+
 class Userfaultfd {
  public:
   struct Options {
@@ -66,7 +74,10 @@ class Userfaultfd {
   Fault unregister_span(std::uint64_t address, std::uint64_t bytes) const;
   /// Maps pages that the file has, read-write. `done_bytes`: how far it came before the result; the page there is the
   /// one that the result is about. Wakes those that wait for pages it mapped unless `wake` is false.
-  Fault map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes) const;
+  /// `rights` read: without leave to write, which raises a message (see protect); REQUIRES: registered with
+  /// track_writes, and can_map_for_reading().
+  Fault map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes,
+                    MapRights rights = MapRights::read_write) const;
   /// Fills missing pages of private memory with a copy of `from`, or (null) zeros, and wakes who waits for them.
   /// `done_bytes` as above.
   Fault fill(std::uint64_t address, const void* from, std::uint64_t bytes, std::uint64_t& done_bytes) const;
@@ -76,6 +87,9 @@ class Userfaultfd {
   /// No thread writes to the span any more when it returns; one that tries to raises a message, and waits. Reads of
   /// what is mapped go on. REQUIRES: registered with track_writes.
   Fault protect(std::uint64_t address, std::uint64_t bytes) const;
+  /// Takes protect() back, and what map_present() kept from writing, mapped or not; who waits for a page of the span
+  /// retries. REQUIRES: registered with track_writes.
+  Fault allow_writes(std::uint64_t address, std::uint64_t bytes) const;
   /// Threads that wait for a page of the span retry.
   Fault wake(std::uint64_t address, std::uint64_t bytes) const;
 

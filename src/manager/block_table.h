@@ -18,7 +18,21 @@ namespace ferry::manager {
 struct DeviceBlock {
   PageMask replaced;         ///< set: an extent, or nothing; cleared: the armed window mapping of the start
   PageMask given;            ///< armed pages that UFFDIO_CONTINUE mapped and nobody took back
+  PageMask dma;              ///< system pages that the device may reach: set before it can, cleared when it cannot
+  PageMask exec;             ///< extents that kernels may call into
   std::uint16_t pieces = 0;  ///< at most so many mappings more than one lie here
+};
+
+/// What CPU threads may read and not write. A write to a page of `read_only` ends as a fault of the core's.
+///
+/// | read_only | guarded | means                                                                     |
+/// |-----------|---------|---------------------------------------------------------------------------|
+/// | cleared   | any     | as the other masks of the block say                                       |
+/// | set       | set     | protected through the userfaultfd: entries, where there are some, do not allow writes |
+/// | set       | cleared | this kernel or process cannot do that: there are no entries, and a read ends as a write fault does |
+struct CpuGuard {
+  PageMask guarded;  ///< registered for writes too
+  PageMask read_only;
 };
 
 /// Handle of each page of a block in the store; 0: not there.
@@ -33,6 +47,7 @@ struct BlockState {
   bool huge = false;                    ///< known to be one huge page in the system file
   bool huge_refused = false;            ///< was tried
   bool mirrored = false;                ///< entries in the manager's own mapping are there
+  std::unique_ptr<CpuGuard> guard;      ///< null: nothing of it was ever protected
   std::vector<DeviceBlock> devices;     ///< by device, or empty while all are as at the start
   std::unique_ptr<StoredPages> stored;  ///< null: no page of the block is stored
 };

@@ -49,6 +49,7 @@ struct Command {
   PageSpan wanted;  ///< rearm: the pages to give afterwards
   std::uint64_t since_ns = 0;
   core::BufferId object = 0;            ///< map_buffer_device: the buffer
+  DeviceId owner = no_device;           ///< map_extent, resume_map: whose VRAM, if not the device's own
   core::FaultToken token;               ///< the wave to resume when it is done
   std::vector<core::ActionId> actions;  ///< answered when it is done
   wire::DownRecord record{};
@@ -69,6 +70,7 @@ class CommandPool {
     c.sent = false;
     c.has_token = false;
     c.object = 0;
+    c.owner = no_device;
     c.actions.clear();
     c.record = {};
     ++live_;

@@ -337,6 +337,7 @@ void Manager::device_process_ended(Client& client, DeviceId device) {
   peer.process = {};
   peer.userfault.close();
   peer.state = DeviceState::lost;
+  executor_->check_dma(client, device);
   core_->device_gone(now_ns_, client.id, device);
   executor_->device_ended(client, device);
   share_units(device);

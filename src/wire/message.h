@@ -49,7 +49,8 @@
 // Administration (any connection of the same user, without hello): explain, stats, shutdown.
 // Manager -> application: also device_lost (unasked), when a device process ended.
 // Device -> manager (its own socketpair): device_hello{pid} with its userfaultfd. Manager -> device: buffer_file
-// (BufferFile, with the file), before the first command that names it; end of file means that the manager or the
+// (BufferFile, with the file), before the first command that names it, and peer_file (PeerFile, with the VRAM of a linked
+// device) likewise; end of file means that the manager or the
 // application is gone, and the device ends.
 #pragma once
 
@@ -106,6 +107,7 @@ enum class MessageType : std::uint32_t {
   job_cancel = 53,
   work_answer = 54,
   fence_hold = 55,
+  peer_file = 57,
   converted = 56,  ///< a span that was allocated with span_converts is mapped from the system file now
   fork_begin = 96,
   fork_end = 97,
@@ -149,6 +151,12 @@ struct Refused {
 };
 
 struct AttachDevice {
+  std::uint32_t device;
+  std::uint32_t reserved0;
+};
+
+/// The VRAM of another device that is linked to the one that is told.
+struct PeerFile {
   std::uint32_t device;
   std::uint32_t reserved0;
 };

@@ -34,7 +34,7 @@ enum class UpKind : std::uint32_t {
 struct UpRecord {
   std::uint32_t kind;
   std::uint16_t slot;        ///< fault: wave slot of this compute unit
-  std::uint8_t access;       ///< fault: 0 read, 1 write
+  std::uint8_t access;       ///< fault: fault_* numbers
   std::uint8_t unit;         ///< fault: the compute unit that the wave holds; no_unit: none
   std::uint64_t address;     ///< fault: the byte address touched
   std::uint64_t generation;  ///< fault: of the slot's occupant; comes back in the resume
@@ -46,6 +46,11 @@ struct UpRecord {
   std::uint64_t time_ns;     ///< CLOCK_MONOTONIC at posting
 };
 static_assert(sizeof(UpRecord) == 64);
+
+/// UpRecord::access.
+inline constexpr std::uint8_t fault_read = 0;
+inline constexpr std::uint8_t fault_write = 1;
+inline constexpr std::uint8_t fault_exec = 2;  ///< a kernel called what lies there
 
 inline constexpr std::uint8_t no_unit = 0xff;
 
@@ -76,20 +81,27 @@ enum class File : std::uint8_t {
   system = 0,
   vram = 1,
   buffer = 2,  ///< the file of buffer number `buffer`; a device is sent it over its socket before the command
+  peer = 3,    ///< VRAM of device number `buffer`, which is linked; sent likewise, and named by compute units only after
+               ///< the agent has mapped something of it
 };
+
+/// Bits of DownRecord::rights.
+inline constexpr std::uint8_t map_write = 1;  ///< cleared: a write faults
+inline constexpr std::uint8_t map_exec = 2;   ///< cleared: a call into the extent faults
 
 struct DownRecord {
   std::uint32_t kind;
   std::uint16_t slot;     ///< resume*: wave slot
   std::uint8_t file;      ///< map, resume_map, map_buffer: File
-  std::uint8_t writable;  ///< map, resume_map: 1 allows writes, 0 read only (a write then faults)
+  std::uint8_t rights;    ///< map, resume_map: map_* bits; reading is always allowed
   std::uint64_t address;  ///< start of the extent, page aligned
   std::uint64_t length_bytes;
   std::uint64_t file_offset;  ///< map, resume_map, map_home, map_buffer
   std::uint64_t action;       ///< ActionId to report; 0: report nothing
   std::uint64_t generation;   ///< resume*: must equal the slot's, else the record is dropped
   std::uint32_t status;       ///< resume: Code, 0 retry
-  std::uint32_t buffer;       ///< File::buffer, forget_buffer: number of the buffer in this application
+  std::uint32_t buffer;       ///< File::buffer, forget_buffer: number of the buffer in this application; File::peer: of
+                              ///< the device
   std::uint64_t units;        ///< grant_units, take_units, run_job: bit u: compute unit u
 };
 static_assert(sizeof(DownRecord) == 64);

@@ -93,7 +93,7 @@ class FakeManager {
         } else {
           down.kind = static_cast<std::uint32_t>(wire::DownKind::resume_map);
           down.file = static_cast<std::uint8_t>(wire::File::system);
-          down.writable = 1;
+          down.rights = 1;
           down.address = hello_.window_base + page * page_bytes;
           down.length_bytes = page_bytes;
           down.file_offset = page * page_bytes;

@@ -22,7 +22,7 @@ wire::DownRecord map_command(std::uint64_t first_page, std::uint64_t pages, wire
   wire::DownRecord record = command(wire::DownKind::map, first_page, pages);
   record.file = static_cast<std::uint8_t>(file);
   record.file_offset = file_page * page_bytes;
-  record.writable = writable ? 1 : 0;
+  record.rights = writable ? 1 : 0;
   return record;
 }
 
@@ -76,7 +76,7 @@ TEST(Agent, TouchesOfRevokedPagesAreFaultsOfTheirKind) {
     extent.address = fault.address & ~(page_bytes - 1);
     extent.length_bytes = page_bytes;
     extent.file = static_cast<std::uint8_t>(wire::File::vram);
-    extent.writable = fault.access;
+    extent.rights = fault.access;
     extent.action = access.size();
     m.resume_map(cu, fault, extent);
   });
@@ -95,7 +95,7 @@ TEST(Agent, BatchesOfRevokesInAnyOrderLeaveNothing) {
     extent.address = fault.address & ~(page_bytes - 1);
     extent.length_bytes = page_bytes;
     extent.file_offset = extent.address - default_window_base;
-    extent.writable = 1;
+    extent.rights = 1;
     extent.action = action++;
     m.resume_map(cu, fault, extent);
   });
@@ -168,7 +168,7 @@ TEST(Agent, NoUpdateIsLostWhilePagesAreTakenFromRunningWaves) {
     extent.address = fault.address & ~(page_bytes - 1);
     extent.length_bytes = page_bytes;
     extent.file_offset = extent.address - default_window_base;
-    extent.writable = 1;
+    extent.rights = 1;
     extent.action = action++;
     m.resume_map(cu, fault, extent);
   });

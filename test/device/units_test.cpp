@@ -34,7 +34,7 @@ void map_pages(FakeManager& manager, std::uint64_t pages) {
   wire::DownRecord map{};
   map.kind = static_cast<std::uint32_t>(wire::DownKind::map);
   map.file = static_cast<std::uint8_t>(wire::File::system);
-  map.writable = 1;
+  map.rights = 1;
   map.address = default_window_base;
   map.length_bytes = pages * page_bytes;
   ASSERT_EQ(manager.command(map), 0);

@@ -157,7 +157,7 @@ wire::DownRecord extent(std::uint64_t offset, std::uint64_t bytes, wire::File fi
                         bool writable, std::uint64_t action) {
   wire::DownRecord record{};
   record.file = static_cast<std::uint8_t>(file);
-  record.writable = writable ? 1 : 0;
+  record.rights = writable ? 1 : 0;
   record.address = default_window_base + offset;
   record.length_bytes = bytes;
   record.file_offset = file_offset;

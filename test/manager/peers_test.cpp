@@ -333,7 +333,7 @@ TEST_F(Peers, CommandsReachTheAgentsAndTheirAnswersTheCore) {
 
   // Back: the device lets go first, then the page is copied home and given to whoever faults.
   vram.data()[map.file_offset] = std::byte{43};
-  const bool writable = map.writable != 0;
+  const bool writable = (map.rights & wire::map_write) != 0;
   span.device = wire::to_system;
   app_.send(MessageType::prefetch, span);
   answer(device_control().agent, take(device_control().agent, wire::DownKind::rearm));

@@ -142,7 +142,7 @@ void Executor::map_buffer(Client* client, const core::Action& action) {
   const CommandKind kind = on_cpu ? CommandKind::map_buffer_cpu : CommandKind::map_buffer_device;
   const std::uint32_t index = make_command(*client, action.device, kind, action.pages, action.id);
   Command& c = commands_.at(index);
-  c.record.writable = on_cpu || action.access == Access::write || action.prot == Prot::read_write ? 1 : 0;
+  c.record.rights = on_cpu || action.access == Access::write || action.prot == Prot::read_write ? wire::map_write : 0;
   c.record.file = static_cast<std::uint8_t>(wire::File::buffer);
   c.record.file_offset = action.place == core::Place::vram ? buffer.half_bytes : 0;
   c.record.buffer = handle->second.slot;
@@ -349,6 +349,17 @@ bool Executor::send_buffer_file(Client& client, DeviceId device, const Command& 
   const int fds[] = {found->second.file.get()};
   if (!linux::send_message(peer.socket.get(), wire::MessageType::buffer_file, 0, body, fds, 0).ok()) return false;
   peer.buffer_files[slot] = command.object;
+  return true;
+}
+
+/// Before the first command that names the VRAM of a linked device. False: the device does not take it.
+bool Executor::send_peer_file(Client& client, const Command& command) {
+  DevicePeer& peer = client.devices[command.device];
+  if ((peer.peer_files >> command.owner & 1) != 0) return true;
+  const wire::PeerFile body{command.owner, 0};
+  const int fds[] = {client.devices[command.owner].vram_file.get()};
+  if (!linux::send_message(peer.socket.get(), wire::MessageType::peer_file, 0, body, fds, 0).ok()) return false;
+  peer.peer_files |= static_cast<std::uint16_t>(1U << command.owner);
   return true;
 }
 

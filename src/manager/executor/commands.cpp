@@ -126,6 +126,10 @@ void Executor::send(std::uint32_t index) {
     household_.drop_device(client, c.device, "it does not take the files of buffers");
     return;
   }
+  if (c.owner != no_device && !send_peer_file(client, c)) {
+    household_.drop_device(client, c.device, "it does not take the files of linked devices");
+    return;
+  }
   if (!agent.port.post(r)) {
     // Not answered but gone from the ring, or a head that cannot be: not an honest agent.
     agent.backlog.push_back(index);
@@ -192,6 +196,7 @@ void Executor::finish(std::uint32_t index, Status status) {
           if (b.armed.any()) --client.armed_blocks;
           b.armed = {};
           b.revoked = {};
+          b.guard.reset();
           client.userfault.wake(client.address_of(pages.first), block_bytes);
         } else {
           status = give_cpu(client, pages);
@@ -201,6 +206,7 @@ void Executor::finish(std::uint32_t index, Status status) {
       case CommandKind::revoke_device:
         if (status.ok()) {
           armed_again(client, device, pages);
+          out_of_reach(client, device, pages);
           break;
         }
         // Out of mappings, or short of memory: taking away alone needs less.
@@ -217,6 +223,7 @@ void Executor::finish(std::uint32_t index, Status status) {
           household_.drop_device(client, device, "it could not let go of pages");
           return;
         }
+        out_of_reach(client, device, pages);
         break;
       case CommandKind::map_buffer_cpu:
         if (status.ok()) buffer_mapped(client, pages);
@@ -244,6 +251,10 @@ void Executor::finish(std::uint32_t index, Status status) {
       case CommandKind::run_graphics:
       case CommandKind::cancel_graphics:
       case CommandKind::map_extent:
+        if (status.ok() && c.owner != no_device) {
+          client.devices[device].peer_files_taken |= static_cast<std::uint16_t>(1U << c.owner);
+        }
+        break;
       case CommandKind::map_buffer_device:
       case CommandKind::forget_buffer:
       case CommandKind::resume_map: break;
@@ -285,6 +296,16 @@ void Executor::armed_again(Client& client, DeviceId device, PageSpan pages) {
   }
 }
 
+/// A revocation is done.
+void Executor::out_of_reach(Client& client, DeviceId device, PageSpan pages) {
+  for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
+    DeviceBlock& d = client.device_block(client.block(index), device);
+    const PageMask mask = BlockTable::mask_in(index, pages);
+    close_dma(client.devices[device], d, mask);
+    d.exec.remove(mask);
+  }
+}
+
 void Executor::device_ended(Client& client, DeviceId device) {
   DevicePeer& peer = client.devices[device];
   peer.agent.open = 0;
@@ -299,9 +320,14 @@ void Executor::device_ended(Client& client, DeviceId device) {
   }
   units_ended(client, device);
   client.blocks.for_each([&](BlockIndex, BlockState& b) {
-    if (!b.devices.empty()) b.devices[device] = {};
+    if (b.devices.empty()) return;
+    close_dma(peer, b.devices[device], PageMask::all());
+    b.devices[device] = {};
   });
+  FERRY_CHECK(peer.dma_pages == 0);
   peer.pieces = 0;
+  peer.peer_files = 0;
+  peer.peer_files_taken = 0;
   peer.buffer_files.clear();
   std::erase_if(open_, [&](const OpenCommand& o) { return o.client == &client && o.device == device; });
   std::erase_if(posted_, [&](const Posted& p) { return p.client == &client && p.device == device; });

@@ -29,13 +29,45 @@ std::uint64_t Executor::make_copy(const core::Action& action, Client& client) {
   copies_[index].action = action.id;
   copies_[index].verb = action.verb;
   copies_[index].source = action.place;
+  copies_[index].to = action.to;
   copies_[index].client = &client;
   copies_[index].device = action.device;
   copies_[index].pages = action.pages;
   return index;
 }
 
+/// From one device's VRAM to another's, never by way of system memory.
+void Executor::copy_to_peer(Client& client, const core::Action& action) {
+  DevicePeer& from = client.devices[action.device];
+  DevicePeer& to = client.devices[action.to_device];
+  linux::CopyJob job;
+  job.bytes = action.pages.count_pages * page_bytes;
+  job.source = from.vram.data() + std::uint64_t{action.vram_first} * page_bytes;
+  job.target = to.vram.data() + std::uint64_t{action.vram_to} * page_bytes;
+  prepare_chunk(to, action.vram_to, job);
+  job.tag = make_copy(action, client);
+  if (action.pages.count_pages <= inline_pages_max && job.prepare_at == nullptr) {
+    copy_done(linux::CopyEngine::run_here(job));
+  } else {
+    engine_.submit(job);
+  }
+}
+
+/// The pool's memory is made huge once and kept while the client holds it.
+void Executor::prepare_chunk(DevicePeer& peer, VramPage page, linux::CopyJob& job) {
+  const std::size_t chunk = page / block_pages;
+  if (peer.chunk_ready[chunk] != 0) return;
+  peer.chunk_ready[chunk] = 1;
+  job.prepare_target = linux::Prepare::make_huge;
+  job.prepare_at = peer.vram.data() + chunk * block_bytes;
+  job.prepare_bytes = block_bytes;
+}
+
 void Executor::copy(Client& client, const core::Action& action) {
+  if (action.to == core::Place::vram) {
+    copy_to_peer(client, action);
+    return;
+  }
   DevicePeer& peer = client.devices[action.device];
   BlockState& b = client.block(block_of(action.pages.first));
   const PageMask mask = BlockTable::mask_in(block_of(action.pages.first), action.pages);
@@ -61,14 +93,7 @@ void Executor::copy(Client& client, const core::Action& action) {
     } else if (whole && !b.mirrored) {
       job.prepare_source = linux::Prepare::populate;
     }
-    // The pool's memory is made huge once and kept while the client holds it.
-    const std::size_t chunk = action.vram_first / block_pages;
-    if (peer.chunk_ready[chunk] == 0) {
-      peer.chunk_ready[chunk] = 1;
-      job.prepare_target = linux::Prepare::make_huge;
-      job.prepare_at = peer.vram.data() + chunk * block_bytes;
-      job.prepare_bytes = block_bytes;
-    }
+    prepare_chunk(peer, action.vram_first, job);
   } else {
     job.source = vram;
     job.target = system;
@@ -91,6 +116,11 @@ void Executor::copy(Client& client, const core::Action& action) {
 void Executor::copy_done(const linux::CopyCompletion& completion) {
   const Copy copy = copies_[completion.tag];
   free_copies_.push_back(static_cast<std::uint32_t>(completion.tag));
+  if (copy.verb == core::Verb::copy && copy.to == core::Place::vram) {
+    copy_to_peer_ns += completion.work_ns;
+    done(copy.action, completion.status);
+    return;
+  }
   if (copy.verb == core::Verb::copy) {
     (copy.source == core::Place::system ? copy_to_vram_ns : copy_to_system_ns) += completion.work_ns;
     // Freed pages may have been punched meanwhile; then the block is not there or says so itself.

@@ -98,6 +98,7 @@ void Executor::disarm(Client& client, BlockIndex index, BlockState& block, const
     client.userfault.wake(address, count * page_bytes);
   });
   block.armed.remove(gone);
+  forget_guard(block, gone);
   if (block.armed.none()) --client.armed_blocks;
 }
 
@@ -113,6 +114,7 @@ void Executor::revoke_cpu(Client& client, const core::Action& action) {
   const PageMask mask = BlockTable::mask_in(index, action.pages);
   arm(client, index, b);
   b.revoked |= mask;
+  if (b.guard != nullptr) b.guard->read_only.remove(mask);
   if (action.pages.count_pages == block_pages && b.steered < 0xffff) ++b.steered;
 
   if (!b.backed.intersects(mask)) {
@@ -139,6 +141,10 @@ void Executor::map_cpu(Client& client, const core::Action& action) {
   }
   const BlockIndex index = block_of(action.pages.first);
   BlockState& b = client.block(index);
+  if (action.prot == Prot::read) {
+    done(action.id, give_cpu_reading(client, action.pages));
+    return;
+  }
   // One entry instead of 512, and the block is the kernel's again. Where the folio is small, 512 entries made from here
   // cost less than the way through the agent.
   if (action.pages.count_pages == block_pages && b.huge && b.managed == PageMask::all()) {
@@ -156,7 +162,12 @@ Status Executor::give_cpu(Client& client, PageSpan pages) {
   BlockState& b = client.block(index);
   const PageMask mask = BlockTable::mask_in(index, pages);
   Status status;
-  (b.armed & mask).for_each_run([&](unsigned first, unsigned count) {
+  PageMask absent = b.armed & mask;
+  if (b.guard != nullptr) {
+    absent.remove(b.guard->read_only & b.guard->guarded);
+    allow_cpu_writes(client, index, b, mask);
+  }
+  absent.for_each_run([&](unsigned first, unsigned count) {
     const Status s = give_span(client.userfault, client, {first_page_of(index) + first, count}, true);
     if (!s.ok()) status = s;
   });
@@ -167,7 +178,8 @@ Status Executor::give_cpu(Client& client, PageSpan pages) {
 /// Maps pages of the system file in the process behind `userfault`, filling holes first. Pages that cannot be mapped
 /// because nothing is registered there (any more) are passed over: their touches do not come here.
 /// ERRORS: client_gone (that process has ended), no_memory.
-Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake) {
+Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake,
+                           linux::MapRights rights) {
   Page at = pages.first;
   const Page end = pages.end();
   std::uint64_t length = end - at;  // halved where a mapping ends in between
@@ -176,7 +188,7 @@ Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, 
     if (length > end - at) length = end - at;
     const std::uint64_t address = client.address_of(at);
     std::uint64_t done_bytes = 0;
-    const linux::Fault fault = userfault.map_present(address, length * page_bytes, wake, done_bytes);
+    const linux::Fault fault = userfault.map_present(address, length * page_bytes, wake, done_bytes, rights);
     at += done_bytes / page_bytes;
     switch (fault) {
       case linux::Fault::ok:
@@ -220,6 +232,10 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
   log("%" PRIu64 " pages of pid %d at %#" PRIx64
       " cannot be read back from the store (%s): touching them raises SIGBUS",
       pages.count_pages, client.process.pid(), address, to_string(status.code));
+  for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
+    // A mark of protection in the page table would be in poison's way.
+    if (BlockState* b = client.blocks.find(index)) allow_cpu_writes(client, index, *b, BlockTable::mask_in(index, pages));
+  }
   const linux::Fault fault = client.userfault.poison(address, pages.count_pages * page_bytes);
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
   household_.drop_client(client, "pages of it are lost, and this kernel has no other way to tell its threads");
@@ -268,10 +284,28 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
     core_.cpu_fault(now_ns_, client.id, page, access);
     return;
   }
-  // The core has the page mapped, but there is no entry: never touched before, reclaimed, or lost with its neighbour's
-  // part of a huge one. Given with what lies around it, so that a scan does not come here for each page.
+  if (b.guard != nullptr && b.guard->read_only.test(bit) && (access == Access::write || !b.guard->guarded.test(bit))) {
+    core_.cpu_fault(now_ns_, client.id, page, Access::write);
+    return;
+  }
+  give_around(client, b, page);
+}
+
+/// The core has the page mapped, but there is no entry: never touched before, reclaimed, or lost with its neighbour's
+/// part of a huge one. Given with what lies around it, so that a scan does not come here for each page.
+void Executor::give_around(Client& client, BlockState& b, Page page) {
+  const auto bit = static_cast<unsigned>(page & (block_pages - 1));
   PageMask givable = b.armed & b.managed;
   givable.remove(b.revoked);
+  linux::MapRights rights = linux::MapRights::read_write;
+  if (b.guard != nullptr) {
+    if (b.guard->read_only.test(bit)) {
+      rights = linux::MapRights::read;
+      givable &= b.guard->read_only & b.guard->guarded;
+    } else {
+      givable.remove(b.guard->read_only);
+    }
+  }
   const unsigned first = bit / pages_around * pages_around;
   const unsigned last = first + pages_around;
   unsigned from = bit;
@@ -282,16 +316,16 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
   // way. Given too, or its thread would come back for ever.
   // Holes are filled only where they were touched.
   std::uint64_t done_bytes = 0;
-  if (client.userfault.map_present(client.address_of(page), page_bytes, true, done_bytes) == linux::Fault::ok) {
+  if (client.userfault.map_present(client.address_of(page), page_bytes, true, done_bytes, rights) == linux::Fault::ok) {
     if (to > bit + 1) {
-      client.userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes);
+      client.userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes, rights);
     }
     if (from < bit) {
-      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true, done_bytes);
+      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true, done_bytes, rights);
     }
     return;
   }
-  const Status given = give_span(client.userfault, client, {page, 1}, true);
+  const Status given = give_span(client.userfault, client, {page, 1}, true, rights);
   if (!given.ok() && given.code != Code::client_gone) {
     if (!client.starved) log("no memory for a page of pid %d: its thread tries again", client.process.pid());
     client.starved = true;

@@ -46,11 +46,57 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
       }
     }
   }
-  core_.device_fault(now_ns_, client.id, device, page, record.access != 0 ? Access::write : Access::read,
+  if (record.access == wire::fault_exec && !may_call(client, device, page)) {
+    resume_slot(client, device, cu, record.slot, Code::kernel_fault);
+    return;
+  }
+  core_.device_fault(now_ns_, client.id, device, page,
+                     record.access == wire::fault_write ? Access::write : Access::read,
                      make_token(cu, record.slot, slot.serial),
                      record.unit < peer.cus.size() && (peer.lent_units >> record.unit & 1) != 0
                          ? record.unit
                          : core::AllocContext::no_cu);
+}
+
+/// A kernel called what lies on the page. False: it may not, or has it mapped already, without that right: the core would
+/// let it retry for ever.
+bool Executor::may_call(Client& client, DeviceId device, Page page) const {
+  if ((core_.attributes(client.id, page).flags & core::svm_gpu_exec) == 0) return false;
+  const core::Residency where = core_.query(client.id, page);
+  if (where.moving || (where.device_mapped >> device & 1) == 0) return true;
+  const BlockState* b = client.blocks.find(block_of(page));
+  return b != nullptr && !b->devices.empty() &&
+         b->devices[device].exec.test(static_cast<unsigned>(page & (block_pages - 1)));
+}
+
+// --- IOMMU -----------------------------------------------------------------------------------------------------------
+
+/// Before the device can reach the system pages.
+void Executor::open_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages) {
+  PageMask opened = pages;
+  opened.remove(block.dma);
+  block.dma |= pages;
+  peer.dma_pages += opened.count();
+}
+
+/// The device reaches them no more.
+void Executor::close_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages) {
+  const std::uint64_t closed = (block.dma & pages).count();
+  FERRY_CHECK(peer.dma_pages >= closed);
+  peer.dma_pages -= closed;
+  block.dma.remove(pages);
+}
+
+/// Every system page that the device may reach is one that the core has mapped for it. Before the core hears that the
+/// device has ended: asks it for one page of each run.
+void Executor::check_dma(Client& client, DeviceId device) const {
+  client.blocks.for_each([&](BlockIndex index, const BlockState& b) {
+    if (b.devices.empty()) return;
+    b.devices[device].dma.for_each_run([&](unsigned first, unsigned) {
+      const core::Residency page = core_.query(client.id, first_page_of(index) + first);
+      FERRY_CHECK(page.moving || !page.allocated || (page.device_mapped >> device & 1) != 0);
+    });
+  });
 }
 
 WaveSlot* Executor::slot_of(DevicePeer& peer, core::FaultToken token, unsigned& cu, unsigned& slot) {
@@ -98,7 +144,9 @@ void Executor::map_device(Client& client, const core::Action& action) {
     return;
   }
   BlockState& b = client.block(block_of(action.pages.first));
-  if (action.place == core::Place::system && action.pages.count_pages < block_pages) {
+  // What may be written and not called is given page by page; all else needs an extent with the rights that it has.
+  if (action.place == core::Place::system && action.pages.count_pages < block_pages &&
+      action.prot == Prot::read_write && !action.exec) {
     map_in_place(client, b, action);
     return;
   }
@@ -111,6 +159,13 @@ void Executor::map_device(Client& client, const core::Action& action) {
   const PageMask mask = BlockTable::mask_in(block_of(action.pages.first), action.pages);
   d.replaced |= mask;
   d.given.remove(mask);
+  d.exec.remove(mask);
+  if (action.exec) d.exec |= mask;
+  if (action.place == core::Place::system) {
+    open_dma(peer, d, mask);
+  } else {
+    close_dma(peer, d, mask);
+  }
   const std::uint16_t pieces = whole ? std::uint16_t{1} : clamp_pieces(d.pieces + 2U);
   peer.pieces += pieces;
   peer.pieces -= d.pieces;
@@ -122,17 +177,25 @@ void Executor::map_device(Client& client, const core::Action& action) {
 void Executor::send_extent(Client& client, DevicePeer& peer, const core::Action& action) {
   wire::DownRecord r{};
   const bool vram = action.place == core::Place::vram;
-  r.file = static_cast<std::uint8_t>(vram ? wire::File::vram : wire::File::system);
-  r.writable = action.prot == Prot::read_write ? 1 : 0;
+  const DeviceId owner = vram && action.owner != action.device ? action.owner : no_device;
+  r.file = static_cast<std::uint8_t>(!vram                ? wire::File::system
+                                     : owner == no_device ? wire::File::vram
+                                                          : wire::File::peer);
+  r.buffer = owner == no_device ? 0 : owner;
+  r.rights = static_cast<std::uint8_t>((action.prot == Prot::read_write ? wire::map_write : 0) |
+                                       (action.exec ? wire::map_exec : 0));
   r.file_offset = (vram ? std::uint64_t{action.vram_first} : action.pages.first) * page_bytes;
 
   unsigned cu = 0;
   unsigned slot = 0;
-  WaveSlot* wave = action.has_token ? slot_of(peer, action.token, cu, slot) : nullptr;
+  // The first of a linked device's VRAM goes through the agent, which takes the file.
+  const bool has_file = owner == no_device || (peer.peer_files_taken >> owner & 1) != 0;
+  WaveSlot* wave = action.has_token && has_file ? slot_of(peer, action.token, cu, slot) : nullptr;
   if (wave == nullptr) {
     const std::uint32_t index = make_command(client, action.device, CommandKind::map_extent, action.pages, action.id);
     Command& c = commands_.at(index);
     c.record = r;
+    c.owner = owner;
     c.has_token = action.has_token;
     c.token = action.token;
     send(index);
@@ -182,13 +245,17 @@ void Executor::map_in_place(Client& client, BlockState& b, const core::Action& a
 void Executor::give_device(Client& client, DeviceId device, PageSpan pages, core::ActionId action, bool has_token,
                            core::FaultToken token) {
   DevicePeer& peer = client.devices[device];
+  BlockState& b = client.block(block_of(pages.first));
+  const PageMask mask = BlockTable::mask_in(block_of(pages.first), pages);
+  DeviceBlock& d = client.device_block(b, device);
+  open_dma(peer, d, mask);
+  d.exec.remove(mask);
   const Status given = give_span(peer.userfault, client, pages, false);
   if (!given.ok()) {
     done(action, given.code == Code::client_gone ? Status(Code::device_lost) : given);
     return;
   }
-  BlockState& b = client.block(block_of(pages.first));
-  client.device_block(b, device).given |= BlockTable::mask_in(block_of(pages.first), pages);
+  d.given |= mask;
   done(action, {});
   if (has_token) resume(client, device, token, {});
 }

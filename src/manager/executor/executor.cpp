@@ -69,6 +69,7 @@ void Executor::perform(const core::Action& action) {
   switch (action.verb) {
     case core::Verb::revoke_cpu: revoke_cpu(*client, action); break;
     case core::Verb::map_cpu: map_cpu(*client, action); break;
+    case core::Verb::protect_cpu: protect_cpu(*client, action); break;
     case core::Verb::wake_cpu:
       if (!action.status.ok() && !client->closing) {
         lose_cpu(*client, action.pages, action.status);

@@ -1,6 +1,7 @@
 // Performs the core's actions with system calls, and takes in what answers them. One folder, split by verb:
 //   executor.cpp  dispatch, completions, waves          cpu.cpp     revoke_cpu, map_cpu, CPU faults
 //   commands.cpp  commands to agents and their answers  device.cpp  map_device, revoke_device, device faults
+//   protect.cpp   protect_cpu, map_cpu for reading
 //   copy.cpp      copy, release_chunk, discard_system   store.cpp   store, load, discard_store
 //   buffer.cpp    *_buffer                              job.cpp     run_job, cancel_job, signal_fence
 //   video.cpp     the video engine's threads
@@ -72,6 +73,8 @@ class Executor final : private StoreUser {
 
   /// Performs what the core wants, then posts commands and wakes who sleeps. Bounded: the core may want more afterwards.
   void run_actions();
+  /// One of them, with its commands left for the next run_actions(). With id 0 nobody is told how it ended.
+  void perform(const core::Action& action);
   /// Takes in finished copies, stores and loads. True if there were some.
   bool poll_copies();
   /// Takes in finished video jobs. True if there were some.
@@ -103,6 +106,9 @@ class Executor final : private StoreUser {
   void on_cpu_fault(Client& client, std::uint64_t address, Access access);
 
   // --- endings ---
+  /// The device process is gone, and the core does not know yet: aborts if what it could reach is not what the core had
+  /// mapped for it (I-07).
+  void check_dma(Client& client, DeviceId device) const;
   /// The device process is gone: answers everything that was asked of it. The core knows already.
   void device_ended(Client& client, DeviceId device);
   /// The application is gone or has let go: answers everything that was asked of its agent.
@@ -133,6 +139,7 @@ class Executor final : private StoreUser {
 
   std::uint64_t copy_to_vram_ns = 0;
   std::uint64_t copy_to_system_ns = 0;
+  std::uint64_t copy_to_peer_ns = 0;
 
   static constexpr unsigned no_cu = ~0U;  ///< on_done: from the agent
 
@@ -141,6 +148,7 @@ class Executor final : private StoreUser {
     core::ActionId action = 0;
     core::Verb verb = core::Verb::copy;
     core::Place source = core::Place::system;
+    core::Place to = core::Place::system;  ///< copy: vram only from device to device
     Client* client = nullptr;
     DeviceId device = no_device;
     PageSpan pages;
@@ -163,8 +171,9 @@ class Executor final : private StoreUser {
     std::uint64_t copied = 0;
   };
 
-  void perform(const core::Action& action);
-  void done(core::ActionId id, Status status) { core_.action_done(now_ns_, id, status); }
+  void done(core::ActionId id, Status status) {
+    if (id != 0) core_.action_done(now_ns_, id, status);
+  }
   void flush();
   void wake_all();
 
@@ -186,9 +195,20 @@ class Executor final : private StoreUser {
   void arm_allocations(Client& client, BlockIndex index);
   void disarm(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
   Status give_cpu(Client& client, PageSpan pages);
+  void give_around(Client& client, BlockState& block, Page page);
   void lose_cpu(Client& client, PageSpan pages, Status status);
-  Status give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake);
+  Status give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake,
+                   linux::MapRights rights = linux::MapRights::read_write);
   Status fill(Client& client, PageSpan pages);
+
+  // protect.cpp
+  void protect_cpu(Client& client, const core::Action& action);
+  Status give_cpu_reading(Client& client, PageSpan pages);
+  void allow_cpu_writes(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
+  static void forget_guard(BlockState& block, const PageMask& pages);
+  void guard(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
+  void guard_run(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count);
+  bool protect_run(Client& client, BlockIndex index, unsigned first, unsigned count);
 
   // device.cpp
   void map_device(Client& client, const core::Action& action);
@@ -197,6 +217,10 @@ class Executor final : private StoreUser {
   void revoke_device(Client& client, const core::Action& action);
   void give_device(Client& client, DeviceId device, PageSpan pages, core::ActionId action, bool has_token,
                    core::FaultToken token);
+  [[nodiscard]] bool may_call(Client& client, DeviceId device, Page page) const;
+  static void out_of_reach(Client& client, DeviceId device, PageSpan pages);
+  static void open_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
+  static void close_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
   void armed_again(Client& client, DeviceId device, PageSpan pages);
   WaveSlot* slot_of(DevicePeer& peer, core::FaultToken token, unsigned& cu, unsigned& slot);
   void resume(Client& client, DeviceId device, core::FaultToken token, Status status);
@@ -204,6 +228,8 @@ class Executor final : private StoreUser {
 
   // copy.cpp
   void copy(Client& client, const core::Action& action);
+  void copy_to_peer(Client& client, const core::Action& action);
+  static void prepare_chunk(DevicePeer& peer, VramPage page, linux::CopyJob& job);
   void release_chunk(Client& client, const core::Action& action);
   void discard_system(Client& client, const core::Action& action);
   std::uint64_t make_copy(const core::Action& action, Client& client);
@@ -239,6 +265,7 @@ class Executor final : private StoreUser {
   [[nodiscard]] std::byte* buffer_half(BufferMemory& buffer, core::Place place);
   void on_buffer_touch(Client& client, Page page, Page first, BufferPlace& place, Access access);
   void buffer_mapped(Client& client, PageSpan pages);
+  static bool send_peer_file(Client& client, const Command& command);
   bool send_buffer_file(Client& client, DeviceId device, const Command& command);
 
   // job.cpp
