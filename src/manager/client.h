@@ -70,12 +70,12 @@ struct DevicePeer {
   linux::Fd queue_file;
   Agent agent;
   std::vector<ComputeUnit> cus;
-  std::vector<std::uint8_t> chunk_ready;    ///< 1: has memory, huge if it can be had
-  std::uint32_t garbage = 0;                ///< records that no honest device sends
-  std::uint64_t pieces = 0;                 ///< sum over its blocks
-  std::uint64_t dma_pages = 0;              ///< likewise: system pages that are open to it
-  std::uint16_t peer_files = 0;             ///< bit d: it was sent the VRAM of device d
-  std::uint16_t peer_files_taken = 0;       ///< bit d: its agent has mapped something of that: its compute units may, too
+  std::vector<std::uint8_t> chunk_ready;  ///< 1: has memory, huge if it can be had
+  std::uint32_t garbage = 0;              ///< records that no honest device sends
+  std::uint64_t pieces = 0;               ///< sum over its blocks
+  std::uint64_t dma_pages = 0;            ///< likewise: system pages that are open to it
+  std::uint16_t peer_files = 0;           ///< bit d: it was sent the VRAM of device d
+  std::uint16_t peer_files_taken = 0;     ///< bit d: its agent has mapped something of that: its compute units may, too
   std::vector<std::uint64_t> buffer_files;  ///< by buffer number: the buffer whose file it was sent, 0: none; or empty
   std::uint64_t lent_units = 0;             ///< compute units that its compute may hold: granted, and not yet left
   unsigned demand = 0;                      ///< compute units that it wants, as the core was told

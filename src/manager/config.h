@@ -31,6 +31,9 @@ struct ManagerConfig {
   /// A device that owes an answer for this long is ended: memory of others may wait for it.
   std::uint64_t answer_timeout_ns = 10'000'000'000;
 
+  /// Cleared: as on a kernel that cannot protect pages from being written (for tests).
+  bool protect_pages = true;
+
   // What one application may have at a time (fences and timelines: wire/slots.h).
   std::size_t buffers_max = wire::buffer_slots;
   std::size_t places_max = 4096;

@@ -81,8 +81,8 @@ enum class File : std::uint8_t {
   system = 0,
   vram = 1,
   buffer = 2,  ///< the file of buffer number `buffer`; a device is sent it over its socket before the command
-  peer = 3,    ///< VRAM of device number `buffer`, which is linked; sent likewise, and named by compute units only after
-               ///< the agent has mapped something of it
+  peer = 3,  ///< VRAM of device number `buffer`, which is linked; sent likewise, and named by compute units only after
+             ///< the agent has mapped something of it
 };
 
 /// Bits of DownRecord::rights.

@@ -159,6 +159,10 @@ wire::LaunchResult FakeManager::wait(unsigned number, std::uint64_t launch) {
 }
 
 void FakeManager::give_page(FakeManager& manager, unsigned cu, const wire::UpRecord& fault) {
+  if (fault.access == wire::fault_exec) {
+    manager.resume(cu, fault, static_cast<std::uint32_t>(Code::kernel_fault));
+    return;
+  }
   manager.continue_page(fault.address);
   manager.resume(cu, fault);
 }

@@ -234,7 +234,8 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
       pages.count_pages, client.process.pid(), address, to_string(status.code));
   for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
     // A mark of protection in the page table would be in poison's way.
-    if (BlockState* b = client.blocks.find(index)) allow_cpu_writes(client, index, *b, BlockTable::mask_in(index, pages));
+    if (BlockState* b = client.blocks.find(index))
+      allow_cpu_writes(client, index, *b, BlockTable::mask_in(index, pages));
   }
   const linux::Fault fault = client.userfault.poison(address, pages.count_pages * page_bytes);
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
@@ -321,7 +322,8 @@ void Executor::give_around(Client& client, BlockState& b, Page page) {
       client.userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes, rights);
     }
     if (from < bit) {
-      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true, done_bytes, rights);
+      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true, done_bytes,
+                                   rights);
     }
     return;
   }

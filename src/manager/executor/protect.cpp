@@ -23,7 +23,7 @@ linux::Fault while_again(Call&& call) {
 /// Registers the block's pages for writes too, as far as that can be done. What is mapped stays mapped.
 void Executor::guard(Client& client, BlockIndex index, BlockState& block, const PageMask& pages) {
   if (block.guard == nullptr) block.guard = std::make_unique<CpuGuard>();
-  if (!linux::can_map_for_reading()) return;
+  if (!config_.protect_pages || !linux::can_map_for_reading()) return;
   PageMask missing = pages & block.managed;
   missing.remove(block.guard->guarded);
   if (missing.none()) return;
@@ -107,8 +107,8 @@ Status Executor::give_cpu_reading(Client& client, PageSpan pages) {
   });
   Status status;
   (mask & g.guarded).for_each_run([&](unsigned first, unsigned count) {
-    const Status s = give_span(client.userfault, client, {first_page_of(index) + first, count}, true,
-                               linux::MapRights::read);
+    const Status s =
+        give_span(client.userfault, client, {first_page_of(index) + first, count}, true, linux::MapRights::read);
     if (!s.ok()) status = s;
   });
   if (!status.ok()) return status;
