@@ -152,6 +152,13 @@ void Core::Impl::map_vram(Op& op) {
   if (!client.devices[op.device].attached) {
     return;
   }
+  if (state.sample) {
+    if (op.cause == Cause::speculation && op.waiters.empty()) {
+      return;
+    }
+    state.sample = false;
+    client.devices[op.device].gate.hit();
+  }
   const PageMask pages = op.pages & block.vram_current;
   DeviceView& view = block.devices[op.device];
   const bool writable = op.access == Access::write;
