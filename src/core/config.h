@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "base/types.h"
-#include "core/policy/choice.h"
 #include "core/work/types.h"
 
 namespace ferry::core {
@@ -49,6 +48,10 @@ enum class PlantedBug : std::uint8_t {
   stale_store,           ///< what was stored before the page was written again is loaded
   leak_system_charge,    ///< a freed page stays counted against the budget
   forget_memory_waiter,  ///< whoever waits for system memory is not told when some is given back
+  // attributes
+  keep_lost_access,     ///< a device keeps mappings of pages that it has no access to any more
+  write_map_read_only,  ///< pages that devices may only read are mapped for writing
+  leak_attributes,      ///< what was said about freed pages holds for what is allocated there next
 };
 inline constexpr unsigned planted_bug_count = 34;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
@@ -76,12 +79,8 @@ struct Config {
   std::uint64_t line_patience_ns = 2'000'000'000;
   /// Copies that failed in a row for one granule before the fault is served in place, or fails where it cannot be.
   unsigned copy_retries = 3;
-  /// Most granules that a walk of a device brings ahead of it; 0 switches all prefetch by policy off.
+  /// Most granules that the speculation policy may bring ahead of a sequential fault; 0 switches it off.
   unsigned speculation_granules = 4;
-  PrefetchKind prefetch = PrefetchKind::both;
-  /// Percent of a part of a block that a device has in VRAM when the rest is brought too (prefetch by density).
-  unsigned density_percent = 51;
-  VictimKind victims = VictimKind::probe;
   /// Waves that a compute unit can hold; where wave_limit() starts from.
   unsigned waves_per_cu = 16;
   /// One for each device; those that are missing are as DeviceModel's defaults.

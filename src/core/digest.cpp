@@ -25,6 +25,10 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U)).add(op.reclaim_device).add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
   d.add(op.copy_failures).add(op.pages).add(op.retry).add(op.vram_first).add(op.discard_next);
+  d.add(op.remap).add(op.remap_next).add(op.svm.size());
+  for (const std::uint32_t request : op.svm) {
+    d.add(core.svm_requests[request].cookie.value);
+  }
   d.add(op.load_failed).add(op.need).add(op.memory != 0 ? 1 : 0).add(op.write_pages).add(op.leave_pages);
   d.add(op.waiters.size());
   for (const Waiter& waiter : op.waiters) {
@@ -101,10 +105,12 @@ std::uint64_t digest_of(const Core::Impl& core, const ClientDevice& own) {
     d.add(first);
   }
   if (core.config.speculation_granules != 0) {
-    for (const auto& prefetcher : own.prefetchers) {
-      d.add(prefetcher == nullptr ? 0 : prefetcher->digest());
+    // Which stream is forgotten next depends on the order of their last uses only.
+    for (const Stream& stream : own.streams) {
+      const auto older = std::count_if(own.streams.begin(), own.streams.end(),
+                                       [&](const Stream& other) { return other.last_use < stream.last_use; });
+      d.add(stream.next_granule).add(stream.length).add(static_cast<std::uint64_t>(older));
     }
-    d.add(own.gate.digest());
   }
   return d.value();
 }
@@ -112,6 +118,12 @@ std::uint64_t digest_of(const Core::Impl& core, const ClientDevice& own) {
 std::uint64_t digest_of(const Core::Impl& core, const Client& client) {
   Digest d;
   d.add(client.id).add(client.dying ? 1 + client.gone_cookie.value : 0).add(client.ops).add(client.upkeep);
+  d.add(client.svm.map.digest()).add(client.svm.groups.digest()).add(client.svm.retry_faults ? 1 : 0);
+  d.add(client.svm.always_mapped ? 1 : 0).add(client.svm.fixed.size());
+  for (const std::uint32_t group : client.svm.fixed) {
+    d.add(group);
+  }
+
   d.add(client.charged_pages);
   for (const auto& [first, range] : client.ranges) {
     d.add(first).add(range.count_pages).add(static_cast<std::uint64_t>(range.placement)).add(range.freeing ? 1 : 0);
@@ -202,8 +214,17 @@ std::uint64_t Core::Impl::digest() const {
     if (prefetch.in_use) {
       Digest p;
       p.add(2).add(prefetch.client->id).add(prefetch.span).add(prefetch.cursor).add(prefetch.device);
-      p.add(prefetch.cookie.value).add(prefetch.in_flight).add(prefetch.started_granules);
+      p.add(prefetch.svm == none_index ? prefetch.cookie.value : svm_requests[prefetch.svm].cookie.value);
+      p.add(prefetch.svm == none_index ? 0 : 1).add(prefetch.in_flight).add(prefetch.started_granules);
       requests.add(p.value());
+    }
+  }
+  for (const SvmRequest& svm : svm_requests) {
+    if (svm.in_use) {
+      Digest s;
+      s.add(3).add(svm.client->id).add(svm.span).add(svm.cookie.value).add(svm.remaining).add(svm.cursor);
+      s.add((svm.home ? 1U : 0U) | (svm.map ? 2U : 0U)).add(svm.prefetch).add(svm.tries);
+      requests.add(s.value());
     }
   }
   SetDigest unanswered;

@@ -16,10 +16,10 @@
 
 #include "core/block/block.h"
 #include "core/core.h"
-#include "core/policy/prefetch.h"
 #include "core/policy/throttle.h"
 #include "core/policy/victim.h"
 #include "core/reclaim/reclaim.h"
+#include "core/svm/svm.h"
 #include "core/work/work.h"
 #include "graph/graph.h"
 
@@ -29,6 +29,13 @@ struct Range {
   std::uint64_t count_pages = 0;
   Placement placement = Placement::automatic;
   bool freeing = false;
+};
+
+/// A sequential run of faults of one device, for speculation.
+struct Stream {
+  std::uint64_t next_granule = ~std::uint64_t{0};
+  std::uint32_t length = 0;
+  std::uint64_t last_use = 0;
 };
 
 struct Chunk {
@@ -47,8 +54,8 @@ struct ClientDevice {
   std::vector<VramPage> free_slots;  ///< of owned, not draining chunks; last in, first out
   std::vector<SlotIndex> slot_at;    ///< by slot number in the file (VramPage / granularity); none_index if free
   std::uint32_t idle_chunks = 0;     ///< owned, not draining, no slot used: could serve another client at once
-  std::array<std::unique_ptr<Prefetcher>, 2> prefetchers;  ///< those at the front exist
-  PrefetchGate gate;
+  std::array<Stream, 8> streams;
+  std::uint64_t stream_clock = 0;
 };
 
 struct Client {
@@ -65,6 +72,7 @@ struct Client {
   std::vector<ClientDevice> devices;
   BlockIndex last_index = ~BlockIndex{0};
   Block* last_block = nullptr;
+  Svm svm;
   Stats stats;
 };
 
@@ -128,6 +136,7 @@ enum class Goal : std::uint8_t {
   discard,  ///< nowhere: the pages were freed
   probe,    ///< where they are, but unmapped on the owner, to see whether it asks for them
   freeze,   ///< where they are, out of every device's reach
+  take,     ///< where they are, but unmapped wherever attributes forbid the mapping
   store,    ///< out of system memory: to the store, or dropped where another copy is as new
 };
 
@@ -167,6 +176,9 @@ struct Op {
   PageMask discard_next;                  ///< pages whose free waits for this operation
   std::vector<std::uint32_t> frees;       ///< goal discard: requests that wait for it
   std::vector<std::uint32_t> next_frees;  ///< requests that wait for discard_next
+  PageMask remap;                         ///< goal take: unmapped whatever their mappings allow
+  PageMask remap_next;                    ///< pages that are to be unmapped when this operation has ended
+  std::vector<std::uint32_t> svm;         ///< of svm_requests, those that wait for it
 };
 
 struct Pending {
@@ -206,6 +218,7 @@ struct PrefetchRequest {
   Cookie cookie;
   std::uint32_t in_flight = 0;
   std::uint64_t started_granules = 0;
+  std::uint32_t svm = none_index;  ///< the request of svm_requests that is told at the end, in place of a reply
   bool in_use = false;
   bool advancing = false;  ///< advance_prefetch() runs and will look again
   bool fork = false;       ///< of client_fork: pages stay where they are
@@ -253,6 +266,7 @@ class Core::Impl {
   bool prefetch_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   void prefetch_op_done(std::uint32_t request);
   [[nodiscard]] std::uint32_t new_prefetch();
+  void prefetch_for(std::uint32_t svm, Client& client, PageSpan span, DeviceId device);
 
   // svm/fork.cpp
   Status client_fork(ClientId id, Cookie cookie);
@@ -264,6 +278,54 @@ class Core::Impl {
   void for_blocks(Client& client, PageSpan span, Fn&& fn);
   Block& make_block(Client& client, BlockIndex index);
   void drop_block_if_empty(Client& client, Block& block);
+
+  // svm/attributes.cpp
+  Status svm_set(ClientId id, PageSpan span, const std::vector<Attribute>& changes, Cookie cookie, unsigned& wrong);
+  Status svm_get(ClientId id, PageSpan span, std::vector<Attribute>& queries, unsigned& wrong) const;
+  Status svm_reset(ClientId id, PageSpan span, Cookie cookie);
+  [[nodiscard]] Attributes attributes(ClientId id, Page page) const;
+  Status group_assign(ClientId id, PageSpan span, std::uint32_t group);
+  Status group_migration(ClientId id, std::uint32_t group, bool allowed);
+  void svm_forget(Client& client, PageSpan span);         ///< the pages are no allocation's any more
+  void svm_move(Client& client, PageSpan from, Page to);  ///< what was said goes along
+  static void svm_copy(const Client& parent, Client& child);
+  static void look_plain(Block& block);  ///< Block::plain, anew
+  template <typename Fn>
+  void svm_change(Client& client, PageSpan span, Fn&& fn, Location prefetch, Cookie cookie);
+  std::uint32_t new_svm_request(Client& client, PageSpan span, Cookie cookie);
+  void svm_take(std::uint32_t request, Block& block, const PageMask& pages, const PageMask& remap);
+  bool start_taking(Block& block, std::uint32_t granule, const PageMask& remap);
+  void take_mappings(Op& op);
+  bool take_next(Block& block, std::uint32_t granule, const PageMask& remap, std::vector<std::uint32_t>& told,
+                 std::vector<Waiter>& waiters);
+  void svm_told(std::uint32_t request);
+  void svm_go_on(std::uint32_t request);
+
+  // svm/route.cpp: of blocks that are not plain
+  template <typename Fn>
+  void for_attributes(const Block& block, std::uint32_t granule, Fn&& fn) const;
+  [[nodiscard]] Status may_touch(const Block& block, Page page, DeviceId device, Access access) const;
+  [[nodiscard]] PageMask forbidden(const Block& block, std::uint32_t granule, DeviceId device) const;
+  [[nodiscard]] RightsList rights_of(const Block& block, std::uint32_t granule, DeviceId device, const PageMask& pages,
+                                     bool write) const;
+  [[nodiscard]] bool is_fixed(const Client& client, Page page) const;
+  [[nodiscard]] PageMask fixed_pages(const Block& block, std::uint32_t granule) const;
+  [[nodiscard]] PageMask may_go_to(const Block& block, std::uint32_t granule, DeviceId device, const PageMask& pages,
+                                   bool asked) const;
+  [[nodiscard]] PageMask served_with(const Block& block, Page page) const;
+  void serve_by_attributes(Block& block, const Waiter& waiter);
+  void bring_window(Block& block, const Waiter& waiter, const Attributes& attributes);
+  PageMask route_cpu(Block& block, std::uint32_t granule);
+
+  // svm/retry.cpp
+  Status set_retry_faults(ClientId id, bool on);
+  [[nodiscard]] bool retry_faults(const Client& client, DeviceId device) const;
+  [[nodiscard]] bool maps_ahead(const Client& client, DeviceId device) const;
+  [[nodiscard]] PageMask must_map(const Block& block, std::uint32_t granule, DeviceId device) const;
+  [[nodiscard]] PageMask not_mapped(const Block& block, std::uint32_t granule, DeviceId device) const;
+  [[nodiscard]] bool always_mapped(const Block& block, PageSpan span, DeviceId device) const;
+  Op& start_mapping(Block& block, std::uint32_t granule, DeviceId device, const PageMask& pages);
+  bool svm_map(std::uint32_t request);
 
   // block/fault.cpp
   void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu);
@@ -369,7 +431,6 @@ class Core::Impl {
   std::uint64_t note_refault(const Op& op);
   // policy/speculate.cpp
   void speculate(Block& block, std::uint32_t granule, DeviceId device, Access access);
-  bool speculate_granule(Client& client, std::uint64_t number, DeviceId device, Access access);
 
   // core.cpp, for work/ and reclaim/
   /// An action with an answer, for Work. The client may be gone already (its buffers live on with others).
@@ -386,6 +447,7 @@ class Core::Impl {
   // verify.cpp
   void verify() const;
   void verify_block(const Block& block) const;
+  void verify_svm(const Client& client) const;
   void verify_vram(DeviceId device) const;
   [[nodiscard]] bool quiescent() const;
   Residency query(ClientId id, Page page) const;
@@ -438,6 +500,7 @@ class Core::Impl {
   std::uint32_t op_depth = 0;
   std::vector<FreeRequest> frees;
   std::vector<PrefetchRequest> prefetches;
+  std::vector<SvmRequest> svm_requests;
   std::vector<KeptFree> kept_frees;
   std::vector<Action> actions;
   std::vector<std::vector<Waiter>> spare_waiters;  ///< kept for their capacity
@@ -447,10 +510,31 @@ class Core::Impl {
     graph::ClassId fault, operation, memory, fence, job, unit, compute, engine, line, gate, buffer, point, machine,
         unseen;
   } classes;
-  std::vector<std::uint64_t> scratch_granules;  ///< speculate()'s, kept for its capacity
-  std::vector<graph::NodeId> scratch_nodes;     ///< show_slot_line()'s, kept for its capacity
+  std::vector<graph::NodeId> scratch_nodes;  ///< show_slot_line()'s, kept for its capacity
   Work work;
   Reclaim reclaim;
 };
+
+/// Calls fn(block) for each block of the span that exists, by looking them up or by going through all, whichever is less.
+/// `fn` may drop the block that it is given.
+template <typename Fn>
+void Core::Impl::for_blocks(Client& client, PageSpan span, Fn&& fn) {
+  const BlockIndex first = block_of(span.first);
+  const BlockIndex last = block_of(span.end() - 1);
+  if (last - first < client.block_at.size()) {
+    for (BlockIndex b = first; b <= last; ++b) {
+      if (Block* block = find_block(client, b)) {
+        fn(*block);
+      }
+    }
+    return;
+  }
+  for (std::size_t i = 0; i < client.blocks.size(); ++i) {
+    Block* block = client.blocks[i].get();
+    if (block != nullptr && block->index >= first && block->index <= last) {
+      fn(*block);
+    }
+  }
+}
 
 }  // namespace ferry::core

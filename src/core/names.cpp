@@ -24,36 +24,6 @@ const char* to_string(Cause cause) {
   return "unknown";
 }
 
-const char* to_string(PrefetchKind kind) {
-  switch (kind) {
-    case PrefetchKind::none: return "none";
-    case PrefetchKind::sequential: return "sequential";
-    case PrefetchKind::stride: return "stride";
-    case PrefetchKind::density: return "density";
-    case PrefetchKind::both: return "both";
-  }
-  return "unknown";
-}
-
-const char* to_string(VictimKind kind) {
-  switch (kind) {
-    case VictimKind::probe: return "probe";
-    case VictimKind::lru: return "lru";
-    case VictimKind::fifo: return "fifo";
-    case VictimKind::random: return "random";
-  }
-  return "unknown";
-}
-
-const char* to_string(LeaveKind kind) {
-  switch (kind) {
-    case LeaveKind::never: return "never";
-    case LeaveKind::thrash: return "thrash";
-    case LeaveKind::cost: return "cost";
-  }
-  return "unknown";
-}
-
 const char* to_string(Verb verb) {
   switch (verb) {
     case Verb::revoke_cpu: return "revoke_cpu";
@@ -148,6 +118,9 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::stale_store: return "stale_store";
     case PlantedBug::leak_system_charge: return "leak_system_charge";
     case PlantedBug::forget_memory_waiter: return "forget_memory_waiter";
+    case PlantedBug::keep_lost_access: return "keep_lost_access";
+    case PlantedBug::write_map_read_only: return "write_map_read_only";
+    case PlantedBug::leak_attributes: return "leak_attributes";
   }
   return "unknown";
 }

@@ -1,4 +1,6 @@
 // The invariants of docs/INVARIANTS.md, checked over the whole state; and looking in from outside.
+#include <algorithm>
+
 #include "core/impl.h"
 
 namespace ferry::core {
@@ -77,6 +79,7 @@ void Core::Impl::verify() const {
         own_operations += granule.op != none_index ? 1 : 0;
       }
     }
+    verify_svm(*client);
     FERRY_CHECK_EQ(own_operations, client->ops);
     for (const FreeRequest& free : frees) {
       held += free.in_use && free.client == client.get() ? free.charged_pages : 0;
@@ -142,6 +145,31 @@ void Core::Impl::verify_block(const Block& block) const {
       FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));             // I-06
     }
   }
+}
+
+void Core::Impl::verify_svm(const Client& client) const {
+  client.svm.map.for_runs({0, Page{1} << 52}, [&](PageSpan span, const Attributes& a) {
+    FERRY_CHECK(client.dying || a == Attributes{} || all_allocated(client, span));  // I-51
+  });
+  for (const auto& block : client.blocks) {
+    if (block == nullptr) {
+      continue;
+    }
+    const PageSpan span{first_page_of(block->index), block_pages};
+    FERRY_CHECK(!block->plain || (client.svm.map.plain(span) && client.svm.groups.plain(span)));  // I-52
+    for (std::uint32_t g = 0; g < block->granules.size(); ++g) {
+      for (DeviceId d = 0; d < devices.size() && block->granules[g].op == none_index; ++d) {
+        FERRY_CHECK(client.dying || forbidden(*block, g, d).none());  // I-50
+      }
+    }
+  }
+  const bool waits = std::any_of(svm_requests.begin(), svm_requests.end(), [&](const SvmRequest& request) {
+    return request.in_use && request.client == &client;
+  });
+  const bool moves = std::any_of(prefetches.begin(), prefetches.end(), [&](const PrefetchRequest& request) {
+    return request.in_use && request.client == &client;
+  });
+  FERRY_CHECK(!waits || moves || client.ops != 0);  // I-53
 }
 
 void Core::Impl::verify_vram(DeviceId d) const {

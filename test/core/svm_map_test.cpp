@@ -107,7 +107,7 @@ TEST(SvmMap, random_changes_agree_with_a_plain_array) {
       std::fill_n(plain.begin() + static_cast<std::ptrdiff_t>(first), span.count_pages, phase == 2 ? Attributes{} : a);
     } else if (what < 8) {
       const auto flip = [](Attributes& a) { a.flags ^= svm_gpu_ro; };
-      map.change(span, flip);
+      map.change(span, [&](PageSpan, Attributes& a) { flip(a); });
       for (Page p = first; p < span.end(); ++p) {
         flip(plain[p]);
       }

@@ -46,6 +46,12 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
     wake(*client, waiter, stray == Work::Stray::again ? Status() : Status(Code::kernel_fault));
     return;
   }
+  if (!block->plain) {
+    if (const Status status = may_touch(*block, page, device, access); !status.ok()) {
+      wake(*client, waiter, status);
+      return;
+    }
+  }
   const std::uint32_t granule = granule_of(page);
   const Granule& state = block->granules[granule];
   if (state.op != none_index) {
@@ -55,7 +61,7 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
       memory_waiter_joined(op, &waiter);
     }
     // An operation that has not mapped yet serves the stronger wish too; a later one is looked at when it ends.
-    if (access == Access::write && op.device == device) {
+    if (access == Access::write && op.device == device && op.pages.test(bit)) {
       op.access = Access::write;
     }
     count(*client, [](Stats& s) { ++s.device_faults_merged; });
@@ -87,6 +93,10 @@ void Core::Impl::not_allocated(Client& client, const Waiter& waiter) {
 }
 
 void Core::Impl::serve_device_waiter(Block& block, const Waiter& waiter) {
+  if (!block.plain) {
+    serve_by_attributes(block, waiter);
+    return;
+  }
   const std::uint32_t granule = granule_of(waiter.page);
   Granule& state = block.granules[granule];
   Goal goal = Goal::vram;
@@ -142,10 +152,15 @@ void Core::Impl::cpu_fault(ClientId id, Page page, Access access) {
 
 void Core::Impl::serve_cpu(Block& block, std::uint32_t granule) {
   Granule& state = block.granules[granule];
+  PageMask pages = granule_mask(granule);
+  if (!block.plain && (pages = route_cpu(block, granule)).none()) {
+    return;
+  }
   if (block.vram_current.intersects(granule_mask(granule)) && state.last_move_cause != Cause::cpu_fault) {
     note_flip(block, state);
   }
   Op& op = start_op(block, granule, Goal::system, Cause::cpu_fault, no_device, Access::write);
+  op.pages &= pages;
   run_op(op.self);
 }
 
@@ -164,13 +179,19 @@ void Core::Impl::after_op(Block& block, std::uint32_t granule, std::vector<Waite
       wake(client, waiter, Code::not_allocated);
       continue;
     }
+    if (!block.plain) {
+      if (const Status status = may_touch(block, waiter.page, waiter.device, waiter.access); !status.ok()) {
+        wake(client, waiter, status);
+        continue;
+      }
+    }
     if (block.granules[granule].op != none_index) {
       Op& op = ops[block.granules[granule].op];
       op.waiters.push_back(waiter);
       if (op.node != graph::no_node || op.memory != 0) {
         memory_waiter_joined(op, &waiter);
       }
-      if (waiter.access == Access::write && op.device == waiter.device) {
+      if (waiter.access == Access::write && op.device == waiter.device && op.pages.test(bit)) {
         op.access = Access::write;
       }
       continue;

@@ -28,7 +28,7 @@ void Core::Impl::revoke_device(Op& op, DeviceId device, const PageMask& pages) {
     Action& action = ask(Verb::revoke_device, op, span);
     action.device = device;
     pendings[static_cast<std::uint32_t>((action.id & 0xffff'ffff) - 1)].device = device;
-    if (!work.model(device).retry_faults) {
+    if (!retry_faults(*op.block->client, device) || always_mapped(*op.block, span, device)) {
       work.hold_revocation(op.block->client->id, device);
     }
   });
@@ -152,36 +152,34 @@ void Core::Impl::map_vram(Op& op) {
   if (!client.devices[op.device].attached) {
     return;
   }
-  if (state.sample) {
-    if (op.cause == Cause::speculation && op.waiters.empty()) {
-      return;
-    }
-    state.sample = false;
-    client.devices[op.device].gate.hit();
-  }
-  const PageMask pages = op.pages & block.vram_current;
   DeviceView& view = block.devices[op.device];
-  const bool writable = op.access == Access::write;
-  if (writable && !planted(PlantedBug::lose_dirty)) {
-    block.system_current.remove(pages);  // from the moment that a write can happen, VRAM is the newest
-    forget_stored(op, pages);
-  }
-  view.mapped |= pages;
-  view.in_place.remove(pages);
-  if (writable) {
-    view.writable |= pages;
-  } else {
-    view.writable.remove(pages);
-  }
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage first = devices[op.device].slots[state.slot].first;
-  for_spans(block, pages, [&](PageSpan span) {
-    Action& action = ask(Verb::map_device, op, span);
-    action.place = Place::vram;
-    action.prot = writable || planted(PlantedBug::write_map_on_read) ? Prot::read_write : Prot::read;
-    action.vram_first = first + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);
-    give_token(op, action);
-  });
+  const bool write = op.access == Access::write;
+  for (const Rights& rights : rights_of(block, op.granule, op.device, op.pages & block.vram_current, write)) {
+    if (rights.pages.none()) {
+      continue;
+    }
+    if (rights.writable && !planted(PlantedBug::lose_dirty)) {
+      block.system_current.remove(rights.pages);  // from the moment that a write can happen, VRAM is the newest
+      forget_stored(op, rights.pages);
+    }
+    view.mapped |= rights.pages;
+    view.in_place.remove(rights.pages);
+    if (rights.writable) {
+      view.writable |= rights.pages;
+    } else {
+      view.writable.remove(rights.pages);
+    }
+    for_spans(block, rights.pages, [&](PageSpan span) {
+      Action& action = ask(Verb::map_device, op, span);
+      action.place = Place::vram;
+      action.prot = rights.writable || planted(PlantedBug::write_map_on_read) ? Prot::read_write : Prot::read;
+      action.exec = rights.exec;
+      action.vram_first = first + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);
+      give_token(op, action);
+    });
+  }
 }
 
 void Core::Impl::map_in_place(Op& op) {
@@ -192,6 +190,10 @@ void Core::Impl::map_in_place(Op& op) {
   }
   PageMask pages = op.pages & block.system_current;
   pages.remove(block.vram_current);
+  const RightsList list = rights_of(block, op.granule, op.device, pages, true);
+  if (!block.plain) {
+    pages = list[0].pages | list[1].pages | list[2].pages | list[3].pages;
+  }
   forget_stored(op, pages);
   DeviceView& view = block.devices[op.device];
   PageMask opened = pages;
@@ -202,15 +204,22 @@ void Core::Impl::map_in_place(Op& op) {
     ++s.in_place_maps;
   });
   view.mapped |= pages;
-  view.writable |= pages;
   view.in_place |= pages;
   tell(EventKind::map_in_place, client, op.device, granule_span(block, op.granule), op.cause, op.access);
-  for_spans(block, pages, [&](PageSpan span) {
-    Action& action = ask(Verb::map_device, op, span);
-    action.place = Place::system;
-    action.prot = Prot::read_write;
-    give_token(op, action);
-  });
+  for (const Rights& rights : list) {
+    if (rights.writable) {
+      view.writable |= rights.pages;
+    } else {
+      view.writable.remove(rights.pages);
+    }
+    for_spans(block, rights.pages, [&](PageSpan span) {
+      Action& action = ask(Verb::map_device, op, span);
+      action.place = Place::system;
+      action.prot = rights.writable ? Prot::read_write : Prot::read;
+      action.exec = rights.exec;
+      give_token(op, action);
+    });
+  }
 }
 
 /// Lets the first wave that waits for a page of the action do the mapping on its own way back.

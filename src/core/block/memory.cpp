@@ -30,6 +30,7 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
     case Goal::discard:
     case Goal::store:
     case Goal::freeze:
+    case Goal::take:
     case Goal::probe: return need;
     case Goal::vram:
       if (!block.client->devices[op.device].attached) {
@@ -234,7 +235,7 @@ void Core::Impl::memory_op_ends(Op& op) {
     op.write_pages = op.leave_pages = 0;
     // What could not leave is not the first to be tried again.
     reclaim.touch(granule_state(op).lru);
-  } else if (op.goal != Goal::probe && op.goal != Goal::freeze && op.cause != Cause::evict) {
+  } else if (op.goal != Goal::probe && op.goal != Goal::take && op.goal != Goal::freeze && op.cause != Cause::evict) {
     reclaim.touch(granule_state(op).lru);
   }
 }

@@ -40,6 +40,8 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.need = {};
   op.vram_first = 0;
   op.discard_next = {};
+  op.remap = {};
+  op.remap_next = {};
   block.granules[granule].op = index;
   ++block.client->ops;
   ++ops_in_use;
@@ -92,6 +94,9 @@ bool Core::Impl::step(Op& op) {
       if (op.goal == Goal::discard || op.goal == Goal::freeze) {
         revoke_everything(op);
         op.stage = op.goal == Goal::discard ? Stage::discard : Stage::finished;
+      } else if (op.goal == Goal::take) {
+        take_mappings(op);
+        op.stage = Stage::finished;
       } else if (op.goal == Goal::probe) {
         revoke_vram(op);
         op.stage = Stage::finished;
@@ -181,6 +186,7 @@ void Core::Impl::route(Op& op) {
     case Goal::discard:
     case Goal::store:
     case Goal::freeze:
+    case Goal::take:
     case Goal::probe: op.stage = Stage::revoke_source; return;
     case Goal::vram:
       if (!op.block->client->devices[op.device].attached) {
@@ -387,6 +393,9 @@ void Core::Impl::end_op(OpIndex index) {
   prefetches_told.swap(op.prefetches);
   std::vector<std::uint32_t> next_frees;
   next_frees.swap(op.next_frees);
+  std::vector<std::uint32_t> told;
+  told.swap(op.svm);
+  const PageMask remap = op.remap_next;
   op.frees.clear();
   if (op.reclaim) {
     --devices[op.reclaim_device].reclaims;
@@ -412,8 +421,10 @@ void Core::Impl::end_op(OpIndex index) {
     next.pages = discard_pages;
     next.frees.swap(next_frees);
     next.waiters.swap(waiters);
+    next.svm.swap(told);
+    next.remap_next = remap;
     run_op(next.self);
-  } else {
+  } else if (block.plain || !take_next(block, granule, remap, told, waiters)) {
     after_op(block, granule, waiters);
   }
   waiters.clear();
@@ -423,6 +434,9 @@ void Core::Impl::end_op(OpIndex index) {
   }
   for (const std::uint32_t request : prefetches_told) {
     prefetch_op_done(request);
+  }
+  for (const std::uint32_t request : told) {
+    svm_told(request);
   }
   --block.holds;
   drop_block_if_empty(client, block);

@@ -18,9 +18,6 @@ void Core::Impl::client_open(ClientId id) {
   auto client = std::make_unique<Client>();
   client->id = id;
   client->devices.resize(devices.size());
-  for (ClientDevice& own : client->devices) {
-    own.prefetchers = make_prefetchers({config.prefetch, config.granularity_pages, config.density_percent});
-  }
   clients.emplace(id, std::move(client));
   gone_stats.erase(id);
   work.client_open(id);
@@ -70,6 +67,11 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
   client->dying = true;
   client->gone_cookie = cookie;
   for (auto& request : prefetches) {
+    if (request.in_use && request.client == client) {
+      request.in_use = false;
+    }
+  }
+  for (auto& request : svm_requests) {
     if (request.in_use && request.client == client) {
       request.in_use = false;
     }

@@ -107,6 +107,7 @@ Block& Core::Impl::make_block(Client& client, BlockIndex index) {
     at = client.block_holes.back();
     client.block_holes.pop_back();
   }
+  look_plain(*block);
   client.blocks[at] = std::move(block);
   client.block_at[index] = at;
   client.last_index = index;
@@ -133,28 +134,6 @@ void Core::Impl::drop_block_if_empty(Client& client, Block& block) {
 }
 
 // --- allocate and free -----------------------------------------------------------------------------------------------
-
-/// Calls fn(block) for each block of the span that exists, by looking them up or by going through all, whichever is less.
-/// `fn` may drop the block that it is given.
-template <typename Fn>
-void Core::Impl::for_blocks(Client& client, PageSpan span, Fn&& fn) {
-  const BlockIndex first = block_of(span.first);
-  const BlockIndex last = block_of(span.end() - 1);
-  if (last - first < client.block_at.size()) {
-    for (BlockIndex b = first; b <= last; ++b) {
-      if (Block* block = find_block(client, b)) {
-        fn(*block);
-      }
-    }
-    return;
-  }
-  for (std::size_t i = 0; i < client.blocks.size(); ++i) {
-    Block* block = client.blocks[i].get();
-    if (block != nullptr && block->index >= first && block->index <= last) {
-      fn(*block);
-    }
-  }
-}
 
 Status Core::Impl::alloc(ClientId id, PageSpan span, Placement placement) {
   Client* client = find_client(id);
@@ -236,6 +215,7 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
   frees[index].remaining = 1;  // held until every granule was asked
   tell(EventKind::free, *client, no_device, span, Cause::freed);
   work.userptr_invalidate(id, span);
+  svm_forget(*client, span);
 
   const auto free_in = [&](Block& block) {
     const Page block_first = first_page_of(block.index);
@@ -435,6 +415,21 @@ Status Core::Impl::prefetch(ClientId id, PageSpan span, DeviceId device, Cookie 
   return {};
 }
 
+/// As prefetch(), for a SET, which is told at the end.
+void Core::Impl::prefetch_for(std::uint32_t svm, Client& client, PageSpan span, DeviceId device) {
+  tell(EventKind::prefetch, client, device, span, Cause::prefetch, Access::read,
+       device == no_device ? Place::system : Place::vram);
+  const std::uint32_t index = new_prefetch();
+  PrefetchRequest& request = prefetches[index];
+  request.in_use = true;
+  request.client = &client;
+  request.span = span;
+  request.cursor = span.first;
+  request.device = device;
+  request.svm = svm;
+  advance_prefetch(index);
+}
+
 void Core::Impl::advance_prefetch(std::uint32_t index) {
   if (prefetches[index].advancing) {
     return;
@@ -499,6 +494,8 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
     request.in_use = false;
     if (request.userptr != 0) {
       work.userptr_walked(request.userptr, request.started_granules != 0);
+    } else if (request.svm != none_index) {
+      svm_told(request.svm);
     } else {
       reply(request.cookie, client, {});
     }
@@ -517,6 +514,10 @@ bool Core::Impl::prefetch_granule(std::uint32_t index, Block& block, std::uint32
   }
   PageMask pages = block.allocated & granule_mask(granule);
   pages.remove(block.freeing);
+  if (!block.plain) {
+    pages = device == no_device ? pages & ~(fixed_pages(block, granule) & block.vram_current)
+                                : may_go_to(block, granule, device, pages, true);
+  }
   if (pages.none()) {
     return true;
   }
@@ -538,6 +539,7 @@ bool Core::Impl::prefetch_granule(std::uint32_t index, Block& block, std::uint32
   ++request.in_flight;
   Op& op =
       start_op(block, granule, device == no_device ? Goal::system : Goal::vram, Cause::prefetch, device, Access::read);
+  op.pages &= pages;
   op.prefetches.push_back(index);
   run_op(op.self);
   return true;

@@ -51,13 +51,13 @@ class PageMap {
   [[nodiscard]] bool plain(PageSpan span) const { return empty() || run_at(span.first, span) == Run{span, Value{}}; }
 
   void set(PageSpan span, const Value& value);
-  /// Calls fn(Value&) for each run of the span.
+  /// Calls fn(PageSpan, Value&) for each run of the span.
   template <typename Fn>
   void change(PageSpan span, Fn&& fn) {
     for (Page at = span.first; at < span.end();) {
       const Run run = run_at(at, {at, span.end() - at});
       Value changed = run.value;
-      fn(changed);
+      fn(run.span, changed);
       if (!(changed == run.value)) {
         set(run.span, changed);
       }

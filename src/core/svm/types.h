@@ -54,9 +54,11 @@ inline constexpr std::uint8_t svm_default_flags = svm_host_access | svm_coherent
 struct Attributes {
   Location preferred = loc_undefined;
   Location prefetch = loc_undefined;  ///< where it was last asked to go; told by GET, steers nothing by itself
-  std::uint8_t granularity = 9;  ///< log2 of the pages that move together around a fault, 0 to 9 acts, more counts as 9
+  /// log2 of the pages that move together around a fault. 0 to 8 act; 9 and more: as the machine is configured.
+  std::uint8_t granularity = 9;
   std::uint8_t flags = svm_default_flags;
-  /// Two bits a device, DeviceAccess. Default: migrate for all with retry faults, none without (as KFD's XNACK modes).
+  /// Two bits a device, DeviceAccess. Default: migrate for all, with retry faults and without: whoever allocates managed
+  /// memory has said by that what KFD without XNACK waits to be told.
   std::uint32_t access = 0xaaaa'aaaa;
 
   [[nodiscard]] constexpr DeviceAccess access_of(DeviceId device) const {

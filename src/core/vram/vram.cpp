@@ -113,10 +113,6 @@ void Core::Impl::forget_slot(DeviceId device, SlotIndex index) {
   Device& dev = devices[device];
   Slot& slot = dev.slots[index];
   Granule& state = slot.block->granules[slot.granule];
-  if (state.sample) {
-    state.sample = false;
-    slot.client->devices[device].gate.waste();
-  }
   if (state.slot == index && state.owner == device) {
     state.slot = none_index;
     state.owner = no_device;
@@ -354,7 +350,8 @@ void Core::Impl::start_probe(DeviceId device) {
   Device& dev = devices[device];
   const SlotIndex index = dev.victims.probe_candidate(dev.evictions, [&](SlotIndex i) {
     const Slot& slot = dev.slots[i];
-    return slot.block->granules[slot.granule].op == none_index && !slot.client->dying;
+    return slot.block->granules[slot.granule].op == none_index && !slot.client->dying &&
+           !maps_ahead(*slot.client, device);
   });
   if (index == VictimPolicy::none) {
     return;

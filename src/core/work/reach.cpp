@@ -331,7 +331,8 @@ void Work::ask_revoke(Buffer& buffer, BufferMapping& mapping, DeviceId target) {
   action.buffer = buffer.id;
   action.device = target;
   action.pages = {mapping.at, buffer.spec.count_pages};
-  if (target != no_device && !model(target).retry_faults) {
+  if (const Client* client = core.find_client(mapping.client);
+      target != no_device && client != nullptr && !core.retry_faults(*client, target)) {
     hold_revocation(mapping.client, target);
   }
 }

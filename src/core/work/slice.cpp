@@ -27,7 +27,7 @@ void Work::compute_demand(ClientId client, DeviceId device, unsigned cus) {
   Compute& compute = it->second;
   compute.process = owner->devices[device].process;
   compute.demand = std::min(cus, dev.model.cu_count);
-  if (!dev.model.retry_faults && (cus == 0 || is_new)) {
+  if (core.maps_ahead(*owner, device) && (cus == 0 || is_new)) {
     compute.stopped = true;  // before the next wave all memory is looked at
   }
   unit_pump(device);

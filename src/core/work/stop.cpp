@@ -1,4 +1,4 @@
-// Compute without retry faults (DeviceModel::retry_faults cleared): all of a client's memory is mapped before its waves
+// Compute without retry faults (DeviceModel::retry_faults cleared, or switched off for the client): all of a client's memory is mapped before its waves
 // get units, and before any of it is taken from the device the units are (a preempt fence, with its minimum run).
 // A revocation that must wait for that is an action that the machine gets later: to its operation it is one that is slow
 // to answer. Afterwards the memory is brought back, later each time that it was taken soon again.
@@ -60,7 +60,7 @@ void Work::let_revocations_go(DeviceId device, ClientId client) {
 /// New memory of the client is not mapped on devices that need it to be.
 void Work::range_added(ClientId client) {
   for (DeviceId d = 0; d < devices.size(); ++d) {
-    if (!model(d).retry_faults) {
+    if (const Client* owner = core.find_client(client); owner != nullptr && core.maps_ahead(*owner, d)) {
       const auto it = devices[d].compute.find(client);
       if (it != devices[d].compute.end()) {
         it->second.stopped = true;
@@ -72,12 +72,35 @@ void Work::range_added(ClientId client) {
 }
 
 Work::Stray Work::stray_fault(ClientId client, DeviceId device) const {
-  if (model(device).retry_faults) {
+  if (core.retry_faults(*core.find_client(client), device)) {
     return Stray::none;
   }
   const auto it = devices[device].compute.find(client);
   // While it is being stopped a wave may touch what is not mapped yet: it tries again until it has left.
   return it != devices[device].compute.end() && it->second.stopped ? Stray::again : Stray::fails;
+}
+
+/// Some device runs compute of the client, or is asked to.
+bool Work::computes(ClientId client) const {
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    const auto it = devices[d].compute.find(client);
+    if (it != devices[d].compute.end() && (it->second.demand != 0 || compute_units(client, d) != 0)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// Retry faults were switched for the client. REQUIRES: it computes nowhere.
+void Work::mode_changed(ClientId client) {
+  const Client& owner = *core.find_client(client);
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    const auto it = devices[d].compute.find(client);
+    if (it != devices[d].compute.end()) {
+      it->second.stopped = core.maps_ahead(owner, d);
+      it->second.tries = 0;
+    }
+  }
 }
 
 /// Operations for what the device does not map yet. True: nothing is missing.
@@ -86,10 +109,19 @@ bool Work::restore(ClientId id, DeviceId device) {
   unsigned started = 0;
   std::uint64_t missing = 0;
   std::vector<PageSpan> spans;
-  for (const auto& [first, range] : client->ranges) {
-    if (!range.freeing) {
-      spans.push_back({first, range.count_pages});
+  if (!core.retry_faults(*client, device)) {
+    for (const auto& [first, range] : client->ranges) {
+      if (!range.freeing) {
+        spans.push_back({first, range.count_pages});
+      }
     }
+  } else {
+    client->svm.map.for_runs({0, Page{1} << 52}, [&](PageSpan span, const Attributes& a) {
+      if ((a.flags & svm_always_mapped) != 0) {
+        spans.push_back(span);
+      }
+    });
+    client->svm.always_mapped = !spans.empty();
   }
   for (const PageSpan& span : spans) {
     for (BlockIndex index = block_of(span.first); index <= block_of(span.end() - 1); ++index) {
@@ -97,16 +129,20 @@ bool Work::restore(ClientId id, DeviceId device) {
       Block& block = found != nullptr ? *found : core.make_block(*client, index);
       ++block.holds;
       for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
-        const DeviceView& view = block.devices[device];
-        PageMask wanted = block.allocated & core.granule_mask(g);
-        wanted.remove(block.freeing);
         const Granule& granule = block.granules[g];
+        const PageMask wanted = core.not_mapped(block, g, device);
         // While an operation is under way its mapping is only asked for, or about to go.
-        if (granule.op == none_index && (view.mapped & view.writable).contains(wanted)) {
+        if (wanted.none() && (granule.op == none_index || core.must_map(block, g, device).none())) {
           continue;
         }
         ++missing;
         if (granule.op != none_index || started == restore_window) {
+          continue;
+        }
+        if (!block.plain && core.may_go_to(block, g, device, wanted, false) != wanted) {
+          Op& op = core.start_mapping(block, g, device, wanted);
+          ++started;
+          core.run_op(op.self);
           continue;
         }
         // Only into VRAM that is free: what must be mapped all at once cannot make room for itself.
@@ -115,6 +151,9 @@ bool Work::restore(ClientId id, DeviceId device) {
                                  granule.last_move_cause != Cause::cpu_fault && core.has_free_slot(*client, device) &&
                                  !userptr_in_use(id, core.granule_span(block, g)));
         Op& op = core.start_op(block, g, up ? Goal::vram : Goal::in_place, Cause::prefetch, device, Access::write);
+        if (!block.plain) {
+          op.pages &= wanted;
+        }
         ++started;
         core.run_op(op.self);
       }
@@ -124,7 +163,9 @@ bool Work::restore(ClientId id, DeviceId device) {
       }
     }
   }
-  missing += map_all_buffers(id, device);
+  if (!core.retry_faults(*client, device)) {
+    missing += map_all_buffers(id, device);
+  }
   Compute& compute = devices[device].compute.at(id);
   // Only fewer than ever before is progress: memory for less than all of it can be taken back and forth for ever.
   if (compute.tries == 0 || missing < compute.missing) {
@@ -139,9 +180,6 @@ bool Work::restore(ClientId id, DeviceId device) {
 /// From tick() and compute_demand() only: it starts operations.
 void Work::restore_stopped(DeviceId device) {
   WorkDevice& dev = devices[device];
-  if (dev.model.retry_faults) {
-    return;
-  }
   bool changed = false;
   std::vector<ClientId> due;
   for (const auto& [client, compute] : dev.compute) {
@@ -167,11 +205,9 @@ void Work::restore_stopped(DeviceId device) {
 std::uint64_t Work::restore_due_ns(DeviceId device) const {
   const WorkDevice& dev = devices[device];
   std::uint64_t due_ns = ~std::uint64_t{0};
-  if (!dev.model.retry_faults) {
-    for (const auto& [client, compute] : dev.compute) {
-      if (compute.stopped && compute.demand != 0 && compute_units(client, device) == 0) {
-        due_ns = std::min(due_ns, compute.restore_ns);
-      }
+  for (const auto& [client, compute] : dev.compute) {
+    if (compute.stopped && compute.demand != 0 && compute_units(client, device) == 0) {
+      due_ns = std::min(due_ns, compute.restore_ns);
     }
   }
   return due_ns;

@@ -502,6 +502,8 @@ class Work {
   void hold_revocation(ClientId client, DeviceId device);
   void let_revocations_go(DeviceId device, ClientId client);
   void range_added(ClientId client);
+  [[nodiscard]] bool computes(ClientId client) const;
+  void mode_changed(ClientId client);
   /// What a fault of managed memory means on the device. again: the wave retries until it has left its unit.
   enum class Stray : std::uint8_t { none, again, fails };
   [[nodiscard]] Stray stray_fault(ClientId client, DeviceId device) const;

@@ -1,0 +1,571 @@
+// Attributes: what is set, what is read back, what is refused, and what each of them does to touches and mappings. No
+// test here passes if its attribute is only stored.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "base/random.h"
+#include "machine.h"
+
+namespace ferry::core::test {
+namespace {
+
+constexpr PageSpan all{0, 4 * block_pages};
+using Type = AttributeType;
+
+Attribute access_of(DeviceId device, DeviceAccess access) {
+  return {Type::access, device, static_cast<std::uint32_t>(access)};
+}
+Attribute preferred(std::uint32_t location) { return {Type::preferred_loc, no_device, location}; }
+Attribute prefetched(std::uint32_t location) { return {Type::prefetch_loc, no_device, location}; }
+Attribute flags(std::uint32_t set) { return {Type::set_flags, no_device, set}; }
+Attribute no_flags(std::uint32_t cleared) { return {Type::clr_flags, no_device, cleared}; }
+Attribute window(std::uint32_t log2) { return {Type::granularity, no_device, log2}; }
+
+class Asked : public Machine {
+ public:
+  explicit Asked(unsigned devices = 2, unsigned granule = block_pages) : Machine(config(devices, granule)) {
+    EXPECT_TRUE(core.alloc(1, 1, all, Placement::automatic).ok());
+  }
+  static Config config(unsigned devices, unsigned granule) {
+    Config config = plain_config();
+    config.device_count = devices;
+    config.granularity_pages = granule;
+    return config;
+  }
+  /// Asks, and does not answer what follows.
+  Status ask(PageSpan span, const std::vector<Attribute>& changes, std::uint64_t cookie = 7) {
+    const Status status = core.svm_set(++now, 1, span, changes, Cookie{cookie}, wrong);
+    take();
+    return status;
+  }
+  void set(PageSpan span, const std::vector<Attribute>& changes) {
+    const std::uint64_t cookie = ++last_cookie;
+    ASSERT_TRUE(ask(span, changes, cookie).ok()) << "line " << wrong;
+    settle();
+    ASSERT_EQ(replied(cookie), Status());
+  }
+  std::uint32_t get(PageSpan span, Type type, DeviceId device = no_device) {
+    std::vector<Attribute> queries{{type, device, 0}};
+    EXPECT_TRUE(core.svm_get(1, span, queries, wrong).ok());
+    return queries[0].value;
+  }
+  /// A touch that is served or fails. Its status.
+  Status touch(Page page, Access access = Access::read, DeviceId device = 0) {
+    const std::uint64_t token = ++last_token;
+    fault(page, access, token, device);
+    settle();
+    EXPECT_TRUE(went_on(token) || woken(token));
+    return went_on(token) ? Status() : woken(token).value_or(Code::timed_out);
+  }
+  /// What the CPU thread was told: ok too if it was mapped.
+  Status cpu_touch(Page page) {
+    said.clear();
+    cpu(page);
+    settle();
+    for (const Action& action : said) {
+      if (action.verb == Verb::wake_cpu && action.pages.contains(page)) {
+        return action.status;
+      }
+    }
+    EXPECT_TRUE(at(page).cpu_may_map);
+    return {};
+  }
+  /// The mapping action of the page that is open, answered later.
+  [[nodiscard]] const Action* mapping(Page page) const {
+    const auto it = std::find_if(open.begin(), open.end(), [page](const Action& a) {
+      return a.verb == Verb::map_device && a.pages.contains(page);
+    });
+    return it == open.end() ? nullptr : &*it;
+  }
+  unsigned wrong = 0;
+  std::uint64_t last_cookie = 100'000;
+};
+
+// --- set and get -----------------------------------------------------------------------------------------------------
+
+TEST(SvmAttribute, a_new_allocation_has_default_attributes) {
+  Asked m;
+  EXPECT_EQ(m.get(all, Type::preferred_loc), loc_undefined);
+  EXPECT_EQ(m.get(all, Type::prefetch_loc), loc_undefined);
+  EXPECT_EQ(m.get(all, Type::access, 1), static_cast<std::uint32_t>(DeviceAccess::migrate));
+  EXPECT_EQ(m.get(all, Type::set_flags), svm_host_access | svm_coherent);
+  EXPECT_EQ(m.get(all, Type::clr_flags), 0xffU & ~(svm_host_access | svm_coherent));
+  EXPECT_EQ(m.get(all, Type::granularity), 9U);
+}
+
+TEST(SvmAttribute, what_is_read_back_is_the_intersection_of_the_pages) {
+  Asked m;
+  m.set({0, 10}, {preferred(1), flags(svm_gpu_ro | svm_gpu_exec), window(4), access_of(0, DeviceAccess::in_place)});
+  m.set({10, 10}, {preferred(1), flags(svm_gpu_ro), window(2), access_of(0, DeviceAccess::none)});
+  EXPECT_EQ(m.get({0, 20}, Type::preferred_loc), 1U);
+  EXPECT_EQ(m.get({0, 21}, Type::preferred_loc), loc_undefined) << "one page differs";
+  EXPECT_EQ(m.get({0, 20}, Type::set_flags), svm_host_access | svm_coherent | svm_gpu_ro);
+  EXPECT_EQ(m.get({0, 20}, Type::clr_flags), 0xffU & ~(svm_host_access | svm_coherent | svm_gpu_ro | svm_gpu_exec))
+      << "gpu_exec is set on some: neither set nor cleared on all";
+  EXPECT_EQ(m.get({0, 20}, Type::granularity), 2U);
+  EXPECT_EQ(m.get({0, 10}, Type::access, 0), static_cast<std::uint32_t>(DeviceAccess::in_place));
+  EXPECT_EQ(m.get({0, 20}, Type::access, 0), static_cast<std::uint32_t>(DeviceAccess::none));
+  EXPECT_EQ(m.get({0, 20}, Type::access, 1), static_cast<std::uint32_t>(DeviceAccess::migrate));
+}
+
+TEST(SvmAttribute, lines_act_in_order_and_a_reset_takes_all_back) {
+  Asked m;
+  m.set({0, 10}, {flags(svm_gpu_ro), no_flags(svm_gpu_ro | svm_coherent), preferred(0), preferred(loc_system)});
+  EXPECT_EQ(m.get({0, 10}, Type::set_flags), svm_host_access);
+  EXPECT_EQ(m.get({0, 10}, Type::preferred_loc), loc_system);
+  ASSERT_TRUE(m.core.svm_reset(++m.now, 1, {0, 5}, Cookie{3}).ok());
+  m.settle();
+  EXPECT_EQ(m.replied(3), Status());
+  EXPECT_EQ(m.core.attributes(1, 4), Attributes{});
+  EXPECT_EQ(m.core.attributes(1, 5).preferred, loc_system);
+  m.set({5, 5}, {preferred(loc_undefined), flags(svm_coherent)});
+  EXPECT_EQ(m.core.attributes(1, 5), Attributes{}) << "what was said was taken back";
+}
+
+TEST(SvmAttribute, the_first_wrong_line_is_named_and_nothing_has_changed) {
+  Asked m;
+  const std::vector<std::pair<Attribute, const char*>> bad{
+      {preferred(2), "no such device"},         {prefetched(loc_undefined), "a prefetch goes somewhere"},
+      {prefetched(77), "no such device"},       {access_of(2, DeviceAccess::none), "no such device"},
+      {{Type::access, 0, 3}, "no such access"}, {{Type::access, no_device, 1}, "no device"},
+      {flags(0x100), "no such flag"},           {no_flags(0xffff'ffff), "no such flag"},
+      {window(64), "more than an address has"}, {{static_cast<Type>(6), no_device, 0}, "no such attribute"},
+  };
+  for (const auto& [line, why] : bad) {
+    EXPECT_EQ(m.ask({0, 10}, {flags(svm_gpu_ro), preferred(0), line, window(99)}), Code::bad_range) << why;
+    EXPECT_EQ(m.wrong, 2U) << why;
+  }
+  EXPECT_EQ(m.ask({0, 0}, {preferred(0)}), Code::bad_range);
+  EXPECT_EQ(m.ask({~Page{0}, 2}, {preferred(0)}), Code::bad_range);
+  EXPECT_EQ(m.ask({0, Page{1} << 53}, {preferred(0)}), Code::bad_range);
+  EXPECT_EQ(m.wrong, 1U) << "no line is wrong";
+  EXPECT_EQ(m.ask({9 * block_pages, 10}, {preferred(0)}), Code::not_allocated);
+  EXPECT_EQ(m.ask({0, 1}, std::vector<Attribute>(attributes_max + 1, preferred(0))), Code::bad_range);
+  std::vector<Attribute> queries{{Type::preferred_loc, no_device, 0}, {Type::access, 5, 0}};
+  EXPECT_EQ(m.core.svm_get(1, {0, 1}, queries, m.wrong), Code::bad_range);
+  EXPECT_EQ(m.wrong, 1U);
+  EXPECT_EQ(m.core.svm_get(1, {9 * block_pages, 1}, queries, m.wrong), Code::bad_range);
+  queries.pop_back();
+  EXPECT_EQ(m.core.svm_get(1, {9 * block_pages, 1}, queries, m.wrong), Code::not_allocated);
+  EXPECT_EQ(m.core.svm_reset(1, 1, {9 * block_pages, 1}, Cookie{9}), Code::not_allocated);
+  for (Page page = 0; page < 10; ++page) {
+    EXPECT_EQ(m.core.attributes(1, page), Attributes{});
+  }
+  EXPECT_TRUE(m.said.empty()) << "who is refused gets no reply";
+}
+
+TEST(SvmAttribute, a_prefetch_to_a_device_without_access_is_refused_as_a_whole) {
+  Asked m;
+  m.set({10, 1}, {access_of(1, DeviceAccess::none)});
+  EXPECT_EQ(m.ask({0, 20}, {flags(svm_gpu_ro), prefetched(1)}), Code::not_permitted);
+  EXPECT_EQ(m.wrong, 1U);
+  EXPECT_EQ(m.core.attributes(1, 0), Attributes{});
+  EXPECT_EQ(m.at(0).vram_device, no_device);
+  m.set({0, 20}, {access_of(1, DeviceAccess::migrate), prefetched(1)});
+  EXPECT_EQ(m.at(10).vram_device, 1);
+  EXPECT_EQ(m.ask({0, 20}, {prefetched(1), access_of(1, DeviceAccess::none)}), Status())
+      << "it has access when it is asked, and none afterwards";
+  m.settle();
+}
+
+TEST(SvmAttribute, freed_pages_leave_nothing_to_what_comes_next) {
+  Asked m;
+  m.set({0, 2 * block_pages}, {preferred(loc_system), flags(svm_gpu_ro)});
+  (void)m.touch(0);
+  ASSERT_TRUE(m.core.free(++m.now, 1, {10, block_pages}, Cookie{5}).ok());
+  m.settle();
+  ASSERT_EQ(m.replied(5), Status());
+  ASSERT_TRUE(m.core.alloc(++m.now, 1, {10, block_pages}, Placement::automatic).ok());
+  EXPECT_EQ(m.core.attributes(1, 9).preferred, loc_system);
+  EXPECT_EQ(m.core.attributes(1, 10), Attributes{});
+  EXPECT_EQ(m.core.attributes(1, 10 + block_pages).preferred, loc_system);
+  EXPECT_EQ(m.touch(block_pages, Access::write), Status());
+}
+
+TEST(SvmAttribute, pages_without_allocation_keep_nothing) {
+  Asked m;
+  m.set({3 * block_pages, 3 * block_pages}, {preferred(loc_system)});
+  ASSERT_TRUE(m.core.alloc(++m.now, 1, {4 * block_pages, block_pages}, Placement::automatic).ok());
+  EXPECT_EQ(m.core.attributes(1, 4 * block_pages), Attributes{});
+  EXPECT_EQ(m.core.attributes(1, 4 * block_pages - 1).preferred, loc_system);
+}
+
+// --- access ----------------------------------------------------------------------------------------------------------
+
+TEST(SvmAttribute, taking_access_away_takes_mappings_away_at_once) {
+  Asked m;
+  ASSERT_EQ(m.touch(3, Access::write, 0), Status());
+  ASSERT_EQ(m.at(3).device_mapped, 1U);
+  ASSERT_TRUE(m.ask({0, 8}, {access_of(0, DeviceAccess::none)}).ok());
+  ASSERT_EQ(m.open_count(Verb::revoke_device), 1U);
+  EXPECT_EQ(m.open[0].pages, (PageSpan{0, 8})) << "only what was asked for";
+  EXPECT_EQ(m.replied(7), std::nullopt) << "it is still mapped";
+  ASSERT_TRUE(m.answer(Verb::revoke_device));
+  EXPECT_EQ(m.replied(7), Status());
+  EXPECT_EQ(m.at(3).device_mapped, 0U);
+  EXPECT_EQ(m.at(8).device_mapped, 1U);
+  EXPECT_EQ(m.at(3).vram_device, 0) << "its place is not changed";
+  EXPECT_EQ(m.touch(3, Access::read, 0), Code::not_permitted);
+  EXPECT_EQ(m.touch(3, Access::read, 1), Status());
+  EXPECT_EQ(m.cpu_touch(3), Status());
+  m.set({0, 8}, {access_of(0, DeviceAccess::migrate)});
+  EXPECT_EQ(m.touch(3, Access::read, 0), Status());
+}
+
+TEST(SvmAttribute, access_taken_away_while_a_fault_is_served_is_gone_before_the_answer) {
+  Asked m;
+  m.fault(3, Access::write, 55);
+  ASSERT_TRUE(m.answer(Verb::revoke_cpu));
+  m.fault(4, Access::write, 56);
+  ASSERT_TRUE(m.ask({0, 8}, {access_of(0, DeviceAccess::none)}).ok());
+  m.fault(3, Access::read, 57);
+  EXPECT_EQ(m.woken(57), Status(Code::not_permitted)) << "a new touch need not wait";
+  EXPECT_EQ(m.replied(7), std::nullopt);
+  m.settle();
+  EXPECT_EQ(m.replied(7), Status());
+  EXPECT_EQ(m.at(3).device_mapped, 0U);
+  EXPECT_EQ(m.woken(55), Status(Code::not_permitted));
+  EXPECT_EQ(m.woken(56), Status(Code::not_permitted));
+}
+
+TEST(SvmAttribute, a_page_without_access_does_not_come_along_with_its_neighbour) {
+  Asked m;
+  m.set({4, 4}, {access_of(0, DeviceAccess::none)});
+  EXPECT_EQ(m.touch(3, Access::write, 0), Status());
+  EXPECT_EQ(m.at(4).device_mapped, 0U);
+  EXPECT_EQ(m.at(9).device_mapped, 1U);
+  EXPECT_EQ(m.at(4).vram_device, no_device);
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, all, 0, Cookie{3}).ok());
+  m.settle();
+  EXPECT_EQ(m.at(4).vram_device, no_device);
+}
+
+TEST(SvmAttribute, access_in_place_never_makes_pages_migrate) {
+  Asked m;
+  m.set(all, {access_of(0, DeviceAccess::in_place)});
+  EXPECT_EQ(m.touch(3, Access::write, 0), Status());
+  EXPECT_EQ(m.at(3).vram_device, no_device);
+  EXPECT_EQ(m.at(3).device_writable, 1U);
+  EXPECT_TRUE(m.at(3).cpu_may_map);
+  EXPECT_EQ(m.touch(3, Access::write, 1), Status()) << "the other has access and migrates";
+  EXPECT_EQ(m.at(3).vram_device, 1);
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, {0, 1}, 0, Cookie{3}).ok());
+  m.settle();
+  EXPECT_EQ(m.at(0).vram_device, 0) << "asked for by name";
+  EXPECT_EQ(m.touch(0, Access::write, 0), Status());
+  EXPECT_EQ(m.at(0).vram_device, 0) << "where it lies";
+}
+
+// --- locations -------------------------------------------------------------------------------------------------------
+
+TEST(SvmAttribute, pages_that_prefer_system_memory_stay_there) {
+  Asked m;
+  m.set({0, 8}, {preferred(loc_system)});
+  EXPECT_EQ(m.touch(3, Access::write), Status());
+  EXPECT_EQ(m.at(3).vram_device, no_device);
+  EXPECT_EQ(m.touch(8, Access::write), Status());
+  EXPECT_EQ(m.at(8).vram_device, 0) << "its neighbours do not care";
+  EXPECT_EQ(m.at(3).vram_device, no_device);
+}
+
+TEST(SvmAttribute, a_preferred_device_keeps_its_pages_in_contention) {
+  Config config = Asked::config(2, block_pages);
+  config.contention_threshold = 2;
+  Machine m(config);
+  ASSERT_TRUE(m.core.alloc(1, 1, all, Placement::automatic).ok());
+  unsigned wrong = 0;
+  ASSERT_TRUE(m.core.svm_set(2, 1, {0, block_pages}, {preferred(0)}, Cookie{1}, wrong).ok());
+  for (int i = 0; i < 8; ++i) {
+    for (const Page page : {Page{3}, Page{block_pages + 3}}) {
+      m.fault(page, Access::write);
+      m.settle();
+    }
+    if (i < 7) {
+      m.cpu(3);
+      m.cpu(block_pages + 3);
+      m.settle();
+    }
+  }
+  EXPECT_EQ(m.at(3).vram_device, 0);
+  EXPECT_EQ(m.at(block_pages + 3).vram_device, no_device) << "without a preference it stays where both reach it";
+}
+
+TEST(SvmAttribute, a_prefetch_is_done_when_it_is_answered) {
+  Asked m;
+  ASSERT_TRUE(m.ask({0, 2 * block_pages}, {prefetched(1)}).ok());
+  EXPECT_EQ(m.replied(7), std::nullopt);
+  EXPECT_GT(m.open.size(), 0U);
+  m.settle();
+  EXPECT_EQ(m.replied(7), Status());
+  EXPECT_EQ(m.at(0).vram_device, 1);
+  EXPECT_EQ(m.at(2 * block_pages - 1).vram_device, 1);
+  EXPECT_EQ(m.get({0, block_pages}, Type::prefetch_loc), 1U);
+  m.set({0, block_pages}, {prefetched(loc_system)});
+  EXPECT_EQ(m.at(0).vram_device, no_device);
+  EXPECT_EQ(m.at(block_pages).vram_device, 1);
+}
+
+TEST(SvmAttribute, the_window_that_a_fault_brings_is_what_was_asked_for) {
+  Asked m;
+  m.set({0, block_pages}, {window(4)});
+  EXPECT_EQ(m.touch(37, Access::write), Status());
+  for (Page page = 0; page < block_pages; ++page) {
+    EXPECT_EQ(m.at(page).vram_device, page / 16 == 37 / 16 ? 0 : no_device) << page;
+  }
+  EXPECT_EQ(m.touch(1, Access::read), Status());
+  EXPECT_EQ(m.cpu_touch(37), Status());
+  EXPECT_EQ(m.at(36).vram_device, no_device);
+  EXPECT_EQ(m.at(1).vram_device, 0) << "the CPU takes its window, no more";
+  EXPECT_EQ(m.touch(block_pages + 37), Status());
+  EXPECT_EQ(m.at(block_pages).vram_device, 0) << "elsewhere whole blocks move";
+}
+
+TEST(SvmAttribute, a_window_wider_than_a_granule_brings_neighbours) {
+  Asked m(1, 16);
+  m.set({0, block_pages}, {window(6)});
+  EXPECT_EQ(m.touch(70, Access::write), Status());
+  for (Page page = 0; page < block_pages; ++page) {
+    EXPECT_EQ(m.at(page).vram_device, page / 64 == 1 ? 0 : no_device) << page;
+  }
+}
+
+// --- flags -----------------------------------------------------------------------------------------------------------
+
+TEST(SvmAttribute, what_devices_may_only_read_they_cannot_write) {
+  Asked m;
+  ASSERT_EQ(m.touch(3, Access::write), Status());
+  ASSERT_EQ(m.touch(block_pages), Status());
+  m.set({0, 8}, {flags(svm_gpu_ro)});
+  EXPECT_EQ(m.at(3).device_mapped, 0U) << "a writable mapping may not stay";
+  EXPECT_EQ(m.at(8).device_writable, 1U);
+  EXPECT_EQ(m.touch(3, Access::write), Code::not_permitted);
+  EXPECT_EQ(m.touch(3, Access::read), Status());
+  EXPECT_EQ(m.at(3).device_mapped, 1U);
+  EXPECT_EQ(m.at(3).device_writable, 0U);
+  EXPECT_EQ(m.cpu_touch(3), Status());
+  m.set({0, 8}, {preferred(loc_system)});
+  EXPECT_EQ(m.touch(3, Access::read), Status());
+  EXPECT_EQ(m.at(3).device_mapped, 1U) << "in place";
+  EXPECT_EQ(m.at(3).device_writable, 0U);
+  EXPECT_EQ(m.touch(3, Access::write), Code::not_permitted);
+  m.set({0, 8}, {no_flags(svm_gpu_ro)});
+  EXPECT_EQ(m.touch(3, Access::write), Status());
+  EXPECT_EQ(m.at(3).device_writable, 1U);
+}
+
+TEST(SvmAttribute, only_what_is_said_to_hold_code_is_mapped_for_execution) {
+  Asked m;
+  m.set({8, 8}, {flags(svm_gpu_exec)});
+  m.fault(9);
+  while (m.mapping(9) == nullptr) {
+    ASSERT_FALSE(m.open.empty());
+    m.answer(m.open.front().verb);
+  }
+  EXPECT_TRUE(m.mapping(9)->exec);
+  EXPECT_EQ(m.mapping(9)->pages, (PageSpan{8, 8}));
+  m.settle();
+  m.fault(3);
+  while (m.mapping(3) == nullptr) {
+    ASSERT_FALSE(m.open.empty());
+    m.answer(m.open.front().verb);
+  }
+  EXPECT_FALSE(m.mapping(3)->exec);
+  m.settle();
+  ASSERT_TRUE(m.ask({0, 8}, {flags(svm_gpu_exec)}).ok());
+  ASSERT_EQ(m.open_count(Verb::revoke_device), 1U) << "the mapping that exists does not allow it";
+  m.settle();
+  EXPECT_EQ(m.at(3).device_mapped, 0U);
+  EXPECT_EQ(m.at(9).device_mapped, 1U);
+}
+
+TEST(SvmAttribute, without_host_access_a_cpu_touch_of_vram_fails_and_moves_nothing) {
+  Asked m;
+  m.set({0, 8}, {no_flags(svm_host_access)});
+  EXPECT_EQ(m.cpu_touch(3), Status()) << "in system memory it is reached";
+  ASSERT_EQ(m.touch(3, Access::write), Status());
+  ASSERT_EQ(m.touch(9, Access::write), Status());
+  EXPECT_EQ(m.cpu_touch(3), Code::not_permitted);
+  EXPECT_EQ(m.at(3).vram_device, 0);
+  EXPECT_EQ(m.cpu_touch(9), Status());
+  EXPECT_EQ(m.at(9).vram_device, no_device);
+  EXPECT_EQ(m.at(3).vram_device, 0) << "nor does it come along with a neighbour";
+  m.set({0, 8}, {flags(svm_host_access)});
+  EXPECT_EQ(m.cpu_touch(3), Status());
+}
+
+TEST(SvmAttribute, without_coherence_contention_takes_turns) {
+  Config config = Asked::config(1, block_pages);
+  config.contention_threshold = 2;
+  Machine m(config);
+  ASSERT_TRUE(m.core.alloc(1, 1, all, Placement::automatic).ok());
+  unsigned wrong = 0;
+  ASSERT_TRUE(m.core.svm_set(2, 1, {0, block_pages}, {no_flags(svm_coherent)}, Cookie{1}, wrong).ok());
+  for (int i = 0; i < 8; ++i) {
+    m.cpu(3);
+    m.cpu(block_pages + 3);
+    m.settle();
+    m.fault(3, Access::write);
+    m.fault(block_pages + 3, Access::write);
+    m.settle();
+  }
+  EXPECT_EQ(m.at(3).vram_device, 0);
+  EXPECT_FALSE(m.at(3).cpu_may_map) << "one has it at a time";
+  EXPECT_TRUE(m.at(block_pages + 3).cpu_may_map) << "both at once";
+  EXPECT_EQ(m.at(block_pages + 3).device_writable, 1U);
+}
+
+TEST(SvmAttribute, what_is_coherent_with_everything_comes_home_and_stays) {
+  Asked m;
+  ASSERT_EQ(m.touch(3, Access::write), Status());
+  ASSERT_TRUE(m.ask({0, block_pages}, {flags(svm_ext_coherent)}).ok());
+  EXPECT_EQ(m.replied(7), std::nullopt);
+  m.settle();
+  EXPECT_EQ(m.replied(7), Status());
+  EXPECT_EQ(m.at(3).vram_device, no_device);
+  EXPECT_EQ(m.touch(3, Access::write, 0), Status());
+  EXPECT_EQ(m.touch(3, Access::write, 1), Status());
+  EXPECT_EQ(m.at(3).device_writable, 3U) << "both, and the CPU, in one memory";
+  EXPECT_TRUE(m.at(3).cpu_may_map);
+  m.set({0, block_pages}, {preferred(0), prefetched(0)});
+  EXPECT_EQ(m.at(3).vram_device, no_device) << "whatever else is asked";
+  EXPECT_EQ(m.touch(4, Access::write, 0), Status());
+  EXPECT_EQ(m.at(4).vram_device, no_device);
+}
+
+TEST(SvmAttribute, what_is_always_mapped_needs_no_touch) {
+  Asked m;
+  ASSERT_EQ(m.touch(block_pages, Access::write, 1), Status());
+  m.set({0, 2 * block_pages}, {access_of(1, DeviceAccess::in_place), flags(svm_always_mapped)});
+  for (const Page page : {Page{0}, Page{block_pages}, Page{2 * block_pages - 1}}) {
+    EXPECT_EQ(m.at(page).device_writable, 3U) << page;
+  }
+  EXPECT_EQ(m.at(2 * block_pages).device_mapped, 0U);
+  m.set({0, block_pages}, {access_of(1, DeviceAccess::none)});
+  EXPECT_EQ(m.at(0).device_writable, 1U);
+}
+
+// --- groups ----------------------------------------------------------------------------------------------------------
+
+TEST(SvmAttribute, a_group_that_may_not_migrate_stays_where_it_is) {
+  Asked m;
+  ASSERT_EQ(m.touch(block_pages, Access::write, 0), Status());
+  ASSERT_TRUE(m.core.group_assign(++m.now, 1, {0, 2 * block_pages}, 5).ok());
+  ASSERT_TRUE(m.core.group_migration(++m.now, 1, 5, false).ok());
+  EXPECT_EQ(m.touch(3, Access::write, 0), Status());
+  EXPECT_EQ(m.at(3).vram_device, no_device);
+  EXPECT_EQ(m.at(3).device_writable, 1U) << "in place";
+  EXPECT_EQ(m.cpu_touch(block_pages), Code::not_permitted);
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, {0, 2 * block_pages}, 1, Cookie{4}).ok());
+  m.settle();
+  ASSERT_TRUE(m.core.prefetch(++m.now, 1, {0, 2 * block_pages}, no_device, Cookie{5}).ok());
+  m.settle();
+  EXPECT_EQ(m.at(3).vram_device, no_device);
+  EXPECT_EQ(m.at(block_pages).vram_device, 0);
+  ASSERT_TRUE(m.core.group_migration(++m.now, 1, 5, true).ok());
+  EXPECT_EQ(m.cpu_touch(block_pages), Status());
+  EXPECT_EQ(m.touch(3, Access::write, 1), Status());
+  EXPECT_EQ(m.at(3).vram_device, 1);
+  EXPECT_EQ(m.core.group_assign(1, 1, {9 * block_pages, 1}, 5), Code::not_allocated);
+  EXPECT_EQ(m.core.group_assign(1, 1, {0, 0}, 5), Code::bad_range);
+  EXPECT_EQ(m.core.group_migration(1, 1, 0, false), Code::bad_range);
+}
+
+// --- what the checks are worth ---------------------------------------------------------------------------------------
+
+/// Each breaks an invariant that verify() looks at, in a story that any other core survives.
+class SvmBug : public testing::TestWithParam<PlantedBug> {};
+
+TEST_P(SvmBug, is_found_by_verify) {
+  const auto story = [](PlantedBug bug) {
+    Config config = Asked::config(1, block_pages);
+    config.bug = bug;
+    Machine m(config);
+    (void)m.core.alloc(1, 1, {0, 16}, Placement::automatic);
+    unsigned wrong = 0;
+    (void)m.core.svm_set(2, 1, {0, 4}, {flags(svm_gpu_ro)}, Cookie{1}, wrong);
+    m.fault(8, Access::write);
+    m.settle();
+    (void)m.core.svm_set(3, 1, {8, 4}, {access_of(0, DeviceAccess::none)}, Cookie{2}, wrong);
+    m.settle();
+    (void)m.core.free(4, 1, {0, 16}, Cookie{3});
+    m.settle();
+  };
+  story(PlantedBug::none);
+  EXPECT_DEATH(story(GetParam()), "verify");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, SvmBug,
+                         testing::Values(PlantedBug::keep_lost_access, PlantedBug::write_map_read_only,
+                                         PlantedBug::leak_attributes),
+                         [](const auto& info) { return to_string(info.param); });
+
+// --- everything at once ----------------------------------------------------------------------------------------------
+
+/// Random attributes on random pages while devices and the CPU touch them and memory comes and goes: what a device maps
+/// is what it may, whenever nothing is under way (verify() looks after each answer), and everybody is answered.
+TEST(SvmAttribute, random_requests_and_touches) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Random random(seed);
+    Asked m(3, seed % 2 == 0 ? 64 : block_pages);
+    std::uint64_t asked = 0;
+    std::vector<std::uint64_t> cookies;
+    std::vector<std::uint64_t> tokens;
+    for (unsigned step = 0; step < 400; ++step) {
+      const Page page = random.below(all.count_pages);
+      const PageSpan span{page, 1 + random.below(std::min<std::uint64_t>(300, all.count_pages - page))};
+      const auto device = static_cast<DeviceId>(random.below(3));
+      switch (random.below(6)) {
+        case 0:
+        case 1: {
+          std::vector<Attribute> changes;
+          for (unsigned i = 0; i < 1 + random.below(3); ++i) {
+            switch (random.below(6)) {
+              case 0: changes.push_back(preferred(random.chance(500) ? device : loc_undefined)); break;
+              case 1: changes.push_back(prefetched(random.chance(700) ? device : loc_system)); break;
+              case 2: changes.push_back(access_of(device, static_cast<DeviceAccess>(random.below(3)))); break;
+              case 3: changes.push_back(flags(static_cast<std::uint32_t>(random.below(256)))); break;
+              case 4: changes.push_back(no_flags(static_cast<std::uint32_t>(random.below(256)))); break;
+              default: changes.push_back(window(static_cast<std::uint32_t>(random.below(11)))); break;
+            }
+          }
+          if (m.ask(span, changes, ++asked).ok()) {
+            cookies.push_back(asked);
+          }
+          break;
+        }
+        case 2:
+          m.fault(page, random.chance(500) ? Access::write : Access::read, ++m.last_token, device);
+          tokens.push_back(m.last_token);
+          break;
+        case 3: m.cpu(page); break;
+        case 4:
+          if (random.chance(200)) {
+            if (m.core.free(++m.now, 1, span, Cookie{++asked}).ok()) {
+              cookies.push_back(asked);
+            }
+            m.take();
+          } else if (random.chance(200)) {
+            (void)m.core.alloc(++m.now, 1, span, Placement::automatic);
+          }
+          break;
+        default:
+          for (unsigned i = 0; i < random.below(20) && !m.open.empty(); ++i) {
+            m.answer(m.open[random.below(m.open.size())].verb);
+          }
+      }
+      m.core.verify();
+    }
+    m.settle();
+    EXPECT_TRUE(m.core.quiescent()) << "seed " << seed;
+    for (const std::uint64_t cookie : cookies) {
+      EXPECT_TRUE(m.replied(cookie)) << "seed " << seed << ", request " << cookie;
+    }
+    for (const std::uint64_t token : tokens) {
+      EXPECT_TRUE(m.went_on(token) || m.woken(token)) << "seed " << seed << ", wave " << token;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ferry::core::test
