@@ -94,6 +94,11 @@ typedef struct ferry_machine_info {
 /** Opens the session if it is not open. */
 FERRY_API ferry_code ferry_machine(ferry_machine_info* info, ferry_error* error);
 
+/** 1: the devices are linked: they reach each other's memory, and pages go from one to the other without system memory in
+ * between. 0: they are not, or are one device. -1: bad_range (no such device), or no session. Opens the session if it is
+ * not open. */
+FERRY_API int ferry_device_linked(unsigned a, unsigned b, ferry_error* error);
+
 /** Writes the manager's statistics as JSON to `buffer`, always NUL-terminated.
  * Returns the length of the whole text (which may be more than fits), or 0 on error. */
 FERRY_API size_t ferry_stats(char* buffer, size_t bytes, ferry_error* error);

@@ -154,6 +154,14 @@ using machine_info = ferry_machine_info;
 
 [[nodiscard]] inline unsigned device_count() { return machine().devices; }
 
+/// True if two devices reach each other's memory directly.
+[[nodiscard]] inline bool device_linked(unsigned a, unsigned b) {
+  ferry_error e;
+  const int linked = ferry_device_linked(a, b, &e);
+  if (linked < 0) detail::check(e.code, e);
+  return linked == 1;
+}
+
 /// True inside a kernel on a device.
 [[nodiscard]] inline bool in_device() noexcept { return ferry_in_device() != 0; }
 

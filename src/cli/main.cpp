@@ -180,6 +180,9 @@ void Ferry::declare_run() {
       ->type_name("SIZE");
   run_->add_option("--cus", machine.cus, "Compute units of each device (default: one for each CPU)")->type_name("N");
   run_->add_option("--devices", machine.devices, "Number of devices (default 1)")->type_name("N");
+  run_->add_option("--hive", machine.hive,
+                   "Devices that are linked, such as 0,1/2,3 or all: they copy to each other directly (default none)")
+      ->type_name("DEVICES");
   run_->add_option("--granularity", machine.granularity,
                    "What moves together: 4K to 2M, a power of two (default: a 1024th of VRAM, from 64K on)")
       ->type_name("SIZE");

@@ -69,6 +69,7 @@ void RunManager::start_now() {
   add("--vram", options_.machine.vram);
   add("--cus", options_.machine.cus);
   add("--devices", options_.machine.devices);
+  add("--hive", options_.machine.hive);
   add("--granularity", options_.machine.granularity);
   add("--policy", options_.machine.policy);
   add("--hardware", options_.machine.hardware);

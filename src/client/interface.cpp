@@ -97,6 +97,17 @@ ferry_code ferry_machine(ferry_machine_info* info, ferry_error* error) {
   return FERRY_OK;
 }
 
+int ferry_device_linked(unsigned a, unsigned b, ferry_error* error) {
+  const Session* s = open_session(nullptr, error);
+  if (s == nullptr) return -1;
+  for (const unsigned device : {a, b}) {
+    if (device < s->machine.device_count) continue;
+    fail(error, Code::bad_range, 0, "there is no device %u: this machine has %u", device, s->machine.device_count);
+    return -1;
+  }
+  return a != b && s->machine.hives[a] != 0 && s->machine.hives[a] == s->machine.hives[b] ? 1 : 0;
+}
+
 size_t ferry_stats(char* buffer, size_t bytes, ferry_error* error) {
   Session* s = open_session(nullptr, error);
   if (s == nullptr) return 0;

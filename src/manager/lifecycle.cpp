@@ -125,6 +125,8 @@ void Manager::hello(Client& client) {
   welcome.granularity_pages = static_cast<std::uint32_t>(config_.machine.granule_bytes() / page_bytes);
   welcome.manager_pid = static_cast<std::uint32_t>(::getpid());
   welcome.vram_bytes = config_.machine.vram_bytes;
+  const std::vector<std::uint8_t> hives = config_.machine.hives();
+  std::copy(hives.begin(), hives.end(), welcome.hives);
   std::vector<int> fds = {client.kick.fd(), client.system_file.get(), client.control_file.get()};
   for (const DevicePeer& peer : client.devices) {
     fds.insert(fds.end(), {peer.vram_file.get(), peer.control_file.get(), peer.queue_file.get()});

@@ -84,6 +84,7 @@ int main(int argc, char** argv) {
   app.add_option("--vram", flags.vram, "memory of each device, such as 64M; default 256M, or FERRY_VRAM");
   app.add_option("--cus", flags.cus, "compute units of each device; default by the CPUs, or FERRY_CUS");
   app.add_option("--devices", flags.devices, "number of devices; default 1, or FERRY_DEVICES");
+  app.add_option("--hive", flags.hive, "devices that are linked, such as 0,1/2,3 or all; default none, or FERRY_HIVE");
   app.add_option("--granularity", flags.granularity,
                  "bytes that move together, 4K to 2M; default a 1024th of --vram from 64K on, or FERRY_GRANULARITY");
   app.add_option("--policy", flags.policy,
@@ -130,6 +131,7 @@ int main(int argc, char** argv) {
   from_environment(flags.vram, "FERRY_VRAM");
   from_environment(flags.cus, "FERRY_CUS");
   from_environment(flags.devices, "FERRY_DEVICES");
+  from_environment(flags.hive, "FERRY_HIVE");
   from_environment(flags.granularity, "FERRY_GRANULARITY");
   from_environment(flags.policy, "FERRY_POLICY");
   from_environment(flags.hardware, "FERRY_HARDWARE");

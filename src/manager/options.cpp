@@ -120,6 +120,30 @@ Error hardware_of(std::string_view text, DeviceOptions& device) {
   return {};
 }
 
+/// "all", or devices with commas between them, a slash between hives: "0,1/2,3".
+Error hives_of(std::string_view text, MachineOptions& options) {
+  const std::string wrong =
+      "has to be all, or devices with a comma between them and a slash between hives, such as 0,1/2,3";
+  options.flag_hives.assign(max_devices, 0);
+  if (text == "all") {
+    options.flag_hives.assign(max_devices, 1);
+    return {};
+  }
+  std::uint8_t hive = 1;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find_first_of(",/", at), text.size());
+    unsigned device = 0;
+    const auto [stop, code] = std::from_chars(text.data() + at, text.data() + end, device);
+    if (code != std::errc() || stop != text.data() + end) return wrong;
+    if (device >= options.devices) return "names device " + std::to_string(device) + ", which there is not";
+    if (options.flag_hives[device] != 0) return "names device " + std::to_string(device) + " twice";
+    options.flag_hives[device] = hive;
+    if (end < text.size() && text[end] == '/') ++hive;
+    at = end + 1;
+  }
+  return {};
+}
+
 Error policy_of(std::string_view text, DeviceOptions& device) {
   std::string names;
   for (unsigned p = 0; p < core::policy_count; ++p) {
@@ -249,12 +273,17 @@ const DeviceTable& device_keys() {
       {"reserved_cus", number_key(reserved_of)},
       {"slice_ms", number_key([](std::int64_t v, DeviceOptions& o) { return time_of(v, o.slice_ns); })},
       {"min_run_ms", number_key([](std::int64_t v, DeviceOptions& o) { return time_of(v, o.min_run_ns); })},
+      {"hive", number_key([](std::int64_t v, DeviceOptions& o) {
+         o.hive = 0;
+         return count_of(v, 0, max_devices, *o.hive);
+       })},
   };
   return all;
 }
 
 Table machine_keys(Table keys) {
   for (const auto& [name, set] : device_keys()) {
+    if (name == "hive") continue;  // one for all would say nothing
     keys.emplace(name,
                  [set](const toml::node& node, MachineOptions& options) { return set(node, options.every_device); });
   }
@@ -387,6 +416,18 @@ core::DeviceModel MachineOptions::model(unsigned device) const {
   return model;
 }
 
+std::vector<std::uint8_t> MachineOptions::hives() const {
+  std::vector<std::uint8_t> hives(devices, 0);
+  for (unsigned d = 0; d < devices; ++d) {
+    if (!flag_hives.empty()) {
+      hives[d] = flag_hives[d];
+    } else if (d < each_device.size()) {
+      hives[d] = static_cast<std::uint8_t>(each_device[d].hive.value_or(0));
+    }
+  }
+  return hives;
+}
+
 std::uint64_t MachineOptions::store_room_bytes() const {
   return system_bytes == 0 ? 0 : store_bytes.value_or(8 * system_bytes);
 }
@@ -410,6 +451,7 @@ core::Config MachineOptions::core_config() const {
   core::Config config;
   for (unsigned d = 0; d < devices; ++d) config.models.push_back(model(d));
   config.device_count = devices;
+  config.hives = hives();
   config.vram_pages = vram_bytes / page_bytes;
   config.granularity_pages = static_cast<unsigned>(granule_bytes() / page_bytes);
   config.contention_threshold = contention_threshold;
@@ -473,16 +515,35 @@ std::optional<std::string> read_options(const MachineFlags& flags, MachineOption
   if (auto error = flag_word("--store-io", flags.store_io, options, io_of)) return error;
   if (auto error = flag_count("--devices", flags.devices, options, devices_of)) return error;
   if (auto error = flag_count("--reserved-cus", flags.reserved_cus, options.flag_device, reserved_of)) return error;
+  if (auto error = flag_word("--hive", flags.hive, options, hives_of)) return error;
   if (auto error = flag_word("--hardware", flags.hardware, options.flag_device, hardware_of)) return error;
   if (auto error = flag_word("--policy", flags.policy, options.flag_device, policy_of)) return error;
   return check_devices(options);
 }
 
+namespace {
+/// "; devices 0, 1 linked, 2, 3 linked", or nothing.
+std::string hive_text(const MachineOptions& options) {
+  std::map<std::uint8_t, std::vector<unsigned>> members;
+  const std::vector<std::uint8_t> hives = options.hives();
+  for (unsigned d = 0; d < hives.size(); ++d) {
+    if (hives[d] != 0) members[hives[d]].push_back(d);
+  }
+  std::string text;
+  for (const auto& [hive, devices] : members) {
+    if (devices.size() < 2) continue;
+    text += text.empty() ? "; hives " : " and ";
+    for (std::size_t i = 0; i < devices.size(); ++i) text += (i == 0 ? "" : "-") + std::to_string(devices[i]);
+  }
+  return text;
+}
+}  // namespace
+
 std::string machine_line(const MachineOptions& options) {
   const unsigned cus = options.cu_count();
   return std::to_string(options.devices) + (options.devices == 1 ? " device, " : " devices, each ") +
          format_size(options.vram_bytes) + " VRAM, " + std::to_string(cus) + (cus == 1 ? " CU, " : " CUs, ") +
-         "granules of " + format_size(options.granule_bytes()) +
+         "granules of " + format_size(options.granule_bytes()) + hive_text(options) +
          (options.system_bytes == 0 ? ""
                                     : "; " + format_size(options.system_bytes) + " of system memory, " +
                                           format_size(options.store_room_bytes()) + " beneath it");

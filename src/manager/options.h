@@ -9,6 +9,7 @@
 //   granularity = "64K"           copy_retries = 3                level = 1
 //   waves_per_cu = 16             keep_free = 1                   io = "uring"
 //   hardware, policy, reserved_cus, slice_ms, min_run_ms: of every device; in the n-th [[device]] of that one
+//   hive: of a [[device]] alone
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,7 @@ struct DeviceOptions {
   std::optional<unsigned> reserved_cus;
   std::optional<std::uint64_t> slice_ns;
   std::optional<std::uint64_t> min_run_ns;
+  std::optional<unsigned> hive;  ///< devices of one number are linked; 0: with nobody
 
   void apply_to(core::DeviceModel& model) const;
 };
@@ -56,6 +58,7 @@ struct MachineOptions {
   DeviceOptions every_device;              ///< of the file's [machine]
   std::vector<DeviceOptions> each_device;  ///< of the file's [[device]] in order; goes before every_device
   DeviceOptions flag_device;               ///< of the command line; goes before both
+  std::vector<std::uint8_t> flag_hives;    ///< of the command line, by device; empty: nothing was said
 
   /// CUs with 0 resolved.
   [[nodiscard]] unsigned cu_count() const;
@@ -66,6 +69,8 @@ struct MachineOptions {
   /// How the store is to be made (without threads and tests' faults).
   [[nodiscard]] linux::StoreConfig store_config() const;
   [[nodiscard]] core::DeviceModel model(unsigned device) const;
+  /// By device: devices of one number are linked, but those of 0.
+  [[nodiscard]] std::vector<std::uint8_t> hives() const;
   [[nodiscard]] core::Config core_config() const;
 };
 
@@ -85,6 +90,7 @@ struct MachineFlags {
   std::optional<std::string> store_directory = {};
   std::optional<std::string> store_codec = {};
   std::optional<std::string> store_io = {};
+  std::optional<std::string> hive = {};  ///< "all", or devices with commas between them, a slash between hives
 };
 
 /// Reads the file, then the flags over it. On error `options` is unspecified and the text says which flag or key (with
@@ -95,7 +101,7 @@ struct MachineFlags {
 [[nodiscard]] std::optional<std::string> read_toml(std::string_view text, const std::string& name,
                                                    MachineOptions& options);
 
-/// "1 device, 64 MiB VRAM, 4 CUs, granules of 2 MiB", and the budget where there is one.
+/// "1 device, 64 MiB VRAM, 4 CUs, granules of 2 MiB", and hives and the budget where there are some.
 [[nodiscard]] std::string machine_line(const MachineOptions& options);
 
 }  // namespace ferry::manager

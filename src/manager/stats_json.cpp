@@ -26,6 +26,7 @@ std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
       {"cus", d.machine.cu_count()},
       {"waves_per_cu", d.machine.waves_per_cu},
       {"granularity_bytes", d.machine.granule_bytes()},
+      {"hives", d.machine.hives()},
   };
   json["clients"] = d.clients;
   json["device_faults"] = s.device_faults;

@@ -141,7 +141,8 @@ struct Welcome {
   std::uint32_t waves_per_cu;
   std::uint32_t granularity_pages;
   std::uint32_t manager_pid;
-  std::uint64_t vram_bytes;  ///< budget of each device
+  std::uint64_t vram_bytes;         ///< budget of each device
+  std::uint8_t hives[max_devices];  ///< by device: those of one number are linked, but those of 0
 };
 
 struct Refused {
@@ -211,7 +212,7 @@ inline constexpr std::size_t message_bytes_max = 65536;
 inline constexpr unsigned message_fds_max = 3 + 3 * max_devices;
 
 static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 88);
-static_assert(std::is_trivially_copyable_v<Welcome> && sizeof(Welcome) == 32);
+static_assert(std::is_trivially_copyable_v<Welcome> && sizeof(Welcome) == 48);
 static_assert(std::is_trivially_copyable_v<Refused> && sizeof(Refused) == 248);
 static_assert(std::is_trivially_copyable_v<Span> && sizeof(Span) == 32);
 static_assert(sizeof(PageResidency) == 24);

@@ -257,6 +257,61 @@ TEST(Options, ADeviceOfItsOwnGoesBeforeTheMachineAndTheFlagsBeforeBoth) {
   for (unsigned d = 0; d < 3; ++d) EXPECT_EQ(options.model(d).policy, core::Policy::pinned);
 }
 
+TEST(Options, HivesOfFlagsAndOfTheFile) {
+  using Hives = std::vector<std::uint8_t>;
+  const auto hives = [](const char* text, const char* devices) {
+    MachineOptions options;
+    MachineFlags flags;
+    flags.devices = devices;
+    flags.hive = text;
+    const auto error = read_options(flags, options);
+    EXPECT_FALSE(error) << *error;
+    return options.core_config().hives;
+  };
+  EXPECT_EQ(hives("0,2", "4"), (Hives{1, 0, 1, 0}));
+  EXPECT_EQ(hives("0,3/1,2", "4"), (Hives{1, 2, 2, 1}));
+  EXPECT_EQ(hives("all", "16"), Hives(16, 1));
+  constexpr const char* text = R"(
+    [machine]
+    devices = 3
+    cus = 1
+    [[device]]
+    hive = 2
+    [[device]]
+    [[device]]
+    hive = 2
+  )";
+  MachineOptions options;
+  const auto error = read_toml(text, "f.toml", options);
+  ASSERT_FALSE(error) << *error;
+  EXPECT_EQ(options.core_config().hives, (Hives{2, 0, 2}));
+  EXPECT_NE(machine_line(options).find("; hives 0-2"), std::string::npos) << machine_line(options);
+  options.flag_hives.assign(max_devices, 1);
+  EXPECT_EQ(options.core_config().hives, (Hives{1, 1, 1}));
+  EXPECT_EQ(MachineOptions().core_config().hives, Hives{0});
+}
+
+TEST(Options, HivesThatCannotBeAreRefused) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"", "--hive '' has to be all, or devices"},   {"0,", "has to be all, or devices"},
+      {"0;1", "has to be all, or devices"},          {"-1", "has to be all, or devices"},
+      {"0,4", "names device 4, which there is not"}, {"0,1/1,2", "names device 1 twice"},
+  };
+  for (const auto& [text, part] : cases) {
+    MachineOptions options;
+    MachineFlags flags;
+    flags.devices = "4";
+    flags.hive = text;
+    const auto error = read_options(flags, options);
+    ASSERT_TRUE(error) << text;
+    EXPECT_NE(error->find(part), std::string::npos) << *error;
+  }
+  for (const char* text : {"[machine]\nhive = 1\n", "[[device]]\nhive = 17\n", "[[device]]\nhive = -1\n"}) {
+    MachineOptions options;
+    EXPECT_TRUE(read_toml(text, "f.toml", options)) << text;
+  }
+}
+
 TEST(Options, HardwareAndPoliciesThatCannotBeAreRefused) {
   struct Case {
     const char* cus;
