@@ -144,7 +144,7 @@ class Core {
   [[nodiscard]] Status svm_reset(std::uint64_t now_ns, ClientId client, PageSpan span, Cookie cookie);
   [[nodiscard]] Attributes attributes(ClientId client, Page page) const;
   /// KFD's XNACK mode of one application: cleared, what its queues may touch is mapped before they run.
-  /// ERRORS: in_use (its compute holds or wants units now), unsupported (a device that has no retry faults).
+  /// ERRORS: in_use (its compute wants units now), unsupported (a device that has no retry faults).
   [[nodiscard]] Status set_retry_faults(std::uint64_t now_ns, ClientId client, bool on);
   [[nodiscard]] bool retry_faults(ClientId client, DeviceId device) const;
   /// Range groups (nvidia-uvm): pages of a group whose migration is prevented stay where they are and are served in

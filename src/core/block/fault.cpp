@@ -42,15 +42,15 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
     not_allocated(*client, waiter);
     return;
   }
-  if (const Work::Stray stray = work.stray_fault(id, device); stray != Work::Stray::none) {
-    wake(*client, waiter, stray == Work::Stray::again ? Status() : Status(Code::kernel_fault));
-    return;
-  }
   if (!block->plain) {
     if (const Status status = may_touch(*block, page, device, access); !status.ok()) {
       wake(*client, waiter, status);
       return;
     }
+  }
+  if (const Work::Stray stray = work.stray_fault(id, device); stray != Work::Stray::none) {
+    wake(*client, waiter, stray == Work::Stray::again ? Status() : Status(Code::kernel_fault));
+    return;
   }
   const std::uint32_t granule = granule_of(page);
   const Granule& state = block->granules[granule];

@@ -181,7 +181,7 @@ void Core::Impl::svm_change(Client& client, PageSpan span, Fn&& fn, Location pre
     });
   });
   client.svm.always_mapped = client.svm.always_mapped || effect.map;
-  if (effect.gives || effect.map) {
+  if (effect.gives) {
     work.range_added(client.id);  // who runs without retry faults has it mapped first
   }
   const std::uint32_t index = new_svm_request(client, span, cookie);

@@ -60,7 +60,7 @@ void Work::let_revocations_go(DeviceId device, ClientId client) {
 /// New memory of the client is not mapped on devices that need it to be.
 void Work::range_added(ClientId client) {
   for (DeviceId d = 0; d < devices.size(); ++d) {
-    if (const Client* owner = core.find_client(client); owner != nullptr && core.maps_ahead(*owner, d)) {
+    if (const Client* owner = core.find_client(client); owner != nullptr && !core.retry_faults(*owner, d)) {
       const auto it = devices[d].compute.find(client);
       if (it != devices[d].compute.end()) {
         it->second.stopped = true;
@@ -80,18 +80,16 @@ Work::Stray Work::stray_fault(ClientId client, DeviceId device) const {
   return it != devices[device].compute.end() && it->second.stopped ? Stray::again : Stray::fails;
 }
 
-/// Some device runs compute of the client, or is asked to.
+/// Compute of the client wants units of some device, or uses them.
 bool Work::computes(ClientId client) const {
-  for (DeviceId d = 0; d < devices.size(); ++d) {
-    const auto it = devices[d].compute.find(client);
-    if (it != devices[d].compute.end() && (it->second.demand != 0 || compute_units(client, d) != 0)) {
-      return true;
-    }
-  }
-  return false;
+  return std::any_of(devices.begin(), devices.end(), [client](const WorkDevice& dev) {
+    const auto it = dev.compute.find(client);
+    return it != dev.compute.end() && it->second.demand != 0;
+  });
 }
 
-/// Retry faults were switched for the client. REQUIRES: it computes nowhere.
+/// Retry faults were switched for the client. REQUIRES: it computes nowhere. Units that it has kept while idle are taken:
+/// its next wave waits until they are granted.
 void Work::mode_changed(ClientId client) {
   const Client& owner = *core.find_client(client);
   for (DeviceId d = 0; d < devices.size(); ++d) {
@@ -99,6 +97,7 @@ void Work::mode_changed(ClientId client) {
     if (it != devices[d].compute.end()) {
       it->second.stopped = core.maps_ahead(owner, d);
       it->second.tries = 0;
+      unit_pump(d);
     }
   }
 }
