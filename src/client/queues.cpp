@@ -373,6 +373,18 @@ ferry_code run(const Launch& launch, ferry_error* error) {
   }
 }
 
+bool all_idle() {
+  for (QueueSet& set : sets) {
+    const linux::LockGuard lock(set.mutex);
+    for (ferry_queue* queue : set.queues) {
+      if (queue == nullptr) continue;
+      const linux::LockGuard queue_lock(queue->mutex);
+      if (queue->submitted != 0 && !settle(*queue, queue->submitted - 1)) return false;
+    }
+  }
+  return true;
+}
+
 void wait_for_all() {
   if (!may_use_session(nullptr)) return;
   for (QueueSet& set : sets) {

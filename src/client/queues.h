@@ -26,7 +26,9 @@ ferry_code wait_for(ferry_queue* queue, std::uint64_t number, ferry_error* error
 bool has_ended(ferry_queue* queue, std::uint64_t number);
 /// Launches on a queue that nobody else uses meanwhile, and waits.
 ferry_code run(const Launch& launch, ferry_error* error);
-/// Until every launch so far has ended, well or not.
+/// Every launch so far has ended, well or not.
+bool all_idle();
+/// Until it is so.
 void wait_for_all();
 
 }  // namespace ferry::client

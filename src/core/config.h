@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/types.h"
+#include "core/policy/choice.h"
 #include "core/work/types.h"
 
 namespace ferry::core {
@@ -79,8 +80,12 @@ struct Config {
   std::uint64_t line_patience_ns = 2'000'000'000;
   /// Copies that failed in a row for one granule before the fault is served in place, or fails where it cannot be.
   unsigned copy_retries = 3;
-  /// Most granules that the speculation policy may bring ahead of a sequential fault; 0 switches it off.
+  /// Most granules that a walk of a device brings ahead of it; 0 switches all prefetch by policy off.
   unsigned speculation_granules = 4;
+  PrefetchKind prefetch = PrefetchKind::both;
+  /// Percent of a part of a block that a device has in VRAM when the rest is brought too (prefetch by density).
+  unsigned density_percent = 51;
+  VictimKind victims = VictimKind::probe;
   /// Waves that a compute unit can hold; where wave_limit() starts from.
   unsigned waves_per_cu = 16;
   /// One for each device; those that are missing are as DeviceModel's defaults.

@@ -214,7 +214,7 @@ Core::Impl::Impl(const Config& c, Observer* o) : config(c), observer(o), classes
   devices.resize(config.device_count);
   for (auto& device : devices) {
     device.chunk_total = config.vram_pages / block_pages;
-    device.victims.set_capacity(device.chunk_total * slots_per_chunk());
+    device.victims.configure(config.victims, device.chunk_total * slots_per_chunk());
     device.throttle.configure(config.waves_per_cu, device.chunk_total * slots_per_chunk());
   }
 }

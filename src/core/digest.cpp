@@ -105,12 +105,10 @@ std::uint64_t digest_of(const Core::Impl& core, const ClientDevice& own) {
     d.add(first);
   }
   if (core.config.speculation_granules != 0) {
-    // Which stream is forgotten next depends on the order of their last uses only.
-    for (const Stream& stream : own.streams) {
-      const auto older = std::count_if(own.streams.begin(), own.streams.end(),
-                                       [&](const Stream& other) { return other.last_use < stream.last_use; });
-      d.add(stream.next_granule).add(stream.length).add(static_cast<std::uint64_t>(older));
+    for (const auto& prefetcher : own.prefetchers) {
+      d.add(prefetcher == nullptr ? 0 : prefetcher->digest());
     }
+    d.add(own.gate.digest());
   }
   return d.value();
 }

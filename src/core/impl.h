@@ -16,6 +16,7 @@
 
 #include "core/block/block.h"
 #include "core/core.h"
+#include "core/policy/prefetch.h"
 #include "core/policy/throttle.h"
 #include "core/policy/victim.h"
 #include "core/reclaim/reclaim.h"
@@ -29,13 +30,6 @@ struct Range {
   std::uint64_t count_pages = 0;
   Placement placement = Placement::automatic;
   bool freeing = false;
-};
-
-/// A sequential run of faults of one device, for speculation.
-struct Stream {
-  std::uint64_t next_granule = ~std::uint64_t{0};
-  std::uint32_t length = 0;
-  std::uint64_t last_use = 0;
 };
 
 struct Chunk {
@@ -54,8 +48,8 @@ struct ClientDevice {
   std::vector<VramPage> free_slots;  ///< of owned, not draining chunks; last in, first out
   std::vector<SlotIndex> slot_at;    ///< by slot number in the file (VramPage / granularity); none_index if free
   std::uint32_t idle_chunks = 0;     ///< owned, not draining, no slot used: could serve another client at once
-  std::array<Stream, 8> streams;
-  std::uint64_t stream_clock = 0;
+  std::array<std::unique_ptr<Prefetcher>, 2> prefetchers;  ///< those at the front exist
+  PrefetchGate gate;
 };
 
 struct Client {
@@ -431,6 +425,7 @@ class Core::Impl {
   std::uint64_t note_refault(const Op& op);
   // policy/speculate.cpp
   void speculate(Block& block, std::uint32_t granule, DeviceId device, Access access);
+  bool speculate_granule(Client& client, std::uint64_t number, DeviceId device, Access access);
 
   // core.cpp, for work/ and reclaim/
   /// An action with an answer, for Work. The client may be gone already (its buffers live on with others).
@@ -510,7 +505,8 @@ class Core::Impl {
     graph::ClassId fault, operation, memory, fence, job, unit, compute, engine, line, gate, buffer, point, machine,
         unseen;
   } classes;
-  std::vector<graph::NodeId> scratch_nodes;  ///< show_slot_line()'s, kept for its capacity
+  std::vector<std::uint64_t> scratch_granules;  ///< speculate()'s, kept for its capacity
+  std::vector<graph::NodeId> scratch_nodes;     ///< show_slot_line()'s, kept for its capacity
   Work work;
   Reclaim reclaim;
 };

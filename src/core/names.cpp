@@ -24,6 +24,36 @@ const char* to_string(Cause cause) {
   return "unknown";
 }
 
+const char* to_string(PrefetchKind kind) {
+  switch (kind) {
+    case PrefetchKind::none: return "none";
+    case PrefetchKind::sequential: return "sequential";
+    case PrefetchKind::stride: return "stride";
+    case PrefetchKind::density: return "density";
+    case PrefetchKind::both: return "both";
+  }
+  return "unknown";
+}
+
+const char* to_string(VictimKind kind) {
+  switch (kind) {
+    case VictimKind::probe: return "probe";
+    case VictimKind::lru: return "lru";
+    case VictimKind::fifo: return "fifo";
+    case VictimKind::random: return "random";
+  }
+  return "unknown";
+}
+
+const char* to_string(LeaveKind kind) {
+  switch (kind) {
+    case LeaveKind::never: return "never";
+    case LeaveKind::thrash: return "thrash";
+    case LeaveKind::cost: return "cost";
+  }
+  return "unknown";
+}
+
 const char* to_string(Verb verb) {
   switch (verb) {
     case Verb::revoke_cpu: return "revoke_cpu";

@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "base/types.h"
 #include "core/work/types.h"
@@ -54,9 +55,12 @@ struct ClientWork {
   SlotPool buffer_slots{wire::buffer_slots};
   SlotPool fence_slots{wire::fence_slots};
   SlotPool timeline_slots{wire::timeline_slots};
-  std::uint32_t jobs = 0;    ///< submitted and not signalled
-  std::uint32_t arrays = 0;  ///< merged and not signalled
-  std::uint32_t tokens = 0;  ///< exported and still open somewhere
+  std::uint32_t jobs = 0;          ///< submitted and not signalled
+  std::uint32_t arrays = 0;        ///< merged and not signalled
+  std::uint32_t tokens = 0;        ///< exported and still open somewhere
+  std::uint32_t asked = 0;         ///< requests about attributes, moves and pins that are not answered
+  std::uint32_t next_group = 1;    ///< of range groups; a number is never given again
+  std::set<std::uint32_t> groups;  ///< range groups that exist
 
   /// The place that the page lies in, or null.
   [[nodiscard]] BufferPlace* place_of(Page page, Page& first) {

@@ -40,6 +40,7 @@ struct ManagerConfig {
   std::uint32_t jobs_max = 1024;
   std::uint32_t arrays_max = 4096;
   std::uint32_t exports_max = 1024;
+  std::size_t groups_max = 4096;
 
   [[nodiscard]] bool is_private() const { return private_fd >= 0; }
 };

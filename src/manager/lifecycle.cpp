@@ -217,6 +217,7 @@ void Manager::finish_close(Client& client) {
 /// The connection goes at the end of the turn: events of it may still be in hand.
 void Manager::forget(Client& client) {
   if (client.greeted) forget_work(client);
+  recorder_->streams().forget(client.id);
   executor_->forget_client(client);
   std::erase(clients_, &client);
   if (last_found_ == &client) last_found_ = nullptr;

@@ -204,6 +204,7 @@ bool Manager::turn() {
   if (core_->has_actions()) progress = true;
   executor_->run_actions();
   show_timelines();
+  recorder_->streams().wake_readers();
   if (progress && !work_.leaving.empty()) drop_left_buffers();
   end_dropped();
   if (now_ns_ - last_tick_ns_ > tick_ns || now_ns_ >= core_->next_tick_ns()) tick();

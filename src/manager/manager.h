@@ -66,6 +66,7 @@ class Manager final : private Household {
       gone,    ///< the application can be forgotten
       unmap,   ///< as answer, after the buffer's address `page` was given up
       job,     ///< whoever looks at fence `number`
+      svm,     ///< as answer; counts in ClientWork::asked
       nobody
     } kind = Kind::none;
     ClientId client = 0;
@@ -143,6 +144,19 @@ class Manager final : private Household {
   void timeline_close(Client& client, core::TimelineId id);
   void timeline_signal(Client& client, const wire::ObjectRef& ref);
   void show_timelines();
+
+  // svm_requests.cpp
+  bool on_svm(Client& client);
+  void on_svm_span(Client& client, wire::MessageType type);
+  void svm_list(Client& client, bool set);
+  void retry_faults(Client& client);
+  void migrate_async(Client& client, PageSpan pages, DeviceId device);
+  void on_group(Client& client, wire::MessageType type);
+  void events_open(Client& client);
+  void answer_svm(Client& client, const wire::SvmAnswer& body, std::span<const int> fds = {});
+  void refuse_svm(Client& client, Status status, const std::string& text = {});
+  void end_svm(Client& client, core::Cookie cookie, Status status, const std::string& text = {});
+  [[nodiscard]] bool svm_span(Client& client, PageSpan pages);
 
   // job_requests.cpp
   bool resolve_waits(Client& client, const wire::JobSubmit& job, core::JobSpec& spec,

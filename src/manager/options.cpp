@@ -157,6 +157,27 @@ Error policy_of(std::string_view text, DeviceOptions& device) {
   return "has to be " + names;
 }
 
+/// One of the `count` kinds of a policy, by its name.
+template <typename Kind>
+Error kind_of(std::string_view text, unsigned count, Kind& out) {
+  std::string names;
+  for (unsigned k = 0; k < count; ++k) {
+    const auto kind = static_cast<Kind>(k);
+    if (text == core::to_string(kind)) {
+      out = kind;
+      return {};
+    }
+    names += (k == 0 ? "" : k + 1 == count ? " or " : ", ") + std::string(core::to_string(kind));
+  }
+  return "has to be " + names;
+}
+
+Error prefetch_of(std::string_view text, MachineOptions& o) {
+  return kind_of(text, core::prefetch_kind_count, o.prefetch);
+}
+
+Error victims_of(std::string_view text, MachineOptions& o) { return kind_of(text, core::victim_kind_count, o.victims); }
+
 Error reserved_of(std::int64_t value, DeviceOptions& device) {
   unsigned count = 0;
   if (Error error = count_of(value, 1, wire::max_cus, count)) return error;
@@ -303,6 +324,10 @@ const std::map<std::string, Table, std::less<>>& tables() {
       {"policy",
        {{"speculation",
          count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 512, o.speculation_granules); })},
+        {"prefetch", text_key(prefetch_of)},
+        {"density_percent",
+         count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 1, 100, o.density_percent); })},
+        {"victims", text_key(victims_of)},
         {"contention_threshold",
          count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 1, 1000, o.contention_threshold); })},
         {"contention_window_ms",
@@ -459,6 +484,9 @@ core::Config MachineOptions::core_config() const {
   config.contention_hold_ns = contention_hold_ns;
   config.copy_retries = copy_retries;
   config.speculation_granules = speculation_granules;
+  config.prefetch = prefetch;
+  config.density_percent = density_percent;
+  config.victims = victims;
   config.waves_per_cu = waves_per_cu;
   config.system_pages = system_bytes / page_bytes;
   config.store_pages = store_room_bytes() / page_bytes;

@@ -8,6 +8,9 @@
 //   devices = 1                   contention_hold_ms = 300        codec = "zstd"
 //   granularity = "64K"           copy_retries = 3                level = 1
 //   waves_per_cu = 16             keep_free = 1                   io = "uring"
+//                                 prefetch = "both"
+//                                 density_percent = 51
+//                                 victims = "probe"
 //   hardware, policy, reserved_cus, slice_ms, min_run_ms: of every device; in the n-th [[device]] of that one
 //   hive: of a [[device]] alone
 #pragma once
@@ -43,6 +46,9 @@ struct MachineOptions {
   std::uint64_t granularity_bytes = 0;  ///< 0: a 1024th of VRAM, but 64 KiB to 2 MiB (docs/design/0004-granularity.md)
   unsigned waves_per_cu = 16;
   unsigned speculation_granules = 4;
+  core::PrefetchKind prefetch = core::PrefetchKind::both;
+  unsigned density_percent = 51;
+  core::VictimKind victims = core::VictimKind::probe;
   unsigned contention_threshold = 4;
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;

@@ -1,4 +1,5 @@
-// The one observer that the manager gives its core: the series always, the trace if one was asked for.
+// The one observer that the manager gives its core: the series always, the trace if one was asked for, what
+// applications read of events.
 // The manager's main thread.
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <string>
 
 #include "core/observer.h"
+#include "manager/event_streams.h"
 #include "manager/series.h"
 #include "manager/trace.h"
 #include "wire/control.h"
@@ -28,6 +30,7 @@ class Recorder final : public core::Observer {
   void on_event(const core::Event& event) override {
     series_.on_event(event);
     if (trace_) trace_->on_event(event);
+    streams_.on_event(event);
   }
   void kernel_begin(const KernelEvent& event) {
     series_.kernel_begin(event);
@@ -45,11 +48,13 @@ class Recorder final : public core::Observer {
     if (trace_) trace_->name_client(client, program, pid, window_base);
   }
 
+  [[nodiscard]] EventStreams& streams() { return streams_; }
   [[nodiscard]] const Series& series() const { return series_; }
   /// Null if no trace is kept.
   [[nodiscard]] const Trace* trace() const { return trace_.get(); }
 
  private:
+  EventStreams streams_;
   Series series_;
   std::unique_ptr<Trace> trace_;
 };

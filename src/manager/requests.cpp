@@ -90,7 +90,7 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::device_control: device_control(client); return;
     default: break;
   }
-  if (on_work(client)) return;
+  if (on_work(client) || on_svm(client)) return;
   wire::Span span{};
   if (!incoming_->body(span)) {
     misunderstood(client);
@@ -218,6 +218,10 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
   if (client == nullptr) return;
   switch (request.kind) {
     case Request::Kind::gone: forget(*client); return;
+    case Request::Kind::svm:
+      --client->work.asked;
+      if (!client->closing) answer(*client, request.number, status);
+      return;
     case Request::Kind::unmap:
       if (status.ok() && !client->closing) executor_->remove_place(*client, request.page);
       [[fallthrough]];

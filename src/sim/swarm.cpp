@@ -37,6 +37,14 @@ void draw_budget(Swarm& s, const SimOptions& options) {
     s.core.models.assign(s.devices, model);
   }
 }
+/// Of their own random numbers: what else a seed means does not depend on which policies there are.
+void draw_policies(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0x9011'c1e5'0000'0020);
+  if (r.chance(400)) return;  // the defaults
+  s.core.prefetch = static_cast<core::PrefetchKind>(pick(r, 0, core::prefetch_kind_count - 1));
+  s.core.density_percent = pick(r, 1, 100);
+  s.core.victims = static_cast<core::VictimKind>(pick(r, 0, core::victim_kind_count - 1));
+}
 }  // namespace
 
 Swarm make_swarm(Random& r, const SimOptions& options) {
@@ -90,6 +98,7 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   s.core.speculation_granules = r.chance(300) ? 0 : pick(r, 1, 8);
   s.core.bug = options.bug;
   draw_budget(s, options);
+  draw_policies(s, options);
   return s;
 }
 

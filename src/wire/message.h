@@ -37,6 +37,24 @@
 // | timeline_import | -            |                  | a token           | id, slot                                  |
 // | job_submit      | JobSubmit    |                  | -                 | id, slot of its fence; or why not, as text|
 // | job_cancel      | ObjectRef    | -                | -                 | -                                         |
+// Attributes, moves on request, pins, events (svm.h), each answered by svm_answer where refused, else:
+// | type            | body         | answered by                                                                      |
+// |-----------------|--------------|----------------------------------------------------------------------------------|
+// | svm_set         | SvmList      | done, when what it asks for at once has happened                                 |
+// | svm_get         | SvmList      | svm_answer: a value a line                                                       |
+// | svm_reset       | Span         | done                                                                             |
+// | retry_faults    | RetryFaults  | svm_answer: the mode before                                                      |
+// | migrate_async   | Span         | work_answer: id, slot of its fence                                               |
+// | populate        | Span         | done                                                                             |
+// | svm_discard     | Span         | done                                                                             |
+// | group_create    | -            | svm_answer: its number                                                           |
+// | group_destroy   | GroupRef     | svm_answer                                                                       |
+// | group_assign    | GroupRef     | svm_answer                                                                       |
+// | group_migration | GroupRef     | svm_answer                                                                       |
+// | pin             | Span         | done                                                                             |
+// | unpin           | Span         | svm_answer                                                                       |
+// | events_open     | EventsOpen   | svm_answer: the stream's number; descriptors: its ring, both ends of its socket  |
+// | events_close    | EventsRef    | svm_answer                                                                       |
 // Tokens are sockets: docs/design/0014-buffers.md. fence_record (FenceRecord) is the one message on a fence's token.
 // A fork (docs/design/0018-fork.md):
 // | type       | from                     | body      | descriptors                        | answer                     |
@@ -59,6 +77,7 @@
 
 #include "base/types.h"
 #include "wire/control.h"
+#include "wire/svm.h"
 #include "wire/work.h"
 
 namespace ferry::wire {
@@ -109,6 +128,22 @@ enum class MessageType : std::uint32_t {
   fence_hold = 55,
   peer_file = 57,
   converted = 56,  ///< a span that was allocated with span_converts is mapped from the system file now
+  svm_set = 64,
+  svm_get = 65,
+  svm_reset = 66,
+  retry_faults = 67,
+  migrate_async = 68,
+  populate = 69,
+  svm_discard = 70,
+  group_create = 71,
+  group_destroy = 72,
+  group_assign = 73,
+  group_migration = 74,
+  pin = 75,
+  unpin = 76,
+  events_open = 77,
+  events_close = 78,
+  svm_answer = 79,
   fork_begin = 96,
   fork_end = 97,
   fork_child = 98,
@@ -175,7 +210,7 @@ inline constexpr std::uint32_t to_system = 0xffff'ffff;
 struct Span {
   std::uint64_t first_page;
   std::uint64_t count_pages;
-  std::uint32_t device;  ///< prefetch: device number, or to_system
+  std::uint32_t device;  ///< prefetch, migrate_async, populate, pin: device number, or to_system
   std::uint32_t flags;   ///< alloc: span_place_system, span_converts
   std::uint32_t pid;     ///< explain: whose address; 0 elsewhere
   std::uint32_t reserved0;

@@ -80,6 +80,9 @@ TEST(Options, TomlSetsEveryKey) {
     contention_window_ms = 5
     contention_hold_ms = 6
     copy_retries = 1
+    prefetch = "stride"
+    density_percent = 75
+    victims = "random"
   )",
                                "f.toml", options);
   ASSERT_FALSE(error) << *error;
@@ -94,6 +97,9 @@ TEST(Options, TomlSetsEveryKey) {
   EXPECT_EQ(config.contention_window_ns, 5'000'000U);
   EXPECT_EQ(config.contention_hold_ns, 6'000'000U);
   EXPECT_EQ(config.copy_retries, 1U);
+  EXPECT_EQ(config.prefetch, core::PrefetchKind::stride);
+  EXPECT_EQ(config.density_percent, 75U);
+  EXPECT_EQ(config.victims, core::VictimKind::random);
 }
 
 TEST(Options, WithoutABudgetThereIsNoStore) {

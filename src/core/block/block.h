@@ -58,6 +58,9 @@ struct Granule {
   SlotIndex slot = none_index;  ///< VRAM that the granule has, current or being filled
   DeviceId owner = no_device;   ///< device of `slot`
   Cause last_move_cause = Cause::none;
+  /// Brought ahead of a fault and not mapped, so that its first touch tells that it was wanted. Cleared by that, and when
+  /// it leaves VRAM.
+  bool sample = false;
   std::uint8_t flips = 0;  ///< changes of side since flip_window_ns began
   std::uint64_t flip_window_ns = 0;
   std::uint64_t pinned_until_ns = 0;  ///< contended: served in place until then

@@ -152,6 +152,13 @@ void Core::Impl::map_vram(Op& op) {
   if (!client.devices[op.device].attached) {
     return;
   }
+  if (state.sample) {
+    if (op.cause == Cause::speculation && op.waiters.empty()) {
+      return;
+    }
+    state.sample = false;
+    client.devices[op.device].gate.hit();
+  }
   DeviceView& view = block.devices[op.device];
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage first = devices[op.device].slots[state.slot].first;

@@ -18,6 +18,9 @@ void Core::Impl::client_open(ClientId id) {
   auto client = std::make_unique<Client>();
   client->id = id;
   client->devices.resize(devices.size());
+  for (ClientDevice& own : client->devices) {
+    own.prefetchers = make_prefetchers({config.prefetch, config.granularity_pages, config.density_percent});
+  }
   clients.emplace(id, std::move(client));
   gone_stats.erase(id);
   work.client_open(id);

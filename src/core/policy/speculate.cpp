@@ -1,5 +1,5 @@
-// Speculation: faults of a device that walk through memory granule by granule bring the next granules along. It uses
-// only room that is free: when VRAM is full it stops by itself, since what it would push out may be wanted sooner.
+// Speculation: what the prefetchers of a device name is brought along with a fault, as far as VRAM is free: when it is
+// full this stops by itself, since what it would push out may be wanted sooner.
 #include "core/impl.h"
 
 namespace ferry::core {
@@ -10,55 +10,61 @@ void Core::Impl::speculate(Block& block, std::uint32_t granule, DeviceId device,
   }
   Client& client = *block.client;
   ClientDevice& own = client.devices[device];
-  const std::uint64_t number = block.index * slots_per_chunk() + granule;
-  ++own.stream_clock;
-  Stream* stream = nullptr;
-  Stream* oldest = &own.streams[0];
-  for (Stream& s : own.streams) {
-    if (s.next_granule == number) {
-      stream = &s;
-      break;
-    }
-    if (s.last_use < oldest->last_use) {
-      oldest = &s;
-    }
-  }
-  if (stream == nullptr) {
-    *oldest = {number + 1, 1, own.stream_clock};
+  // In full VRAM a fault pays nothing for what cannot come anyway.
+  if (own.prefetchers[0] == nullptr || !has_free_slot(client, device)) {
     return;
   }
-  ++stream->length;
-  stream->last_use = own.stream_clock;
-  stream->next_granule = number + 1;
-  std::uint32_t depth = stream->length < 8 ? (1U << (stream->length - 1)) / 2 : config.speculation_granules;
-  depth = std::min(depth, config.speculation_granules);
-  for (std::uint32_t i = 0; i < depth && has_free_slot(client, device); ++i) {
-    const std::uint64_t next = stream->next_granule;
-    const Page first = next * config.granularity_pages;
-    Block* target = find_block(client, block_of(first));
-    if (target == nullptr) {
-      if (!all_allocated(client, {first, 1})) {
-        return;
-      }
-      target = &make_block(client, block_of(first));
+  const unsigned most = own.gate.allow(config.speculation_granules);
+  PageMask in_vram = block.devices[device].mapped;
+  in_vram.remove(block.devices[device].in_place);
+  // Faults are seen while nothing may be brought too, so that a walk is known when it may again.
+  const PrefetchView view{block.index * slots_per_chunk() + granule, config.granularity_pages, std::max(most, 1U),
+                          &in_vram};
+  for (const auto& prefetcher : own.prefetchers) {
+    if (prefetcher == nullptr) {
+      break;
     }
-    const std::uint32_t g = granule_of(first);
-    Granule& state = target->granules[g];
-    PageMask pages = target->allocated & granule_mask(g);
-    pages.remove(target->freeing);
-    if (pages.none() || state.op != none_index || state.slot != none_index || is_contended(state) ||
-        target->placed_system.intersects(pages) || work.userptr_in_use(client.id, granule_span(*target, g))) {
-      return;
+    std::vector<std::uint64_t>& wanted = scratch_granules;
+    wanted.clear();
+    prefetcher->fault(view, wanted);
+    std::size_t brought = 0;
+    while (brought < wanted.size() && most != 0 && speculate_granule(client, wanted[brought], device, access)) {
+      ++brought;
     }
-    pages = may_go_to(*target, g, device, pages, false);
-    if (pages.none()) {
-      return;
-    }
-    stream->next_granule = next + 1;
-    Op& op = start_op(*target, g, Goal::vram, Cause::speculation, device, access);
-    op.pages &= pages;
-    run_op(op.self);
+    prefetcher->brought(brought);
   }
+}
+
+/// False: no room, and none for what comes after it. What cannot be brought for other reasons is passed over.
+bool Core::Impl::speculate_granule(Client& client, std::uint64_t number, DeviceId device, Access access) {
+  if (!has_free_slot(client, device)) {
+    return false;
+  }
+  const Page first = number * config.granularity_pages;
+  Block* target = find_block(client, block_of(first));
+  if (target == nullptr) {
+    if (!all_allocated(client, {first, 1})) {
+      return true;
+    }
+    target = &make_block(client, block_of(first));
+  }
+  const std::uint32_t granule = granule_of(first);
+  Granule& state = target->granules[granule];
+  PageMask pages = target->allocated & granule_mask(granule);
+  pages.remove(target->freeing);
+  if (pages.none() || state.op != none_index || state.slot != none_index || is_contended(state) ||
+      target->placed_system.intersects(pages) || work.userptr_in_use(client.id, granule_span(*target, granule))) {
+    return true;
+  }
+  pages = may_go_to(*target, granule, device, pages, false);
+  if (pages.none()) {
+    return true;
+  }
+  state.sample = client.devices[device].gate.sample();
+  Op& op = start_op(*target, granule, Goal::vram, Cause::speculation, device, access);
+  op.pages &= pages;
+  run_op(op.self);
+  return true;
 }
 
 }  // namespace ferry::core

@@ -6,7 +6,8 @@
 
 namespace ferry::core {
 
-void VictimPolicy::set_capacity(std::uint64_t capacity) {
+void VictimPolicy::configure(VictimKind kind, std::uint64_t capacity) {
+  kind_ = kind;
   capacity_ = std::max<std::uint64_t>(capacity, 1);
   // An eighth, and room for a handful of arrays walked side by side, but never more than half.
   window_least_ =
@@ -58,6 +59,10 @@ void VictimPolicy::insert(std::uint32_t slot, std::uint64_t now, std::uint64_t d
     slots_.resize(std::size_t{slot} + 1);
   }
   FERRY_CHECK_EQ(static_cast<int>(slots_[slot].list), static_cast<int>(list_count));
+  if (kind_ != VictimKind::probe) {
+    push(slot, cold, now);
+    return;
+  }
   if (distance != none_distance) {
     const std::uint64_t bounded = std::min(distance, 16 * capacity_);
     usual_distance_ = (usual_distance_ * 7 + bounded + 4) / 8;
@@ -81,6 +86,10 @@ void VictimPolicy::insert(std::uint32_t slot, std::uint64_t now, std::uint64_t d
 }
 
 void VictimPolicy::reference(std::uint32_t slot, std::uint64_t now) {
+  if (kind_ == VictimKind::lru) {
+    spare(slot, now);
+    return;
+  }
   if (slots_[slot].list == cold) {
     return;  // its turn in the queue says how long it has been used, and that is known
   }

@@ -1,4 +1,5 @@
-// Which resident granule goes when room is needed, for one device.
+// Which resident granule goes when room is needed, for one device. What follows is of VictimKind::probe; the other kinds
+// are there to compare it with, and keep all residents in one list.
 //
 // A device has no accessed bits that the manager could read, so use is learnt from faults, and to learn more of it the
 // policy probes: it has the mapping of a granule taken away (batched with an eviction that does so anyway) and sees
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "core/digest.h"
+#include "core/policy/choice.h"
 
 namespace ferry::core {
 
@@ -27,7 +29,7 @@ class VictimPolicy {
   static constexpr std::uint32_t none = 0xffff'ffff;
 
   /// `capacity`: slots of the device.
-  void set_capacity(std::uint64_t capacity);
+  void configure(VictimKind kind, std::uint64_t capacity);
 
   /// `slot` becomes resident. `distance`: evictions since its granule was evicted, or none_distance.
   static constexpr std::uint64_t none_distance = ~std::uint64_t{0};
@@ -41,6 +43,9 @@ class VictimPolicy {
   /// The slot to evict next among those that `usable` allows, or none.
   template <typename Usable>
   [[nodiscard]] std::uint32_t pick(std::uint64_t now, Usable&& usable) const {
+    if (kind_ == VictimKind::random) {
+      return any_from(now, usable);
+    }
     const std::uint32_t dead = lists_[probed].head;
     if (dead != none && now - slots_[dead].since > patience() && usable(dead)) {
       return dead;
@@ -56,6 +61,9 @@ class VictimPolicy {
   /// A hot slot whose use is worth asking about now, or none. The caller takes its mapping away and says so.
   template <typename Usable>
   [[nodiscard]] std::uint32_t probe_candidate(std::uint64_t now, Usable&& usable) const {
+    if (kind_ != VictimKind::probe) {
+      return none;
+    }
     const std::uint32_t slot = lists_[hot].head;
     return slot != none && now - slots_[slot].since >= capacity_ / 2 && usable(slot) ? slot : none;
   }
@@ -70,6 +78,12 @@ class VictimPolicy {
   template <typename Place>
   [[nodiscard]] std::uint64_t digest(std::uint64_t now, Place&& place) const {
     Digest d;
+    if (kind_ == VictimKind::random) {
+      d.add(now);  // it draws the next victim, and where the slots lie is part of the draw
+      for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
+        d.add(slots_[slot].list == list_count ? none : place(slot));
+      }
+    }
     for (const Ends& ends : lists_) {
       for (std::uint32_t slot = ends.head; slot != none; slot = slots_[slot].next) {
         d.add(place(slot)).add(now - slots_[slot].since);
@@ -113,6 +127,20 @@ class VictimPolicy {
     return none;
   }
 
+  /// A slot drawn by `now`, or the next one that may go.
+  template <typename Usable>
+  [[nodiscard]] std::uint32_t any_from(std::uint64_t now, Usable& usable) const {
+    const std::uint64_t start = Digest().add(now).value();
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      const auto slot = static_cast<std::uint32_t>((start + i) % slots_.size());
+      if (slots_[slot].list != list_count && usable(slot)) {
+        return slot;
+      }
+    }
+    return none;
+  }
+
+  VictimKind kind_ = VictimKind::probe;
   std::vector<Slot> slots_;
   Ends lists_[list_count];
   std::uint64_t capacity_ = 1;

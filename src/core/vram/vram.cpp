@@ -113,6 +113,10 @@ void Core::Impl::forget_slot(DeviceId device, SlotIndex index) {
   Device& dev = devices[device];
   Slot& slot = dev.slots[index];
   Granule& state = slot.block->granules[slot.granule];
+  if (state.sample) {
+    state.sample = false;
+    slot.client->devices[device].gate.waste();
+  }
   if (state.slot == index && state.owner == device) {
     state.slot = none_index;
     state.owner = no_device;
