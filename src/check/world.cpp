@@ -55,6 +55,7 @@ core::Config World::config() const {
   out.system_pages = scenario_.system_pages * block_pages;
   out.store_pages = scenario_.store_pages * block_pages;
   out.speculation_granules = 0;
+  out.leave = core::LeaveKind::never;
   out.end_deadlocks = false;  // the hang itself is looked for
   out.bug = setup_.bug;
   return out;

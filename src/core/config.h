@@ -86,6 +86,9 @@ struct Config {
   /// Percent of a part of a block that a device has in VRAM when the rest is brought too (prefetch by density).
   unsigned density_percent = 51;
   VictimKind victims = VictimKind::probe;
+  LeaveKind leave = LeaveKind::thrash;
+  /// Evictions from which a granule came back before it has to prove its use (leave).
+  unsigned leave_returns = 4;
   /// Waves that a compute unit can hold; where wave_limit() starts from.
   unsigned waves_per_cu = 16;
   /// One for each device; those that are missing are as DeviceModel's defaults.

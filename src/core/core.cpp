@@ -212,6 +212,7 @@ Core::Impl::Impl(const Config& c, Observer* o) : config(c), observer(o), classes
   FERRY_CHECK_EQ(config.granularity_pages & (config.granularity_pages - 1), 0U);
   FERRY_CHECK(config.device_count <= max_devices);
   devices.resize(config.device_count);
+  scratch_granules.reserve(std::max<std::size_t>(block_pages, config.speculation_granules));
   for (auto& device : devices) {
     device.chunk_total = config.vram_pages / block_pages;
     device.victims.configure(config.victims, device.chunk_total * slots_per_chunk());

@@ -61,6 +61,15 @@ std::uint64_t digest_of(const Core::Impl& core, const Block& block, std::uint32_
     d.add(counting ? granule.flips : 0).add(counting ? age : 0);
     d.add(time_left(core.now_ns, granule.pinned_until_ns));
   }
+  d.add(granule.sample ? 1 : 0);
+  if (core.config.leave != LeaveKind::never) {
+    d.add(granule.returns).add(granule.touches);
+    if (granule.slot != none_index) {
+      const Device& device = core.devices[granule.owner];
+      const std::uint64_t turnover = std::max<std::uint64_t>(device.chunk_total * core.slots_per_chunk(), 1);
+      d.add(std::min(device.evictions - device.slots[granule.slot].arrived, 2 * turnover + 1));
+    }
+  }
   if (granule.evict_mark != 0) {
     for (const Device& device : core.devices) {
       // Past 16 turnovers all distances count alike (policy/victim.cpp).

@@ -76,6 +76,7 @@ struct Slot {
   Block* block = nullptr;
   std::uint32_t granule = 0;
   VramPage first = 0;
+  std::uint64_t arrived = 0;  ///< Device::evictions then
 };
 
 struct Device {
@@ -423,6 +424,10 @@ class Core::Impl {
     return now_ns > 0 && granule.pinned_until_ns > now_ns;
   }
   std::uint64_t note_refault(const Op& op);
+  // policy/leave.cpp
+  bool leave_in_place(const Client& client, Granule& state, Page page, DeviceId device, PageMask& part);
+  void note_return(Granule& state, std::uint64_t distance, const Device& device);
+  void note_stay(Granule& state, std::uint64_t age, const Device& device);
   // policy/speculate.cpp
   void speculate(Block& block, std::uint32_t granule, DeviceId device, Access access);
   bool speculate_granule(Client& client, std::uint64_t number, DeviceId device, Access access);

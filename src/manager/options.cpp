@@ -178,6 +178,8 @@ Error prefetch_of(std::string_view text, MachineOptions& o) {
 
 Error victims_of(std::string_view text, MachineOptions& o) { return kind_of(text, core::victim_kind_count, o.victims); }
 
+Error leave_of(std::string_view text, MachineOptions& o) { return kind_of(text, core::leave_kind_count, o.leave); }
+
 Error reserved_of(std::int64_t value, DeviceOptions& device) {
   unsigned count = 0;
   if (Error error = count_of(value, 1, wire::max_cus, count)) return error;
@@ -328,6 +330,9 @@ const std::map<std::string, Table, std::less<>>& tables() {
         {"density_percent",
          count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 1, 100, o.density_percent); })},
         {"victims", text_key(victims_of)},
+        {"leave", text_key(leave_of)},
+        {"leave_returns",
+         count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 15, o.leave_returns); })},
         {"contention_threshold",
          count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 1, 1000, o.contention_threshold); })},
         {"contention_window_ms",
@@ -487,6 +492,8 @@ core::Config MachineOptions::core_config() const {
   config.prefetch = prefetch;
   config.density_percent = density_percent;
   config.victims = victims;
+  config.leave = leave;
+  config.leave_returns = leave_returns;
   config.waves_per_cu = waves_per_cu;
   config.system_pages = system_bytes / page_bytes;
   config.store_pages = store_room_bytes() / page_bytes;

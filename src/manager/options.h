@@ -11,6 +11,7 @@
 //                                 prefetch = "both"
 //                                 density_percent = 51
 //                                 victims = "probe"
+//                                 leave = "thrash"
 //   hardware, policy, reserved_cus, slice_ms, min_run_ms: of every device; in the n-th [[device]] of that one
 //   hive: of a [[device]] alone
 #pragma once
@@ -49,6 +50,8 @@ struct MachineOptions {
   core::PrefetchKind prefetch = core::PrefetchKind::both;
   unsigned density_percent = 51;
   core::VictimKind victims = core::VictimKind::probe;
+  core::LeaveKind leave = core::LeaveKind::thrash;
+  unsigned leave_returns = 4;
   unsigned contention_threshold = 4;
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;

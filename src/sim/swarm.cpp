@@ -43,6 +43,8 @@ void draw_policies(Swarm& s, const SimOptions& options) {
   if (r.chance(400)) return;  // the defaults
   s.core.prefetch = static_cast<core::PrefetchKind>(pick(r, 0, core::prefetch_kind_count - 1));
   s.core.density_percent = pick(r, 1, 100);
+  s.core.leave = static_cast<core::LeaveKind>(pick(r, 0, core::leave_kind_count - 1));
+  s.core.leave_returns = pick(r, 0, 4);
   s.core.victims = static_cast<core::VictimKind>(pick(r, 0, core::victim_kind_count - 1));
 }
 }  // namespace

@@ -83,6 +83,8 @@ TEST(Options, TomlSetsEveryKey) {
     prefetch = "stride"
     density_percent = 75
     victims = "random"
+    leave = "cost"
+    leave_returns = 2
   )",
                                "f.toml", options);
   ASSERT_FALSE(error) << *error;
@@ -100,6 +102,8 @@ TEST(Options, TomlSetsEveryKey) {
   EXPECT_EQ(config.prefetch, core::PrefetchKind::stride);
   EXPECT_EQ(config.density_percent, 75U);
   EXPECT_EQ(config.victims, core::VictimKind::random);
+  EXPECT_EQ(config.leave, core::LeaveKind::cost);
+  EXPECT_EQ(config.leave_returns, 2U);
 }
 
 TEST(Options, WithoutABudgetThereIsNoStore) {

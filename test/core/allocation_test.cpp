@@ -83,6 +83,7 @@ TEST_P(AllocationTest, faults_allocate_nothing_in_the_long_run) {
   Config config;
   config.vram_pages = 4 * block_pages;
   config.contention_threshold = 0;
+  config.leave = LeaveKind::never;  // it is evictions that are to be seen
   config.system_pages = GetParam() * block_pages;
   config.store_pages = 1000 * block_pages;
   Program program(config);

@@ -61,7 +61,9 @@ struct Granule {
   /// Brought ahead of a fault and not mapped, so that its first touch tells that it was wanted. Cleared by that, and when
   /// it leaves VRAM.
   bool sample = false;
-  std::uint8_t flips = 0;  ///< changes of side since flip_window_ns began
+  std::uint8_t returns = 0;  ///< times that it was evicted and soon wanted again (policy/leave.cpp)
+  std::uint8_t touches = 0;  ///< parts of it served in place since it last had VRAM
+  std::uint8_t flips = 0;    ///< changes of side since flip_window_ns began
   std::uint64_t flip_window_ns = 0;
   std::uint64_t pinned_until_ns = 0;  ///< contended: served in place until then
   std::uint64_t last_move_ns = 0;

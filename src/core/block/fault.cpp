@@ -110,7 +110,14 @@ void Core::Impl::serve_device_waiter(Block& block, const Waiter& waiter) {
     goal = Goal::in_place;
     cause = Cause::contention;
   }
+  PageMask part;
+  if (goal == Goal::vram && leave_in_place(*block.client, state, waiter.page, waiter.device, part)) {
+    goal = Goal::in_place;
+  }
   Op& op = start_op(block, granule, goal, cause, waiter.device, waiter.access);
+  if (part.any()) {
+    op.pages &= part;
+  }
   op.waiters.push_back(waiter);
   run_op(op.self);
 }

@@ -33,6 +33,7 @@ std::uint64_t Core::Impl::note_refault(const Op& op) {
   const Device& device = devices[op.device];
   const std::uint64_t distance = device.evictions - state.evict_mark;
   state.evict_mark = 0;
+  note_return(state, distance, device);
   if (distance <= device.chunk_total * slots_per_chunk()) {
     count(*op.block->client, [](Stats& s) { ++s.refaults; });
     tell(EventKind::refault, *op.block->client, op.device, granule_span(*op.block, op.granule), op.cause);

@@ -96,7 +96,7 @@ void Core::Impl::assign_slot(Op& op, VramPage first) {
     index = dev.slot_holes.back();
     dev.slot_holes.pop_back();
   }
-  dev.slots[index] = {op.block->client, op.block, op.granule, first};
+  dev.slots[index] = {op.block->client, op.block, op.granule, first, dev.evictions};
   const std::uint64_t distance = note_refault(op);
   dev.victims.insert(index, dev.evictions, distance);
   dev.throttle.note(distance);
@@ -328,6 +328,7 @@ void Core::Impl::start_evict(DeviceId device, SlotIndex index, bool counts) {
   Client& client = *slot.client;
   Block& block = *slot.block;
   const std::uint32_t granule = slot.granule;
+  note_stay(block.granules[granule], dev.evictions - slot.arrived, dev);
   ++dev.evictions;
   block.granules[granule].evict_mark = dev.evictions;
   const std::uint64_t pages = (block.vram_current & granule_mask(granule)).count();
