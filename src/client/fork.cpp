@@ -1,17 +1,24 @@
 #include "client/fork.h"
 
 #include <fcntl.h>
-#include <pthread.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <span>
 
 #include "client/devices.h"
 #include "client/heap/process_heap.h"
+#include "client/immortal.h"
 #include "client/process_state.h"
 #include "client/session.h"
 #include "client/zygote.h"
@@ -20,57 +27,87 @@
 namespace ferry::client {
 namespace {
 
-std::uint64_t closed_base = 0;
-std::uint64_t closed_bytes = 0;
+constexpr int exit_manager_lost = 117;
 
-void on_child_segv(int, siginfo_t* info, void*) {
-  const auto at = reinterpret_cast<std::uint64_t>(info->si_addr);
-  if (at - closed_base < closed_bytes) {
-    constexpr char text[] =
-        "ferry: this process was forked from a Ferry application and has no managed memory: exec a program, or use "
-        "managed memory in the parent only\n";
-    [[maybe_unused]] const auto n = ::write(STDERR_FILENO, text, sizeof text - 1);
+/// How the fork under way gives the child its memory. By the thread that forks; others wait for the heap's locks.
+enum class Way : std::uint8_t {
+  none,       ///< no managed memory: it is as any fork
+  on_touch,   ///< the manager fills it
+  at_once,    ///< the child copies it from the system file, the parent waits
+  from_child  ///< of a fork's child: its memory is private, what is missing the manager fills in both
+};
+constinit Way way = Way::none;
+/// on_touch, from_child: the child's connection. at_once: a pipe whose writing end closes when the child has copied.
+constinit int child_end = -1;
+constinit int copied_pipe[2] = {-1, -1};
+constinit pid_t forking = 0;
+constinit bool child_set_up = false;
+constinit struct sigaction former_segv {};
+
+// Of a fork's child, while the manager may still have pages of it. A program may have closed them, and have something
+// else under these numbers, so each is known by its inode too.
+struct Watched {
+  int fd = -1;
+  ino_t inode = 0;
+  void watch(int descriptor) {
+    struct stat s {};
+    fd = ::fstat(descriptor, &s) == 0 ? descriptor : -1;
+    inode = s.st_ino;
   }
-  // The access is repeated and ends the process as it would have without us.
-  ::signal(SIGSEGV, SIG_DFL);
+  [[nodiscard]] bool is_ours() const {
+    struct stat s {};
+    return fd >= 0 && ::fstat(fd, &s) == 0 && s.st_ino == inode;
+  }
+  void close() {
+    if (is_ours()) ::close(fd);
+    fd = -1;
+  }
+};
+constinit Watched manager_socket;
+constinit Watched manager_lives;  ///< a pipe whose other end the manager has
+constinit Watched own_userfault;  ///< kept, so that a page that the manager did not bring never reads as zeros
+constinit std::atomic<bool> has_memory{false};
+constinit bool all_here = false;  ///< it has touched every page
+constinit Immortal<linux::Incoming> fork_answer;
+
+[[nodiscard]] Session* session_of(ProcessKind kind) {
+  return process_kind.load(std::memory_order_relaxed) == kind ? session_if_open() : nullptr;
 }
 
-// Of a fork under way, by the thread that forks (others wait in the heap's own handlers): a pipe whose writing end closes
-// when the child has copied its heap or is dead.
-int copied_pipe[2] = {-1, -1};
+void say(const char* text) { [[maybe_unused]] const auto n = ::write(STDERR_FILENO, text, std::strlen(text)); }
 
-[[nodiscard]] bool is_application_with_session() {
-  return session_if_open() != nullptr && process_kind.load() == ProcessKind::application;
+void close_end(int& fd) {
+  if (fd >= 0) ::close(fd);
+  fd = -1;
 }
 
-void close_pipe_end(int end) {
-  if (copied_pipe[end] >= 0) ::close(copied_pipe[end]);
-  copied_pipe[end] = -1;
-}
+// --- spans -----------------------------------------------------------------------------------------------------------
 
-void before_fork() {
-  if (!heap_serves_malloc() || !is_application_with_session()) return;
-  const NativeMallocScope native;
+/// Calls fn(address, bytes) for all managed memory; neighbours that are visited one after the other together.
+template <typename Fn>
+void for_memory(Fn&& fn) {
+  struct Run {
+    Fn& fn;
+    std::uintptr_t first = 0;
+    std::size_t bytes = 0;
+  } run{fn};
   process_heap().visit_spans(
       [](void* context, void* span, std::size_t bytes, SpanKind) {
-        auto& session = *static_cast<Session*>(context);
-        wire::Span home{};
-        home.first_page = session.page_of(span);
-        home.count_pages = bytes / page_bytes;
-        home.device = wire::to_system;
-        // What cannot be brought is copied as it was when it left.
-        [[maybe_unused]] const Status brought = session.requests.tell(wire::MessageType::prefetch, home);
+        auto& r = *static_cast<Run*>(context);
+        const auto at = reinterpret_cast<std::uintptr_t>(span);
+        if (r.bytes != 0 && at == r.first + r.bytes) {
+          r.bytes += bytes;
+        } else if (r.bytes != 0 && at + bytes == r.first) {
+          r.first = at;
+          r.bytes += bytes;
+        } else {
+          if (r.bytes != 0) r.fn(r.first, r.bytes);
+          r.first = at;
+          r.bytes = bytes;
+        }
       },
-      session_if_open());
-  if (::pipe2(copied_pipe, O_CLOEXEC) != 0) copied_pipe[0] = copied_pipe[1] = -1;
-}
-
-void in_parent() {
-  close_pipe_end(1);
-  if (copied_pipe[0] < 0) return;
-  char byte = 0;
-  while (::read(copied_pipe[0], &byte, 1) < 0 && errno == EINTR) {}
-  close_pipe_end(0);
+      &run, true);
+  if (run.bytes != 0) fn(run.first, run.bytes);
 }
 
 bool copy_from_file(int file, std::uint64_t offset, std::byte* to, std::size_t bytes) {
@@ -88,46 +125,255 @@ bool copy_from_file(int file, std::uint64_t offset, std::byte* to, std::size_t b
   return true;
 }
 
-void in_child() {
-  close_pipe_end(0);
-  close_pipe_end(1);
-  if (!is_application_with_session()) return;
-  Session* session = session_if_open();
-  process_kind.store(ProcessKind::forked_child);
-  // The descriptors keep the session alive for the manager and the template process: the parent's end must be seen.
+bool map_private(std::uintptr_t at, std::size_t bytes) {
+  return ::mmap(reinterpret_cast<void*>(at), bytes, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
+}
+
+void unmap_all() {
+  for_memory([](std::uintptr_t at, std::size_t bytes) {
+    ::mmap(reinterpret_cast<void*>(at), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+           0);
+  });
+}
+
+// --- the child -------------------------------------------------------------------------------------------------------
+
+/// The manager has gone, and with it what it had not brought yet.
+void on_urgent(int) {
+  const int saved_errno = errno;
+  if (manager_lives.is_ours() && (::fcntl(manager_lives.fd, F_GETFL) & O_ASYNC) != 0) {
+    pollfd p{manager_lives.fd, 0, 0};
+    if (::poll(&p, 1, 0) == 1 && (p.revents & POLLHUP) != 0) {
+      say("ferry: the manager ended before this fork's child had all its memory, so it cannot go on\n");
+      ::_exit(exit_manager_lost);
+    }
+  }
+  errno = saved_errno;
+}
+
+/// Pages that are missing come from the manager. `fresh`: the memory is to be mapped first.
+bool connect_child(bool fresh) {
+  bool well = true;
+  if (fresh) {
+    for_memory([&](std::uintptr_t at, std::size_t bytes) { well = well && map_private(at, bytes); });
+  }
+  linux::Userfaultfd::Options options;
+  options.changes = true;
+  auto userfault = linux::Userfaultfd::open(options);
+  if (!well || !userfault) return false;
+  for_memory([&](std::uintptr_t at, std::size_t bytes) {
+    well = well && userfault.value().register_span(at, bytes, linux::track_missing) == linux::Fault::ok;
+  });
+  int pipe[2] = {-1, -1};
+  if (!well || ::pipe2(pipe, O_CLOEXEC) != 0) return false;
+  ::fcntl(pipe[0], F_SETFL, O_ASYNC);  // the manager clears it when nothing is missing any more
+  wire::ForkBegin hello{};
+  hello.thread = static_cast<std::uint32_t>(::getpid());
+  const int own = ::fcntl(userfault.value().fd(), F_DUPFD_CLOEXEC, 0);
+  const int fds[] = {userfault.value().fd(), pipe[0], pipe[1]};
+  well = own >= 0 && linux::send_message(child_end, wire::MessageType::fork_child, 0, hello, fds).ok();
+  ::close(pipe[1]);
+  if (!well) {
+    ::close(pipe[0]);
+    if (own >= 0) ::close(own);
+    return false;
+  }
+  manager_socket.watch(std::exchange(child_end, -1));
+  manager_lives.watch(pipe[0]);
+  own_userfault.watch(own);
+  // A signal that programs ignore unless they ask for it; one that does is not told of the manager's end, and waits.
+  struct sigaction now {};
+  if (::sigaction(SIGURG, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 &&
+      (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN || now.sa_handler == on_urgent)) {
+    struct sigaction ours {};
+    ours.sa_handler = on_urgent;
+    ours.sa_flags = SA_RESTART;
+    ::sigaction(SIGURG, &ours, nullptr);
+    ::fcntl(pipe[0], F_SETSIG, SIGURG);
+    ::fcntl(pipe[0], F_SETOWN, ::getpid());
+  }
+  return true;
+}
+
+bool copy_everything(const Session& session) {
+  bool well = true;
+  for_memory([&](std::uintptr_t at, std::size_t bytes) {
+    well = well && map_private(at, bytes) &&
+           copy_from_file(session.system_file.get(), at - session.window_base, reinterpret_cast<std::byte*>(at), bytes);
+  });
+  return well;
+}
+
+/// What the parent's descriptors were for is the parent's; they would keep its session alive for the others.
+void leave_session(Session& session) {
   abandon_zygote();
   abandon_devices();
-  session->socket.reset();
-  session->kick.reset();
-  session->system_file.reset();
-  session->userfault.close();
-  closed_base = session->window_base;
-  closed_bytes = session->window_bytes;
-  struct sigaction now {};
-  if (::sigaction(SIGSEGV, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 && now.sa_handler == SIG_DFL) {
-    struct sigaction ours {};
-    ours.sa_sigaction = on_child_segv;
-    ours.sa_flags = SA_SIGINFO;
-    ::sigaction(SIGSEGV, &ours, nullptr);
+  session.socket.reset();
+  session.kick.reset();
+  session.system_file.reset();
+  session.userfault.close();
+}
+
+/// Once, in the child: by its first touch of managed memory or by the handler, whichever comes first.
+void set_up_child() {
+  if (child_set_up) return;
+  child_set_up = true;
+  bool well = true;
+  if (way == Way::from_child) {
+    manager_socket.close();
+    manager_lives.close();
+    own_userfault.close();
+    if (child_end >= 0) well = connect_child(false);
+  } else {
+    Session* session = session_if_open();
+    process_kind.store(ProcessKind::forked_child);
+    well = way == Way::on_touch ? connect_child(true) : copy_everything(*session);
+    leave_session(*session);
   }
+  close_end(child_end);
+  close_end(copied_pipe[0]);
+  close_end(copied_pipe[1]);
+  has_memory.store(well);
+  if (well) return;
+  unmap_all();
+  say("ferry: this fork's child could not be given its memory; touching it ends the process\n");
+}
+
+/// The C library itself touches what malloc gave it (streams' locks) before any handler runs in the child.
+void on_segv(int number, siginfo_t* info, void* context) {
+  const Session* session = session_if_open();
+  if (::getpid() != forking && !child_set_up && session != nullptr && session->in_window(info->si_addr)) {
+    const int saved_errno = errno;
+    set_up_child();
+    errno = saved_errno;
+    return;
+  }
+  // Not ours: the access is repeated with the program's own handler, or ends the process as it would have without us.
+  ::sigaction(SIGSEGV, &former_segv, nullptr);
+  static_cast<void>(number);
+  static_cast<void>(context);
+}
+
+void watch_touches() {
+  struct sigaction ours {};
+  ours.sa_sigaction = on_segv;
+  ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  ::sigaction(SIGSEGV, &ours, &former_segv);
+}
+
+void unwatch_touches() {
+  struct sigaction now {};
+  if (::sigaction(SIGSEGV, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == on_segv) {
+    ::sigaction(SIGSEGV, &former_segv, nullptr);
+  }
+}
+
+// --- before ----------------------------------------------------------------------------------------------------------
+
+wire::ForkBegin begin_message() {
+  wire::ForkBegin begin{};
+  begin.thread = static_cast<std::uint32_t>(::syscall(SYS_gettid));
+  return begin;
+}
+
+/// False: the manager does not help with this fork.
+bool ask_manager(Session& session) {
+  if (!session.userfault.full_service()) return false;
+  auto pair = linux::make_socket_pair();
+  if (!pair) return false;
+  const int fds[] = {pair.value().second.get()};
+  Answer answer;
+  if (!session.requests.ask(wire::MessageType::fork_begin, begin_message(), answer, fds).ok()) return false;
+  child_end = pair.value().first.release();
+  return true;
+}
+
+void bring_home(Session& session) {
+  for_memory([&](std::uintptr_t at, std::size_t bytes) {
+    wire::Span home{};
+    home.first_page = (at - session.window_base) / page_bytes;
+    home.count_pages = bytes / page_bytes;
+    home.device = wire::to_system;
+    // What cannot be brought is copied as it was when it left.
+    [[maybe_unused]] const Status brought = session.requests.tell(wire::MessageType::prefetch, home);
+  });
+  if (::pipe2(copied_pipe, O_CLOEXEC) != 0) copied_pipe[0] = copied_pipe[1] = -1;
+}
+
+/// The manager has said that nothing is missing any more.
+[[nodiscard]] bool is_complete() {
+  return manager_lives.is_ours() && (::fcntl(manager_lives.fd, F_GETFL) & O_ASYNC) == 0;
+}
+
+[[nodiscard]] bool ask_manager_of_child() {
+  auto pair = linux::make_socket_pair();
+  if (!pair) return false;
+  const int fds[] = {pair.value().second.get()};
+  if (!linux::send_message(manager_socket.fd, wire::MessageType::fork_begin, 0, begin_message(), fds).ok()) {
+    return false;
+  }
+  if (linux::receive_message(manager_socket.fd, *fork_answer, -1) != linux::Receive::message) return false;
+  wire::Done done{};
+  if (fork_answer->type() != wire::MessageType::done || !fork_answer->body(done) || done.code != 0) return false;
+  child_end = pair.value().first.release();
+  return true;
+}
+
+/// A fork's child forks. What is missing is to be missing in both, or in none.
+void prepare_grandchild() {
+  if (all_here || is_complete() || (manager_socket.is_ours() && ask_manager_of_child())) return;
+  for_memory([](std::uintptr_t at, std::size_t bytes) {
+    for (std::size_t page = 0; page < bytes; page += page_bytes) {
+      static_cast<void>(*reinterpret_cast<const volatile char*>(at + page));
+    }
+  });
+  all_here = true;
 }
 
 }  // namespace
 
-void watch_forks() {
-  static std::atomic<bool> watched{false};
-  if (!watched.exchange(true)) ::pthread_atfork(before_fork, in_parent, in_child);
+void before_fork() {
+  way = Way::none;
+  child_set_up = false;
+  forking = ::getpid();
+  if (session_of(ProcessKind::forked_child) != nullptr && child_has_memory()) {
+    way = Way::from_child;
+    prepare_grandchild();
+    return;
+  }
+  Session* session = session_of(ProcessKind::application);
+  if (session == nullptr || !session->system_file) return;
+  way = ask_manager(*session) ? Way::on_touch : Way::at_once;
+  if (way == Way::at_once) bring_home(*session);
+  watch_touches();
 }
 
-bool fork_child_span(void* span, std::size_t bytes) {
-  const Session* session = session_if_open();
-  const bool copy = heap_serves_malloc() && session != nullptr;
-  // The mapping is not inherited; the agent may have been about to replace it, so whatever is there goes.
-  void* mapped = ::mmap(span, bytes, copy ? PROT_READ | PROT_WRITE : PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (copy ? 0 : MAP_NORESERVE), -1, 0);
-  if (!copy || mapped == MAP_FAILED) return false;
-  return copy_from_file(session->system_file.get(), reinterpret_cast<std::uint64_t>(span) - session->window_base,
-                        static_cast<std::byte*>(span), bytes);
+void after_fork_in_parent() {
+  if (way == Way::none || way == Way::from_child) {
+    close_end(child_end);
+    return;
+  }
+  unwatch_touches();
+  close_end(child_end);
+  if (way == Way::on_touch) {
+    session_if_open()->requests.say(wire::MessageType::fork_end, wire::Done{});
+    return;
+  }
+  close_end(copied_pipe[1]);
+  if (copied_pipe[0] < 0) return;
+  char byte = 0;
+  while (::read(copied_pipe[0], &byte, 1) < 0 && errno == EINTR) {}
+  close_end(copied_pipe[0]);
 }
+
+bool after_fork_in_child() {
+  if (way == Way::none) return true;
+  set_up_child();
+  if (way != Way::from_child) unwatch_touches();
+  return child_has_memory();
+}
+
+bool child_has_memory() { return has_memory.load(std::memory_order_relaxed); }
 
 }  // namespace ferry::client

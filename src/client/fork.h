@@ -1,19 +1,22 @@
-// What fork() means for a program with a session. The child has neither session nor managed memory: every call fails,
-// and touching managed memory ends it with SIGSEGV after a line that says so. What execs at once (system, posix_spawn,
-// fork and exec) is not concerned. All descriptors are close-on-exec.
-// Where malloc is preloaded the child's heap would be gone with that. It gets a private copy of every span instead, as
-// fork's copy-on-write would give it: the parent brings all pages home before, and waits until the child has copied.
-// What other threads of the parent write in between may or may not be in the copy.
+// What fork() means for a program with a session: the child gets all managed memory as it was at the fork, as private
+// memory of its own that is filled as it is touched (docs/design/0018-fork.md). It has no session and no devices.
+// What execs at once (system, posix_spawn, vfork) is not concerned. All descriptors are close-on-exec.
+// Where userfaultfd serves no faults inside system calls (an ordinary user without /dev/userfaultfd), the child copies
+// everything at once instead, while the parent waits; what other threads of the parent write meanwhile may or may not be
+// in the copy then.
+// The functions are the heap's hooks: called under all its locks, as the last before the fork and the first after it.
 #pragma once
 
 #include <cstddef>
 
 namespace ferry::client {
 
-/// Registers the handlers, once.
-void watch_forks();
+void before_fork();
+void after_fork_in_parent();
+/// True: the child has its heap, as private memory.
+bool after_fork_in_child();
 
-/// In the child, for every span of the heap: what ManagedSpanHooks::fork_child says.
-bool fork_child_span(void* span, std::size_t bytes);
+/// In the child of a fork: it has the memory that its parent had.
+[[nodiscard]] bool child_has_memory();
 
 }  // namespace ferry::client

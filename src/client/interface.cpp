@@ -10,6 +10,7 @@
 #include "client/devices.h"
 #include "client/error.h"
 #include "client/explain.h"
+#include "client/fork.h"
 #include "client/heap/process_heap.h"
 #include "client/output.h"
 #include "client/process_state.h"
@@ -28,6 +29,10 @@ namespace {
 constexpr std::size_t own_span_bytes = block_bytes;
 
 ferry_code code_of(const ferry_error& error) { return error.code; }
+
+bool in_child_with_memory() {
+  return process_kind.load(std::memory_order_relaxed) == ProcessKind::forked_child && child_has_memory();
+}
 
 bool is_device() { return process_kind.load(std::memory_order_relaxed) == ProcessKind::device; }
 
@@ -131,7 +136,8 @@ void* ferry_alloc(size_t bytes, ferry_placement placement, ferry_error* error) {
 }
 
 void* ferry_alloc_aligned(size_t bytes, size_t alignment, ferry_placement placement, ferry_error* error) {
-  if (open_session(nullptr, error) == nullptr) return nullptr;
+  // In a fork's child memory is private, and all the same allocated here, so that containers go on.
+  if (!in_child_with_memory() && open_session(nullptr, error) == nullptr) return nullptr;
   if (bytes == 0) {
     fail(error, Code::bad_range, 0, "alloc: the size is 0");
     return nullptr;
@@ -155,9 +161,11 @@ void* ferry_alloc_aligned(size_t bytes, size_t alignment, ferry_placement placem
 
 ferry_code ferry_free(void* pointer, ferry_error* error) {
   if (pointer == nullptr) return FERRY_OK;
-  // Destructors run in a fork's child that exits: there is nothing to free there.
-  if (process_kind.load(std::memory_order_relaxed) == ProcessKind::forked_child) return FERRY_OK;
-  if (!may_use_session(error)) return FERRY_UNSUPPORTED;
+  if (!in_child_with_memory()) {
+    // Destructors run in a fork's child that exits: there is nothing to free where it got no memory.
+    if (process_kind.load(std::memory_order_relaxed) == ProcessKind::forked_child) return FERRY_OK;
+    if (!may_use_session(error)) return FERRY_UNSUPPORTED;
+  }
   Heap& heap = process_heap();
   if (heap.usable_size(pointer) == 0) return explain_bad_free(pointer, heap.lookup(pointer), error);
   if (heap.free(pointer) == FreeResult::freed) return FERRY_OK;

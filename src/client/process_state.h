@@ -10,7 +10,7 @@ enum class ProcessKind : std::uint8_t {
   application,
   template_process,  ///< the zygote: forks device processes, runs no program code
   device,
-  forked_child,  ///< of an application that has a session: has neither session nor managed memory
+  forked_child,  ///< of an application that has a session: has its memory, as private memory, but no session
 };
 
 extern std::atomic<ProcessKind> process_kind;

@@ -71,6 +71,13 @@ class Requests {
     return ask(type, body, answer);
   }
 
+  /// For what is not answered. Best effort.
+  template <typename T>
+  void say(wire::MessageType type, const T& body) {
+    const linux::LockGuard lock(send_mutex_);
+    [[maybe_unused]] const Status sent = linux::send_message(socket_, type, 0, body);
+  }
+
   /// Reader thread: hands the message to who waits for it. False: nobody does.
   bool deliver(linux::Incoming& in);
 

@@ -14,7 +14,6 @@
 #include "client/connection.h"
 #include "client/devices.h"
 #include "client/error.h"
-#include "client/fork.h"
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
 #include "client/process_state.h"
@@ -118,6 +117,7 @@ bool check_welcome(Session& s, const char* who, ferry_error* error) {
 bool say_hello(Session& s, const char* who, ferry_error* error) {
   linux::Userfaultfd::Options options;
   options.protect = true;
+  options.thread_ids = true;
   auto userfault = linux::Userfaultfd::open(options);
   if (!userfault) {
     fail(error, Code::unsupported, userfault.status().sys_errno,
@@ -204,7 +204,6 @@ Session* open_new(const char* socket, ferry_error* error) {
     return nullptr;
   }
   s->requests.start(s->socket.get());
-  watch_forks();
   opened.store(s, std::memory_order_release);
   const Status reader = start_reader(s->socket.get(), {on_message, on_closed});
   if (!reader.ok() || !begin_spans(*s)) {
@@ -226,8 +225,8 @@ bool may_use_session(ferry_error* error) {
     case ProcessKind::forked_child:
       fail(
           error, Code::unsupported, 0,
-          "this process was forked from a Ferry application and has no managed memory: exec a program, or use Ferry in "
-          "the parent only");
+          "this process was forked from a Ferry application: it has the memory, but no devices; exec a program, or use "
+          "devices in the parent only");
       return false;
     case ProcessKind::device:
     case ProcessKind::template_process:

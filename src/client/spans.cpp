@@ -70,7 +70,9 @@ bool convert(void* context, void* span, std::size_t bytes) noexcept {
   return span_status.ok();
 }
 
-bool fork_child(void*, void* span, std::size_t bytes) noexcept { return fork_child_span(span, bytes); }
+void fork_begins(void*) noexcept { before_fork(); }
+void forked(void*) noexcept { after_fork_in_parent(); }
+bool fork_child(void*) noexcept { return after_fork_in_child(); }
 
 }  // namespace
 
@@ -80,6 +82,8 @@ bool begin_spans(Session& session) {
   hooks.convert = convert;
   hooks.acquire = acquire;
   hooks.release = release;
+  hooks.before_fork = fork_begins;
+  hooks.after_fork = forked;
   hooks.fork_child = fork_child;
   return begin_managed(hooks);
 }

@@ -20,6 +20,7 @@
 #include "linux/userfaultfd.h"
 #include "manager/block_table.h"
 #include "manager/client_work.h"
+#include "manager/fork.h"
 #include "wire/control.h"
 #include "wire/ring.h"
 
@@ -115,6 +116,8 @@ struct Client {
   std::uint64_t armed_blocks = 0;       ///< blocks with armed pages, and buffers: 0 spares polling the userfaultfd
   std::vector<linux::Mapping> mirrors;  ///< the system file, mapped a segment at a time
   ClientWork work;
+  std::unique_ptr<ForkGate> gate;  ///< while it forks
+  unsigned forks = 0;              ///< children that may still need pages of it
 
   [[nodiscard]] wire::AppControl* control() const { return reinterpret_cast<wire::AppControl*>(control_map.data()); }
   [[nodiscard]] Page page_end() const { return window_bytes / page_bytes; }

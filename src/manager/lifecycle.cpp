@@ -198,6 +198,7 @@ void Manager::close_client(Client& client, const char* why) {
     const DeviceState state = client.devices[d].state;
     if (state == DeviceState::attached || state == DeviceState::starting) end_device(client, d);
   }
+  close_forks(client);
   executor_->client_ended(client);
   // Not woken: a thread that waits for a page must not go on without it. The application keeps a descriptor of its own
   // and ends when it sees the connection closed.
@@ -210,6 +211,7 @@ void Manager::finish_close(Client& client) {
   for (const DevicePeer& peer : client.devices) {
     if (peer.state == DeviceState::ending) return;
   }
+  if (!executor_->drain_forks(client)) return;  // serve_forks() comes again
   client.told_core = true;
   core_->client_gone(now_ns_, client.id, make_cookie(Request::Kind::gone, client.id, 0));
 }
@@ -228,7 +230,12 @@ void Manager::forget(Client& client) {
     }
   }
   forgotten_.push_back(client.serial);
-  if (config_.is_private()) stopping_ = true;
+  if (!config_.is_private()) return;
+  if (executor_->has_forks()) {
+    stop_after_forks_ = true;
+  } else {
+    stopping_ = true;
+  }
 }
 
 // --- devices ---------------------------------------------------------------------------------------------------------

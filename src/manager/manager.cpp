@@ -125,6 +125,13 @@ void Manager::watch(int fd, Source source, const Client* client, DeviceId device
   epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
 }
 
+void Manager::watch_number(int fd, Source source, std::uint64_t number, std::uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = event_key(static_cast<unsigned>(source), no_device, number);
+  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+}
+
 void Manager::unwatch(int fd) {
   if (fd >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
 }
@@ -198,6 +205,7 @@ bool Manager::turn() {
     poll_events(0);
     advise();
   }
+  progress |= serve_forks();
   if (const std::uint64_t pages = watermark_.want(now_ns_, core_->stats().system_pages); pages != 0) {
     core_->pressure(now_ns_, pages);
   }
@@ -381,7 +389,8 @@ bool Manager::poll_userfault(Client& client) {
     const uffd_msg& m = messages[static_cast<std::size_t>(i)];
     if (m.event != UFFD_EVENT_PAGEFAULT) continue;
     const bool write = (m.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
-    executor_->on_cpu_fault(client, m.arg.pagefault.address, write ? Access::write : Access::read);
+    executor_->on_cpu_fault(client, m.arg.pagefault.address, write ? Access::write : Access::read,
+                            m.arg.pagefault.feat.ptid);
   }
   return count > 0;
 }
@@ -434,6 +443,7 @@ void Manager::sleep() {
     if (timeout_ms < 0 || left_ms < static_cast<std::uint64_t>(timeout_ms)) timeout_ms = static_cast<int>(left_ms);
   }
   if (executor_->has_completions()) timeout_ms = 0;
+  if (executor_->gates() && timeout_ms < 0) timeout_ms = static_cast<int>(tick_ns / 1'000'000);
   poll_events(timeout_ms);
   executor_->set_owner_sleeping(false);
 }
@@ -465,6 +475,10 @@ void Manager::poll_events(int timeout_ms) {
           unwatch(listener_.fd());
           listener_waits_ = true;
         }
+        continue;
+      case Source::fork: on_fork(key & 0xffff'ffff'ffff); continue;
+      case Source::fork_memory:
+        if (Fork* fork = executor_->find_fork(key & 0xffff'ffff'ffff)) executor_->on_child(*fork);
         continue;
       case Source::token: drop_token(key & 0xffff'ffff'ffff); continue;
       default: break;

@@ -1,7 +1,7 @@
 // ferryd without its command line: one main thread that polls peers, feeds the core, has its actions performed, and
 // sleeps when nobody wants anything. Split by what it does:
 //   manager.cpp    the loop            requests.cpp   messages of connections
-//   lifecycle.cpp  hello, devices, endings             work_requests.cpp, job_requests.cpp, tokens.cpp
+//   lifecycle.cpp  hello, devices, endings             fork_requests.cpp, work_requests.cpp, job_requests.cpp, tokens.cpp
 // Everything here runs on the thread that calls run(), but request_stop().
 #pragma once
 
@@ -55,7 +55,9 @@ class Manager final : private Household {
     device_socket,
     token,
     stall,
-    cgroup
+    cgroup,
+    fork,        ///< a child's socket; with its number
+    fork_memory  ///< a child's userfaultfd
   };
 
   /// Who waits for the answer behind a cookie.
@@ -67,6 +69,7 @@ class Manager final : private Household {
       unmap,   ///< as answer, after the buffer's address `page` was given up
       job,     ///< whoever looks at fence `number`
       svm,     ///< as answer; counts in ClientWork::asked
+      fork,    ///< the application may be taken its memory, for fork `number`
       nobody
     } kind = Kind::none;
     ClientId client = 0;
@@ -95,6 +98,7 @@ class Manager final : private Household {
   void tick();
   void relieve();
   void watch(int fd, Source source, const Client* client, DeviceId device, std::uint32_t events);
+  void watch_number(int fd, Source source, std::uint64_t number, std::uint32_t events);
   void unwatch(int fd);
   void finish_files(Status& status);
 
@@ -179,6 +183,16 @@ class Manager final : private Household {
   void import_buffer(Client& client, core::BufferId id);
   void forget_work(Client& client);
 
+  // fork_requests.cpp
+  void watch_fork(const Fork& fork);
+  void fork_begin(Client& client);
+  void fork_frozen(Client& client, std::uint64_t number, Status status);
+  void fork_end(Client& client);
+  void close_forks(Client& client);
+  void on_fork(std::uint64_t number);
+  bool serve_forks();
+  void free_span(Client& client, PageSpan pages, std::uint64_t request);
+
   // lifecycle.cpp
   Client* add_connection(linux::Fd socket);
   void hello(Client& client);
@@ -198,6 +212,8 @@ class Manager final : private Household {
   void on_fence(core::FenceId fence, Status status) override;
   void drop_device(Client& client, DeviceId device, const char* why) override;
   void drop_client(Client& client, const char* why) override;
+  void fork_ready(Client& client, std::uint64_t request) override;
+  void fork_ended(Fork& fork) override;
 
   ManagerConfig config_;
   linux::Bell stop_;
@@ -226,6 +242,15 @@ class Manager final : private Household {
   };
   std::vector<Dropped> dropped_;
   std::vector<std::uint64_t> forgotten_;  ///< connections to destroy at the end of the turn
+
+  /// Frees of pages that a child needs and only the store has.
+  struct LateFree {
+    ClientId client;
+    PageSpan pages;
+    std::uint64_t request;
+  };
+  std::vector<LateFree> late_frees_;
+  bool stop_after_forks_ = false;  ///< private, and the application has gone
 
   std::uint64_t now_ns_ = 0;
   Watermark watermark_;

@@ -88,6 +88,8 @@ void Manager::on_request(Client& client) {
   switch (incoming_->type()) {
     case wire::MessageType::attach_device: attach_device(client); return;
     case wire::MessageType::device_control: device_control(client); return;
+    case wire::MessageType::fork_begin: fork_begin(client); return;
+    case wire::MessageType::fork_end: fork_end(client); return;
     default: break;
   }
   if (on_work(client) || on_svm(client)) return;
@@ -121,13 +123,11 @@ void Manager::on_request(Client& client) {
       answer(client, request, {});
       return;
     case wire::MessageType::free: {
-      const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request);
-      const Status s = core_->free(now_ns_, client.id, pages, cookie);
-      if (!s.ok()) {
-        on_reply(cookie, s);
-        return;
+      if (executor_->give_children(client, pages)) {
+        free_span(client, pages, request);
+      } else {
+        late_frees_.push_back({client.id, pages, request});
       }
-      remove_span(client, pages);
       return;
     }
     case wire::MessageType::prefetch: {
@@ -144,6 +144,16 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::query: send_residency(client, request, client, pages.first); return;
     default: misunderstood(client); return;
   }
+}
+
+void Manager::free_span(Client& client, PageSpan pages, std::uint64_t request) {
+  const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request);
+  const Status s = core_->free(now_ns_, client.id, pages, cookie);
+  if (!s.ok()) {
+    on_reply(cookie, s);
+    return;
+  }
+  remove_span(client, pages);
 }
 
 void Manager::misunderstood(Client& client) {
@@ -222,6 +232,7 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
       --client->work.asked;
       if (!client->closing) answer(*client, request.number, status);
       return;
+    case Request::Kind::fork: fork_frozen(*client, request.number, status); return;
     case Request::Kind::unmap:
       if (status.ok() && !client->closing) executor_->remove_place(*client, request.page);
       [[fallthrough]];

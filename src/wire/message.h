@@ -62,8 +62,7 @@
 // | fork_begin | application, before it   | ForkBegin | manager's end of the child's socket| done: nobody writes memory |
 // | fork_end   | application, after it    | Done      | -                                  | -                          |
 // | fork_begin | child, before it forks   | ForkBegin | as above                           | done, on the child's socket|
-// | fork_child | child, on its own socket | ForkBegin | its userfaultfd                    | -                          |
-// | fork_done  | manager, to the child    | -         | -                                  | - : nothing is missing now |
+// | fork_child | child, on its own socket | ForkBegin | its userfaultfd; both ends of a pipe, which the manager lets go of when nothing is missing any more | - |
 // Administration (any connection of the same user, without hello): explain, stats, shutdown.
 // Manager -> application: also device_lost (unasked), when a device process ended.
 // Device -> manager (its own socketpair): device_hello{pid} with its userfaultfd. Manager -> device: buffer_file
@@ -147,7 +146,6 @@ enum class MessageType : std::uint32_t {
   fork_begin = 96,
   fork_end = 97,
   fork_child = 98,
-  fork_done = 99,
 };
 
 struct MessageHead {

@@ -118,12 +118,14 @@ int fork_touch() {
   Numbers v = counted(1000);
   const pid_t child = ::fork();
   if (child == 0) {
-    volatile std::uint64_t* p = v.data();
-    ::_exit(static_cast<int>(p[0]));
+    bool well = all_are(v, 0);
+    for (auto& x : v) x += 7;
+    v.push_back(1);
+    ::_exit(well && v[0] == 7 && v[999] == 999 + 7 ? 0 : 1);
   }
   int status = 0;
   EXPECT(::waitpid(child, &status, 0) == child);
-  EXPECT(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+  EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0);
   add_on_device(v, 1);
   EXPECT(all_are(v, 1));
   return 0;
@@ -142,13 +144,13 @@ int fork_calls() {
         failures += e.code() == ferry::errc::unsupported ? 1 : 0;
       }
     };
-    fails([] { (void)ferry::alloc(100); });
     fails([&] { ferry::parallel_for(10, [](std::size_t) {}); });
     fails([&] { ferry::prefetch(v.data(), 100, ferry::to_cpu); });
     fails([&] { (void)ferry::query(v.data()); });
     fails([] { const ferry::context c; });
     fails([] { const ferry::queue q; });
-    ::_exit(failures == 6 ? 0 : 1);
+    ferry::free(ferry::alloc(100));
+    ::_exit(failures == 5 ? 0 : 1);
   }
   int status = 0;
   EXPECT(::waitpid(child, &status, 0) == child);

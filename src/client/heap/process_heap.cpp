@@ -232,10 +232,14 @@ void before_fork() noexcept {
   ++native_depth;
   holds_for_fork = true;
   heap->lock_all();
+  const ManagedSpanHooks& hooks = process.load(std::memory_order_relaxed)->spans.hooks();
+  if (hooks.before_fork != nullptr) hooks.before_fork(hooks.context);
 }
 
 void after_fork_in_parent() noexcept {
   if (!holds_for_fork) return;
+  const ManagedSpanHooks& hooks = process.load(std::memory_order_relaxed)->spans.hooks();
+  if (hooks.after_fork != nullptr) hooks.after_fork(hooks.context);
   process.load(std::memory_order_relaxed)->heap.unlock_all();
   holds_for_fork = false;
   --native_depth;
@@ -245,20 +249,10 @@ void after_fork_in_parent() noexcept {
 void after_fork_in_child() noexcept {
   if (!holds_for_fork) return;
   Process& self = *process.load(std::memory_order_relaxed);
+  const ManagedSpanHooks& hooks = self.spans.hooks();
+  const bool all_private = hooks.fork_child != nullptr && hooks.fork_child(hooks.context);
   if (self.spans.ever_managed()) {
-    struct Visit {
-      const ManagedSpanHooks& hooks;
-      bool all_private;
-    } visit{self.spans.hooks(), self.spans.hooks().fork_child != nullptr};
-    if (visit.all_private) {
-      self.heap.visit_spans(
-          [](void* context, void* span, std::size_t bytes, SpanKind) {
-            auto& v = *static_cast<Visit*>(context);
-            v.all_private &= v.hooks.fork_child(v.hooks.context, span, bytes);
-          },
-          &visit, true);
-    }
-    if (visit.all_private) {
+    if (all_private) {
       self.spans.forget_managed();
     } else {
       heap_enter_device_mode();

@@ -45,10 +45,12 @@ struct ManagedSpanHooks {
   bool (*acquire)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
   /// The span is free: drop its contents wherever they lie. On return the heap maps PROT_NONE over it.
   void (*release)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
-  /// May be null. Called for every span in the child of a fork, where managed spans are not mapped (DONTFORK). True:
-  /// the span is private memory now, with the contents that it had. If all are, the child has its heap, private again;
-  /// otherwise its malloc is libc's.
-  bool (*fork_child)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
+  /// May be null. The last before a fork and the first after it, in parent and child, also where a child forks again.
+  void (*before_fork)(void* context) noexcept = nullptr;
+  void (*after_fork)(void* context) noexcept = nullptr;
+  /// In the child, where managed spans are not mapped (DONTFORK). True: all spans are private memory now, with the
+  /// contents that they had, and the child has its heap, private again; otherwise its malloc is libc's.
+  bool (*fork_child)(void* context) noexcept = nullptr;
 };
 
 /// Converts every span and serves new ones through the hooks from now on. False when a convert failed: spans converted

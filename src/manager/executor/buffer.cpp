@@ -122,6 +122,7 @@ void Executor::map_buffer(Client* client, const core::Action& action) {
   if (buffer.userptr) {
     // The core has brought its pages to their place in the system file, and the device reaches them there as it reaches
     // all memory in place; the engines reach that file by the manager's mapping. There is nothing else to look up.
+    if (Client* maker = household_.find_client(buffer.maker)) give_children(*maker, buffer.user_pages);
     done(action.id, {});
     return;
   }

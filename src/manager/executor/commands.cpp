@@ -11,6 +11,7 @@ namespace {
 wire::DownKind wire_kind(CommandKind kind) {
   switch (kind) {
     case CommandKind::zap_cpu:
+    case CommandKind::zap_fork:
     case CommandKind::zap_device: return wire::DownKind::zap;
     case CommandKind::map_home: return wire::DownKind::map_home;
     case CommandKind::drop_device: return wire::DownKind::revoke;
@@ -186,6 +187,7 @@ void Executor::finish(std::uint32_t index, Status status) {
   if (!gone) {
     switch (kind) {
       case CommandKind::zap_cpu:
+      case CommandKind::zap_fork:
         // Nothing else can be done, and memory that is not mapped (freed meanwhile) is out of reach.
         status = {};
         break;
@@ -282,6 +284,7 @@ void Executor::finish(std::uint32_t index, Status status) {
   const core::FaultToken token = c.token;
   for (const core::ActionId action : c.actions) done(action, status);
   commands_.release(index);
+  if (kind == CommandKind::zap_fork) fork_zapped(client);
   if (resume_wave) resume(client, device, token, {});
 }
 
@@ -311,6 +314,7 @@ void Executor::device_ended(Client& client, DeviceId device) {
   peer.agent.open = 0;
   peer.agent.backlog.clear();
   peer.agent.unanswered = 0;
+  device_left_gate(client, device);
   for (ComputeUnit& cu : peer.cus) {
     for (WaveSlot& slot : cu.slots) slot.parked = false;
   }

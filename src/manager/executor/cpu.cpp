@@ -135,6 +135,10 @@ void Executor::revoke_cpu(Client& client, const core::Action& action) {
 }
 
 void Executor::map_cpu(Client& client, const core::Action& action) {
+  if (client.forks != 0) [[unlikely]] {
+    if (gate_holds(client, action)) return;
+    give_children_before(client, action);
+  }
   if (client.closing) {
     done(action.id, Code::client_gone);
     return;
@@ -253,7 +257,14 @@ Status Executor::fill(Client& client, PageSpan pages) {
 
 // --- faults ----------------------------------------------------------------------------------------------------------
 
-void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access) {
+void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access, std::uint32_t thread) {
+  if (client.gate != nullptr) [[unlikely]] {
+    if (thread != client.gate->thread) {
+      client.gate->touches.push_back({address, access});
+      return;
+    }
+    client.gate->own_page = (address - client.window_base) / page_bytes;
+  }
   const Page page = (address - client.window_base) / page_bytes;
   if (address < client.window_base || page >= client.page_end()) {
     // Registered by the application itself: its own affair, but nobody else will serve it.
@@ -313,6 +324,14 @@ void Executor::give_around(Client& client, BlockState& b, Page page) {
   while (from > first && givable.test(from - 1)) --from;
   unsigned to = bit + 1;
   while (to < last && givable.test(to)) ++to;
+  if (client.forks != 0) [[unlikely]] {
+    const Page block_first = first_page_of(index);
+    if (client.gate != nullptr) {  // the forking thread's alone: the less is given now, the more is as at the fork
+      from = bit;
+      to = bit + 1;
+    }
+    give_children(client, {block_first + from, to - from});
+  }
   // What is not armed raises none, unless the registration was dropped and made anew while the agent's answer was on its
   // way. Given too, or its thread would come back for ever.
   // Holes are filled only where they were touched.

@@ -18,6 +18,10 @@ std::uint16_t clamp_pieces(unsigned pieces) {
 // --- waves -----------------------------------------------------------------------------------------------------------
 
 void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record) {
+  if (client.gate != nullptr) [[unlikely]] {
+    client.gate->waves.push_back({device, cu, record});
+    return;
+  }
   DevicePeer& peer = client.devices[device];
   if (record.slot >= config_.machine.waves_per_cu || peer.cus[cu].slots[record.slot].parked) {
     ++peer.garbage;
@@ -141,6 +145,10 @@ void Executor::map_device(Client& client, const core::Action& action) {
   if (peer.state != DeviceState::attached) {
     done(action.id, Code::device_lost);
     return;
+  }
+  if (client.forks != 0) [[unlikely]] {
+    if (gate_holds(client, action)) return;
+    if (action.prot == Prot::read_write) give_children_before(client, action);
   }
   BlockState& b = client.block(block_of(action.pages.first));
   // What may be written and not called is given page by page; all else needs an extent with the rights that it has.

@@ -5,6 +5,7 @@
 //   copy.cpp      copy, release_chunk, discard_system   store.cpp   store, load, discard_store
 //   buffer.cpp    *_buffer                              job.cpp     run_job, cancel_job, signal_fence
 //   video.cpp     the video engine's threads
+//   fork.cpp      what an application's children still need of its pages
 //   unit.cpp      grant_cus, revoke_cus, graphics jobs on the device process, reset_device
 // Main thread only. The path of a fault allocates nothing in steady state and takes no lock but the kernel's.
 // Never touches managed memory through an application's address, only through the manager's own mappings of the files.
@@ -23,6 +24,7 @@
 #include "manager/command.h"
 #include "manager/config.h"
 #include "manager/executor/video.h"
+#include "manager/fork.h"
 #include "manager/store_client.h"
 
 namespace ferry::manager {
@@ -37,6 +39,10 @@ class Household {
   /// The peer broke the protocol: end it, after this turn.
   virtual void drop_device(Client& client, DeviceId device, const char* why) = 0;
   virtual void drop_client(Client& client, const char* why) = 0;
+  /// The application that asked may fork now.
+  virtual void fork_ready(Client& client, std::uint64_t request) = 0;
+  /// Its descriptors are not watched any more.
+  virtual void fork_ended(Fork& fork) = 0;
 
  protected:
   ~Household() = default;
@@ -103,7 +109,8 @@ class Executor final : private StoreUser {
   void on_done(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record);
   void on_units_left(Client& client, DeviceId device, const wire::UpRecord& record);
   void on_job_done(Client& client, DeviceId device, const wire::UpRecord& record);
-  void on_cpu_fault(Client& client, std::uint64_t address, Access access);
+  /// `thread`: whose touch it is, in its own numbering; 0: unknown.
+  void on_cpu_fault(Client& client, std::uint64_t address, Access access, std::uint32_t thread);
 
   // --- endings ---
   /// The device process is gone, and the core does not know yet: aborts if what it could reach is not what the core had
@@ -136,6 +143,31 @@ class Executor final : private StoreUser {
   [[nodiscard]] bool may_run(const core::JobSpec& spec, const wire::LaunchPacket& packet) const;
   void add_payload(core::FenceId fence, const wire::LaunchPacket& packet);
   void drop_payload(core::FenceId fence);
+
+  // --- forks (fork.cpp) ---
+  [[nodiscard]] Fork* find_fork(std::uint64_t number);
+  Fork& add_fork(Client& client, linux::Fd socket);
+  Fork& add_grandchild(const Fork& parent, linux::Fd socket);
+  void end_fork(Fork& fork);
+  void forget_forks();
+  [[nodiscard]] bool has_forks() const { return !forks_.empty(); }
+  /// The core has taken all pages from the client's devices; fork_ready() follows.
+  void zap_for_fork(Client& client);
+  void note_gate() { ++gates_; }
+  void open_gate(Client& client);
+  /// Gates that stand for too long are opened.
+  void check_gates();
+  [[nodiscard]] bool gates() const { return gates_ != 0; }
+  void child_arrived(Fork& fork, linux::Userfaultfd userfault);
+  /// Its socket has closed.
+  void child_left(Fork& fork);
+  bool on_child(Fork& fork);
+  bool serve_children();
+  /// Before pages are given up (free, discard, unmap): false, call again, while some have to come from the store.
+  bool give_children(Client& client, PageSpan pages);
+  /// The application has ended: what its children need is copied, some in each turn. True: nothing of it is needed.
+  bool drain_forks(Client& client);
+  bool drain_hurried();
 
   std::uint64_t copy_to_vram_ns = 0;
   std::uint64_t copy_to_system_ns = 0;
@@ -209,6 +241,26 @@ class Executor final : private StoreUser {
   void guard(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
   void guard_run(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count);
   bool protect_run(Client& client, BlockIndex index, unsigned first, unsigned count);
+
+  // fork.cpp
+  void watch_for_fork(Client& client, PageSpan pages);
+  void fork_zapped(Client& client);
+  void frozen(Client& client);
+  void device_left_gate(Client& client, DeviceId device);
+  bool gate_holds(Client& client, const core::Action& action);
+  void leave_origin(Fork& fork);
+  void stop_watching(Client& client);
+  void finish_if_complete(Fork& fork);
+  void give_child(Fork& fork, BlockIndex index, PageMask pages, const std::byte* bytes);
+  void give_taken(Fork& fork);
+  const std::byte* newest_bytes(Client& origin, Page page, bool& hole);
+  void give_block(Fork& fork, BlockIndex index, const PageMask& wanted);
+  void give_children_before(Client& client, const core::Action& action);
+  void give_file_pages(Fork& fork, Client& client, BlockIndex index, const PageMask& pages);
+  void drain(Fork& fork);
+  bool read_child(Fork& fork);
+  bool child_touched(Fork& fork, std::uint64_t address);
+  static void child_dropped(Fork& fork, std::uint64_t start, std::uint64_t end);
 
   // device.cpp
   void map_device(Client& client, const core::Action& action);
@@ -337,6 +389,14 @@ class Executor final : private StoreUser {
   std::vector<Leaving> leaving_;
   std::vector<GraphicsRun> graphics_;
   bool runs_graphics_ = false;
+  struct ForkTouch {
+    std::uint64_t fork;
+    std::uint64_t address;
+  };
+  std::vector<std::unique_ptr<Fork>> forks_;
+  std::vector<ForkTouch> fork_touches_;  ///< not served yet
+  std::uint64_t next_fork_ = 1;
+  unsigned gates_ = 0;  ///< at most so many stand
 };
 
 }  // namespace ferry::manager
