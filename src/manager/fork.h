@@ -64,11 +64,14 @@ struct Fork {
     }
     return address;
   }
-  [[nodiscard]] std::uint64_t address_then(std::uint64_t address) const {
+  /// False: what the child has at `address` now was not there when it was forked, as that was moved away.
+  [[nodiscard]] bool page_at(std::uint64_t address, Page& page) const {
+    std::uint64_t then = address;
     for (auto m = moves.rbegin(); m != moves.rend(); ++m) {
-      if (address - m->to < m->bytes) address = address - m->to + m->from;
+      if (then - m->to < m->bytes) then = then - m->to + m->from;
     }
-    return address;
+    page = window.page_of_address(then);
+    return address_now(then) == address;
   }
 };
 

@@ -69,10 +69,11 @@ void Manager::fork_ready(Client& client, std::uint64_t request) { answer(client,
 /// The application has forked, or could not.
 void Manager::fork_end(Client& client) {
   wire::Done result{};
-  if (!incoming_->body(result) || client.gate == nullptr) {
+  if (!incoming_->body(result)) {
     misunderstood(client);
     return;
   }
+  if (client.gate == nullptr) return;  // the child was quicker
   if (result.code != 0) {
     if (Fork* fork = executor_->find_fork(client.gate->fork)) executor_->end_fork(*fork);
   }

@@ -357,15 +357,19 @@ void Executor::give_block(Fork& fork, BlockIndex index, const PageMask& wanted) 
     if (run.any()) give_child(fork, index, run, run_bytes);
     run = {};
   };
-  bool ask = false;
-  Page asked = 0;
+  const Page granule_pages = config_.machine.granule_bytes() / page_bytes;
+  Page asked = ~Page{0};
   pages.for_each_run([&](unsigned first, unsigned count) {
     for (unsigned at = first; at < first + count && !fork.gone; ++at) {
       bool hole = false;
       const std::byte* bytes = newest_bytes(origin, first_page_of(index) + at, hole);
       if (bytes == nullptr && !hole) {
-        ask = true;
-        asked = first_page_of(index) + at;
+        // It comes home, is mapped for the application, and given to the children on the way.
+        const Page page = first_page_of(index) + at;
+        if (page / granule_pages != asked && !core_.query(origin.id, page).moving) {
+          core_.cpu_fault(now_ns_, origin.id, page, Access::read);
+        }
+        asked = page / granule_pages;
         continue;
       }
       if (run.any() && (bytes != run_bytes || hole != run_hole)) flush_run();
@@ -376,8 +380,6 @@ void Executor::give_block(Fork& fork, BlockIndex index, const PageMask& wanted) 
     }
   });
   if (!fork.gone) flush_run();
-  // It comes home, is mapped for the application, and given to the children on the way.
-  if (ask && !fork.gone) core_.cpu_fault(now_ns_, origin.id, asked, Access::read);
 }
 
 /// Before anybody may write the pages: all children get their copies. False: some only the store has; they are on their
@@ -496,15 +498,16 @@ bool Executor::serve_children() {
 /// False: to be tried again.
 bool Executor::child_touched(Fork& fork, std::uint64_t address) {
   address &= ~(page_bytes - 1);
-  const Page page = fork.window.page_of_address(fork.address_then(address));
-  if (const auto it = fork.taken.find(page); it != fork.taken.end()) {
+  Page page = 0;
+  const bool known = fork.page_at(address, page);
+  if (known && fork.taken.contains(page)) {
     give_taken(fork);
     finish_if_complete(fork);
     return fork.gone || !fork.taken.contains(page);
   }
   const BlockIndex index = block_of(page);
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
-  if (!fork.pending_in(index).test(bit)) {
+  if (!known || !fork.pending_in(index).test(bit)) {
     // It was given up since, or has just come.
     std::uint64_t done_bytes = 0;
     const linux::Fault fault = fork.userfault.fill(address, nullptr, page_bytes, done_bytes);
@@ -528,7 +531,11 @@ bool Executor::child_touched(Fork& fork, std::uint64_t address) {
 /// Reads as zeros from now on, or is no memory at all.
 void Executor::child_dropped(Fork& fork, std::uint64_t start, std::uint64_t end) {
   for (std::uint64_t at = start; at < end;) {
-    const Page page = fork.window.page_of_address(fork.address_then(at));
+    Page page = 0;
+    if (!fork.page_at(at, page)) {
+      at += page_bytes;
+      continue;
+    }
     const BlockIndex index = block_of(page);
     const auto first = static_cast<unsigned>(page & (block_pages - 1));
     const auto count =

@@ -1,0 +1,85 @@
+// Forks of programs whose memory lies in VRAM, in system memory and in the store: each process sees its own, whatever the
+// others do, and nothing stays behind. The programs (forker.cpp) check every byte themselves.
+#include <gtest/gtest.h>
+
+#include <tuple>
+
+#include "family.h"
+
+namespace ferry::test {
+namespace {
+
+struct Machine {
+  const char* name;
+  Environment environment;
+};
+
+const Machine machines[] = {
+    {"large", {{"FERRY_VRAM", "64M"}, {"FERRY_CUS", "2"}}},
+    // VRAM is far too small, and granules are smaller than blocks.
+    {"tight", {{"FERRY_VRAM", "4M"}, {"FERRY_CUS", "2"}, {"FERRY_GRANULARITY", "64K"}}},
+    // So is system memory: the rest lies in the store.
+    {"stored", {{"FERRY_VRAM", "4M"}, {"FERRY_CUS", "2"}, {"FERRY_GRANULARITY", "64K"}, {"FERRY_SYSTEM", "12M"}}},
+};
+
+class Fork : public testing::TestWithParam<std::tuple<const char*, Machine>> {};
+
+TEST_P(Fork, of) {
+  const auto& [name, machine] = GetParam();
+  Environment environment = machine.environment;
+  environment.emplace_back("FERRY_SOCKET", "");
+  App app({program("bin/test/e2e_forker"), name}, environment);
+  EXPECT_EQ(app.wait_end(), 0) << app.errors();
+  expect_no_processes();
+}
+INSTANTIATE_TEST_SUITE_P(On, Fork,
+                         testing::Combine(testing::Values("halves", "parent_writes_first", "parent_frees",
+                                                          "grandchildren", "killed", "busy", "many", "child_changes"),
+                                          testing::ValuesIn(machines)),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name;
+                         });
+
+class Orphan : public testing::TestWithParam<std::tuple<const char*, Machine>> {};
+
+/// The parent is gone before its child has looked at anything; `1`: and the child has closed all descriptors.
+TEST_P(Orphan, has_all_its_memory) {
+  const auto& [closes, machine] = GetParam();
+  Environment environment = machine.environment;
+  environment.emplace_back("FERRY_SOCKET", "");
+  App app({program("bin/test/e2e_forker"), "parent_exits_first", closes}, environment);
+  EXPECT_TRUE(app.wait_line("intact")) << app.errors();
+  EXPECT_EQ(app.wait_end(), 0) << app.errors();
+  expect_no_processes();
+}
+INSTANTIATE_TEST_SUITE_P(On, Orphan, testing::Combine(testing::Values("0", "1"), testing::ValuesIn(machines)),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) == "1"
+                                      ? std::string("closing_") + std::get<1>(info.param).name
+                                      : std::string(std::get<1>(info.param).name);
+                         });
+
+#ifndef FERRY_TEST_NO_PRELOAD
+/// All of the program's heap is managed, streams and thread-local things included.
+TEST(ForkUnderMalloc, of) {
+  for (const char* name : {"halves", "busy", "child_changes", "grandchildren"}) {
+    App app({program("bin/test/e2e_forker"), name},
+            {{"FERRY_VRAM", "8M"}, {"FERRY_CUS", "2"}, {"FERRY_SOCKET", ""}, {"LD_PRELOAD", FERRY_MALLOC_LIBRARY}});
+    EXPECT_EQ(app.wait_end(), 0) << name << ": " << app.errors();
+    expect_no_processes();
+  }
+}
+#endif
+
+/// A manager that ends takes what it has not given with it: the child ends too, and never reads anything else.
+TEST(Fork, a_child_whose_manager_ends_is_told) {
+  App app({program("bin/test/e2e_forker"), "waits"}, {{"FERRY_VRAM", "8M"}, {"FERRY_CUS", "2"}, {"FERRY_SOCKET", ""}});
+  ASSERT_TRUE(app.wait_line("waiting")) << app.errors();
+  App::signal(app.wait_for(Role::manager), SIGKILL);
+  app.wait_end();
+  expect_no_processes();
+  EXPECT_NE(app.errors().find("before this fork's child had all its memory"), std::string::npos) << app.errors();
+}
+
+}  // namespace
+}  // namespace ferry::test
