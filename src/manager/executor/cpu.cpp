@@ -137,7 +137,7 @@ void Executor::revoke_cpu(Client& client, const core::Action& action) {
 void Executor::map_cpu(Client& client, const core::Action& action) {
   if (client.forks != 0) [[unlikely]] {
     if (gate_holds(client, action)) return;
-    give_children_before(client, action);
+    if (action.prot == Prot::read_write) give_children_before(client, action);
   }
   if (client.closing) {
     done(action.id, Code::client_gone);
@@ -325,7 +325,7 @@ void Executor::give_around(Client& client, BlockState& b, Page page) {
   unsigned to = bit + 1;
   while (to < last && givable.test(to)) ++to;
   if (client.forks != 0) [[unlikely]] {
-    const Page block_first = first_page_of(index);
+    const Page block_first = first_page_of(block_of(page));
     if (client.gate != nullptr) {  // the forking thread's alone: the less is given now, the more is as at the fork
       from = bit;
       to = bit + 1;

@@ -40,9 +40,9 @@ class Household {
   virtual void drop_device(Client& client, DeviceId device, const char* why) = 0;
   virtual void drop_client(Client& client, const char* why) = 0;
   /// The application that asked may fork now.
-  virtual void fork_ready(Client& client, std::uint64_t request) = 0;
+  virtual void fork_ready(Client& /*client*/, std::uint64_t /*request*/) {}
   /// Its descriptors are not watched any more.
-  virtual void fork_ended(Fork& fork) = 0;
+  virtual void fork_ended(Fork& /*fork*/) {}
 
  protected:
   ~Household() = default;
@@ -110,7 +110,7 @@ class Executor final : private StoreUser {
   void on_units_left(Client& client, DeviceId device, const wire::UpRecord& record);
   void on_job_done(Client& client, DeviceId device, const wire::UpRecord& record);
   /// `thread`: whose touch it is, in its own numbering; 0: unknown.
-  void on_cpu_fault(Client& client, std::uint64_t address, Access access, std::uint32_t thread);
+  void on_cpu_fault(Client& client, std::uint64_t address, Access access, std::uint32_t thread = 0);
 
   // --- endings ---
   /// The device process is gone, and the core does not know yet: aborts if what it could reach is not what the core had

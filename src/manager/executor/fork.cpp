@@ -74,19 +74,38 @@ void Executor::zap_for_fork(Client& client) {
   if (gate.zaps == 0) frozen(client);
 }
 
-/// From now on first touches of the pages come here.
+/// From now on first touches of the pages come here. Blocks that are watched already, for writes maybe, stay so.
 void Executor::watch_for_fork(Client& client, PageSpan pages) {
-  const linux::Fault fault =
-      client.userfault.register_span(client.address_of(pages.first), pages.count_pages * page_bytes, fork_modes);
-  for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
+  PageSpan run{pages.first, 0};
+  const auto flush_run = [&] {
+    if (run.count_pages == 0) return;
+    const linux::Fault fault =
+        client.userfault.register_span(client.address_of(run.first), run.count_pages * page_bytes, fork_modes);
+    for (BlockIndex index = block_of(run.first); index <= block_of(run.end() - 1); ++index) {
+      BlockState& b = client.block(index);
+      if (fault != linux::Fault::ok) {
+        arm(client, index, b);
+        continue;
+      }
+      if (b.armed.none()) ++client.armed_blocks;
+      b.armed |= BlockTable::mask_in(index, run);
+    }
+    run.count_pages = 0;
+  };
+  for (Page at = pages.first; at < pages.end();) {
+    const BlockIndex index = block_of(at);
+    const PageSpan part{at, std::min(pages.end(), first_page_of(index + 1)) - at};
     BlockState& b = client.block(index);
-    if (fault != linux::Fault::ok) {
+    at = part.end();
+    if (b.armed.any()) {
+      flush_run();
       arm(client, index, b);
       continue;
     }
-    if (b.armed.none()) ++client.armed_blocks;
-    b.armed |= BlockTable::mask_in(index, pages);
+    if (run.count_pages == 0) run.first = part.first;
+    run.count_pages += part.count_pages;
   }
+  flush_run();
 }
 
 void Executor::fork_zapped(Client& client) {
@@ -118,7 +137,7 @@ void Executor::open_gate(Client& client) {
       on_wave_fault(client, wave.device, wave.cu, wave.record);
   }
   if (client.closing) return;
-  for (const ForkGate::Touch& touch : gate->touches) on_cpu_fault(client, touch.address, touch.access, 0);
+  for (const ForkGate::Touch& touch : gate->touches) on_cpu_fault(client, touch.address, touch.access);
 }
 
 /// Answers what was asked of a device that has ended: nobody else will.
