@@ -53,14 +53,19 @@ enum class PlantedBug : std::uint8_t {
   keep_lost_access,     ///< a device keeps mappings of pages that it has no access to any more
   write_map_read_only,  ///< pages that devices may only read are mapped for writing
   leak_attributes,      ///< what was said about freed pages holds for what is allocated there next
+  // places of pages
+  move_pinned,           ///< a pinned page is evicted, stored or moved like any other
+  discard_shows_others,  ///< a discarded page gets VRAM that still has another page's bytes
 };
-inline constexpr unsigned planted_bug_count = 34;
+inline constexpr unsigned planted_bug_count = 39;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
   const auto number = static_cast<unsigned>(bug);
   return (number > 0 && number < memory_bug_count) || bug == PlantedBug::refill_nothing ||
-         (number >= static_cast<unsigned>(PlantedBug::drop_before_stored) && number < planted_bug_count);
+         (number >= static_cast<unsigned>(PlantedBug::drop_before_stored) &&
+          number <= static_cast<unsigned>(PlantedBug::forget_memory_waiter)) ||
+         bug == PlantedBug::move_pinned || bug == PlantedBug::discard_shows_others;
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);
 

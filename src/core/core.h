@@ -61,6 +61,7 @@ struct Stats {
   std::uint64_t mode_switches = 0;  ///< policy exclusive
   std::uint64_t circles = 0;        ///< deadlocks found
   std::uint64_t buffer_moves = 0;
+  std::uint64_t discarded_pages = 0;  ///< left VRAM without a copy, as their contents were given up
 };
 
 /// Where a page is and who reaches it, for `ferry explain` and ferry::query.
@@ -79,6 +80,7 @@ struct Residency {
   std::uint64_t last_move_ns = 0;  ///< 0: never moved
   bool held = false;               ///< under a budget of system memory: the page is counted against it
   bool stored = false;             ///< the store has the newest bytes
+  bool pinned = false;             ///< keeps its place and memory
 };
 
 /// Where an allocation wants to live. `automatic`: a device fault migrates. `system`: devices reach it in place.

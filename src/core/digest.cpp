@@ -24,7 +24,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   d.add(static_cast<std::uint64_t>(op.cause)).add(op.device).add(static_cast<std::uint64_t>(op.access));
   d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U)).add(op.reclaim_device).add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
-  d.add(op.copy_failures).add(op.pages).add(op.retry).add(op.vram_first).add(op.discard_next);
+  d.add(op.copy_failures).add(op.tries).add(op.pages).add(op.retry).add(op.vram_first).add(op.discard_next);
   d.add(op.remap).add(op.remap_next).add(op.svm.size());
   for (const std::uint32_t request : op.svm) {
     d.add(core.svm_requests[request].cookie.value);
@@ -35,7 +35,8 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
     add_waiter(d, waiter);
   }
   for (const std::uint32_t request : op.prefetches) {
-    d.add(core.prefetches[request].in_use ? core.prefetches[request].cookie.value : ~std::uint64_t{0});
+    const PrefetchRequest& asked = core.prefetches[request];
+    d.add(asked.in_use ? asked.cookie.value + asked.fence : ~std::uint64_t{0});
   }
   d.add(op.frees.size());
   for (const std::uint32_t request : op.frees) {
@@ -88,7 +89,13 @@ std::uint64_t digest_of(const Core::Impl& core, const Block& block) {
   d.add(block.index).add(block.allocated).add(block.freeing).add(block.placed_system).add(block.system_current);
   d.add(block.vram_current).add(block.cpu_mapped).add(block.cpu_waiting).add(block.held).add(block.stored);
   for (const DeviceView& view : block.devices) {
-    d.add(view.mapped).add(view.writable).add(view.in_place);
+    d.add(view.mapped).add(view.writable).add(view.in_place).add(view.peer);
+  }
+  if (block.extras != nullptr) {
+    d.add(block.extras->pinned).add(block.extras->discarded);
+    for (unsigned bit = 0; bit < block_pages; ++bit) {
+      d.add(block.extras->pin_count[bit]);
+    }
   }
   for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
     d.add(digest_of(core, block, g));
@@ -223,6 +230,8 @@ std::uint64_t Core::Impl::digest() const {
       p.add(2).add(prefetch.client->id).add(prefetch.span).add(prefetch.cursor).add(prefetch.device);
       p.add(prefetch.svm == none_index ? prefetch.cookie.value : svm_requests[prefetch.svm].cookie.value);
       p.add(prefetch.svm == none_index ? 0 : 1).add(prefetch.in_flight).add(prefetch.started_granules);
+      p.add(static_cast<std::uint64_t>(prefetch.kind)).add(prefetch.fence).add(prefetch.status);
+      p.add(prefetch.pinned.size());
       requests.add(p.value());
     }
   }

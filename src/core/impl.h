@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/block/block.h"
+#include "core/client/requests.h"
 #include "core/core.h"
 #include "core/policy/prefetch.h"
 #include "core/policy/throttle.h"
@@ -59,6 +60,7 @@ struct Client {
   std::uint32_t ops = 0;            ///< operations under way
   std::uint32_t upkeep = 0;         ///< release_chunk and discard_system actions under way
   std::uint64_t charged_pages = 0;  ///< against the budget: held, or freed and not given back yet
+  std::uint64_t pinned_pages = 0;   ///< each as often as it is pinned, or about to be
   std::map<Page, Range> ranges;
   std::unordered_map<BlockIndex, std::uint32_t> block_at;  ///< looked up only, never iterated
   std::vector<std::unique_ptr<Block>> blocks;              ///< holes are null; index kept in block_at
@@ -118,6 +120,7 @@ enum class Stage : std::uint8_t {
   map_in_place,
   map_cpu,
   discard,  ///< freed pages: forget them
+  forget,   ///< pages are discarded from here on
   store,    ///< pages that only system memory holds are written to the store
   drop_system,
   finished,  ///< the last actions are under way
@@ -133,6 +136,7 @@ enum class Goal : std::uint8_t {
   freeze,   ///< where they are, out of every device's reach
   take,     ///< where they are, but unmapped wherever attributes forbid the mapping
   store,    ///< out of system memory: to the store, or dropped where another copy is as new
+  forget,   ///< where they are, reached by nobody: their contents may be dropped from then on
 };
 
 struct Op {
@@ -156,6 +160,7 @@ struct Op {
   Status failure;                 ///< of the stage under way
   std::uint32_t outstanding = 0;  ///< actions unanswered
   std::uint32_t copy_failures = 0;
+  std::uint32_t tries = 0;  ///< of a request that pins: operations before this one that did not do
   std::uint64_t serial = 0;
   PageMask pages;                 ///< what the operation is about; pages freed meanwhile stay in until it ends
   PageMask retry;                 ///< pages whose copy failed
@@ -195,40 +200,6 @@ struct Pending {
   WorkRef work;
 };
 
-struct FreeRequest {
-  Client* client = nullptr;
-  PageSpan span;
-  Cookie cookie;
-  std::uint64_t remaining = 0;      ///< granules still to discard
-  std::uint64_t charged_pages = 0;  ///< to be given back when the machine has taken the memory
-  bool in_use = false;
-  bool started = false;  ///< the machine was asked to take the memory
-};
-
-struct PrefetchRequest {
-  Client* client = nullptr;
-  PageSpan span;
-  Page cursor = 0;
-  DeviceId device = no_device;
-  Cookie cookie;
-  std::uint32_t in_flight = 0;
-  std::uint64_t started_granules = 0;
-  std::uint32_t svm = none_index;  ///< the request of svm_requests that is told at the end, in place of a reply
-  bool in_use = false;
-  bool advancing = false;  ///< advance_prefetch() runs and will look again
-  bool fork = false;       ///< of client_fork: pages stay where they are
-  bool again = false;      ///< fork: this walk found something to do
-  /// Not 0: for that userptr buffer. To system memory; with a device, mapped there in place. Work is told at the end.
-  BufferId userptr = 0;
-};
-
-/// Pages being freed of a granule that a userptr buffer in use lies over: given up when it is in use no more.
-struct KeptFree {
-  std::uint32_t request = none_index;
-  BlockIndex block = 0;
-  std::uint32_t granule = 0;
-};
-
 class Core::Impl {
  public:
   Impl(const Config& config, Observer* observer);
@@ -255,9 +226,12 @@ class Core::Impl {
   void free_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   [[nodiscard]] PageSpan freed_in(std::uint32_t request, const Block& block, std::uint32_t granule) const;
   void resume_frees();
+  Status request_moves(ClientId id, PageSpan span, DeviceId device, PrefetchRequest::Kind kind, std::uint32_t& request);
+  void end_request(std::uint32_t request);
   void walk_in_place(Client& client, PageSpan span, DeviceId device, BufferId userptr);
   bool walk_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   void advance_prefetch(std::uint32_t request);
+  bool visit_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   bool prefetch_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   void prefetch_op_done(std::uint32_t request);
   [[nodiscard]] std::uint32_t new_prefetch();
@@ -322,6 +296,54 @@ class Core::Impl {
   Op& start_mapping(Block& block, std::uint32_t granule, DeviceId device, const PageMask& pages);
   bool svm_map(std::uint32_t request);
 
+  // svm/moves.cpp: moves on request. svm/pin.cpp: pins
+  Status migrate(ClientId id, PageSpan span, DeviceId device, FenceId fence);
+  Status populate(ClientId id, PageSpan span, DeviceId device, Cookie cookie);
+  /// Change::lazy_free. Replies when nobody reaches the pages as they were. REQUIRES: some page is allocated.
+  Status discard_contents(ClientId id, PageSpan span, Cookie cookie);
+  bool populate_granule(std::uint32_t request, Block& block, std::uint32_t granule);
+  bool forget_granule(std::uint32_t request, Block& block, std::uint32_t granule);
+  void forgotten(Op& op);
+  void written(Block& block, const PageMask& pages);
+  [[nodiscard]] static PageMask discarded(const Block& block) {
+    return block.extras == nullptr ? PageMask() : block.extras->discarded;
+  }
+  void revisit(Block& block, std::uint32_t granule, const Op& ended, std::vector<std::uint32_t>& requests,
+               std::vector<Waiter>& waiters);
+  Extras& extras_of(Block& block);
+  void drop_extras_if_empty(Block& block);
+  Status pin(ClientId id, PageSpan span, DeviceId device, Cookie cookie);
+  Status unpin(ClientId id, PageSpan span);
+  void unpin_pages(Client& client, PageSpan span);
+  enum class PinStep : std::uint8_t { pinned, bring, failed };
+  PinStep pin_step(std::uint32_t request, Block& block, std::uint32_t granule);
+  Op& start_pin_op(std::uint32_t request, Block& block, std::uint32_t granule);
+  bool pin_granule(std::uint32_t request, Block& block, std::uint32_t granule);
+  void pin_failed(PrefetchRequest& request);
+  void forget_pins(Client& client);
+  /// Pages of the mask that may not leave where they are.
+  [[nodiscard]] static PageMask pinned(const Block& block, const PageMask& pages) {
+    return block.extras == nullptr ? PageMask() : block.extras->pinned & pages;
+  }
+  [[nodiscard]] bool pinned(const Client& client, PageSpan span) const;
+  [[nodiscard]] PageMask requested(const PrefetchRequest& request, const Block& block, std::uint32_t granule) const;
+  bool serve_pinned(Block& block, const Waiter& waiter);
+  void fail_cpu_at_pins(Block& block, std::uint32_t granule);
+  void keep_pinned(Op& op) const;
+  [[nodiscard]] bool slot_stays(const Op& op) const;
+  void redirect_around_pins(Op& op);
+  [[nodiscard]] bool may_evict(DeviceId device, const Slot& slot, const Client& requester) const;
+  [[nodiscard]] bool is_draining(const Block& block, std::uint32_t granule) const;
+  static constexpr std::uint32_t pin_tries_most = 4;
+  [[nodiscard]] std::uint64_t pin_limit() const;
+  void verify_pins(const Client& client) const;
+
+  /// Both are of one hive: each reaches the other's VRAM, and copies to it directly.
+  [[nodiscard]] bool linked(DeviceId a, DeviceId b) const {
+    return a != b && a < config.hives.size() && b < config.hives.size() && config.hives[a] != 0 &&
+           config.hives[a] == config.hives[b];
+  }
+
   // block/fault.cpp
   void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu);
   void cpu_fault(ClientId id, Page page, Access access);
@@ -352,6 +374,7 @@ class Core::Impl {
   void revoke_everything(Op& op);
   void revoke_device(Op& op, DeviceId device, const PageMask& pages);
   void copy_home(Op& op);
+  void drop_discarded(Op& op, PageMask& dirty);
   void copy_up(Op& op);
   void map_vram(Op& op);
   void map_in_place(Op& op);
@@ -494,6 +517,7 @@ class Core::Impl {
   std::uint32_t memory_line_ops = 0;  ///< operations in Reclaim's line
   std::uint64_t returning_pages = 0;  ///< of frees whose last action is under way
   std::uint32_t ops_in_use = 0;
+  std::uint32_t pinned_blocks = 0;  ///< blocks with a pinned page
   std::uint64_t op_serial = 0;
   /// run_op() inside run_op(). Far above what a chain of evictions needs, far below what a stack holds.
   static constexpr std::uint32_t op_depth_most = 2048;

@@ -151,6 +151,8 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::keep_lost_access: return "keep_lost_access";
     case PlantedBug::write_map_read_only: return "write_map_read_only";
     case PlantedBug::leak_attributes: return "leak_attributes";
+    case PlantedBug::move_pinned: return "move_pinned";
+    case PlantedBug::discard_shows_others: return "discard_shows_others";
   }
   return "unknown";
 }

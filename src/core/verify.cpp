@@ -37,6 +37,7 @@ Residency Core::Impl::query(ClientId id, Page page) const {
       r.device_writable = static_cast<std::uint16_t>(r.device_writable | device_bit);
     }
   }
+  r.pinned = block->extras != nullptr && block->extras->pinned.test(bit);
   r.held = block->held.test(bit);
   r.stored = block->stored.test(bit);
   r.moving = granule.op != none_index;
@@ -80,6 +81,7 @@ void Core::Impl::verify() const {
       }
     }
     verify_svm(*client);
+    verify_pins(*client);  // I-60
     FERRY_CHECK_EQ(own_operations, client->ops);
     for (const FreeRequest& free : frees) {
       held += free.in_use && free.client == client.get() ? free.charged_pages : 0;

@@ -36,7 +36,8 @@ void World::issue(const Action& a) {
     violate(Invariant::answers_right, "%s #%llu: an id is for actions that are answered", core::to_string(a.verb),
             static_cast<unsigned long long>(a.id));
   }
-  const bool has_pages = a.verb != Verb::wake_wave && a.verb != Verb::reply && a.verb != Verb::release_chunk;
+  const bool has_pages = a.verb != Verb::wake_wave && a.verb != Verb::reply && a.verb != Verb::release_chunk &&
+                         a.verb != Verb::signal_fence;
   if (has_pages) {
     if (a.pages.count_pages == 0 || (!memory_.inside(a.pages) && a.verb != Verb::wake_cpu)) {
       violate(Invariant::answers_right, "%s of %llu+%llu: no pages that client %u ever had", core::to_string(a.verb),
@@ -60,6 +61,7 @@ void World::issue(const Action& a) {
   if (moves(a.verb)) check_copy(a);
   if (a.verb == Verb::wake_cpu && !a.status.ok()) check_told(a);
   if (a.verb == Verb::reply) check_reply(a);
+  if (a.verb == Verb::signal_fence) check_signal(a);
 
   std::uint32_t index;
   if (flight_holes_.empty()) {
@@ -139,6 +141,12 @@ void World::check_wake(const Action& a) {
                 static_cast<unsigned long long>(f.page), a.client);
       }
       break;
+    case Code::in_use:
+      if (never_there || !may_be_pinned(f.slot, {f.page, 1})) {
+        violate(Invariant::answers_right, "the fault at page %llu of client %u fails: in use; but nobody has pinned it",
+                static_cast<unsigned long long>(f.page), a.client);
+      }
+      break;
     case Code::io_error:
     case Code::no_memory:
     case Code::no_mappings:
@@ -160,6 +168,15 @@ void World::check_wake(const Action& a) {
 
 /// A CPU thread is told that its page cannot be had: fair only where the store has failed.
 void World::check_told(const Action& a) const {
+  if (a.status.code == Code::in_use) {
+    for (Page page = a.pages.first; page < a.pages.end(); ++page) {
+      if (!may_be_pinned(slot_of(a), {page, 1})) {
+        violate(Invariant::answers_right, "CPU threads at page %llu of client %u are told that it is pinned; it is not",
+                static_cast<unsigned long long>(page), a.client);
+      }
+    }
+    return;
+  }
   if (stats_.failed_actions != 0) return;
   violate(Invariant::answers_right, "CPU threads at page %llu of client %u are told: %s; but nothing has failed yet",
           static_cast<unsigned long long>(a.pages.first), a.client, to_string(a.status.code));
@@ -196,6 +213,11 @@ void World::check_reply(const Action& a) {
     }
     memory_.end_free(r.slot, r.span);
   }
+  if (r.kind == RequestKind::pin) {
+    check_pin_reply(r, a);
+    if (a.status.ok() && clients_[r.slot].state == ClientState::running) pinned(r);
+  }
+  if (r.kind == RequestKind::discard) memory_.end_discard(r.slot, r.span);
 }
 
 Status World::inject_failure(const Action& a) {
@@ -340,6 +362,7 @@ void World::finish_flight(std::uint32_t index) {
   f.in_use = false;
   flight_holes_.push_back(index);
   if (a.verb == Verb::reply) perform_reply(a);
+  if (a.verb == Verb::signal_fence) requests_.erase(a.fence - 1);
 }
 
 void World::answer(std::uint32_t index) {
@@ -378,6 +401,9 @@ void World::perform_reply(const Action& a) {
   if (it == requests_.end()) return;  // its client is closed
   const Request r = it->second;
   requests_.erase(it);
+  if (r.kind == RequestKind::pin && phase_ != Phase::random && clients_[r.slot].state == ClientState::running) {
+    do_unpin(r.slot, true);
+  }
   if (r.kind == RequestKind::gone) {
     client_closed(r.slot);
   } else if (r.kind == RequestKind::free && clients_[r.slot].state == ClientState::running) {

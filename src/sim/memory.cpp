@@ -73,6 +73,8 @@ void Memory::client_close(unsigned slot) {
     forget_stored(p);
     p.resident = false;
     p.system = p.shadow = 0;
+    p.pins = p.discarding = 0;
+    p.discarded = false;
     p.alloc = AllocState::none;
     p.cpu = CpuEntry::none;
     ++p.generation;
@@ -92,6 +94,8 @@ void Memory::alloc(unsigned slot, PageSpan span, bool in_place) {
               clients_[slot].id, rel(page));
     }
     p.alloc = AllocState::allocated;
+    p.discarding = 0;
+    p.discarded = false;
     p.in_place = in_place;
     p.cpu = counted_ ? CpuEntry::revoked : CpuEntry::mapped;
     p.shadow = 0;
@@ -154,13 +158,15 @@ void Memory::apply(unsigned slot, Page page, Word& word, Op op, const char* who,
     if (op != Op::read) word = fresh;
     return;
   }
-  if (op != Op::write && word != p.shadow) {
+  if (op != Op::write && !reads_right(p, word)) {
     violate(Invariant::reads_last_write, "page %lld of client %u: %s %u reads %s, but the last write was %s; %s",
             rel(page), clients_[slot].id, who, device, describe(word).c_str(), describe(p.shadow).c_str(),
             copies_of(slot, page).c_str());
   }
+  if (op != Op::write) settle(p, word);
   if (op == Op::write) p.shadow = word = fresh;
   if (op == Op::add) p.shadow = ++word;
+  p.discarded = false;
 }
 
 void Memory::revoke_cpu(unsigned slot, Page page) {
@@ -171,7 +177,7 @@ void Memory::revoke_cpu(unsigned slot, Page page) {
 void Memory::map_cpu(unsigned slot, Page page) {
   auto& p = at(slot, page);
   if (p.cpu == CpuEntry::none) return;
-  if (p.system != p.shadow) {
+  if (!reads_right(p, p.system)) {
     violate(Invariant::maps_current, "page %lld of client %u is mapped for the CPU, but its system copy is stale: %s",
             rel(page), clients_[slot].id, copies_of(slot, page).c_str());
   }
@@ -182,6 +188,7 @@ void Memory::map_cpu(unsigned slot, Page page) {
               rel(page), clients_[slot].id, unsigned{d}, device_entry(slot, d, page).vram);
     }
   }
+  settle(p, p.system);
   p.cpu = CpuEntry::mapped;
   occupy(slot, p);
 }
@@ -204,12 +211,13 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
   }
   if (p.alloc == AllocState::allocated) {
     const Word word = entry.kind == DeviceKind::system ? p.system : vram_at(slot, device, entry.vram).word;
-    if (word != p.shadow) {
+    if (!reads_right(p, word)) {
       violate(Invariant::maps_current,
               "page %lld of client %u is mapped on device %u to %s page %u, which reads %s: %s", rel(page), id,
               unsigned{device}, entry.kind == DeviceKind::system ? "its system" : "VRAM", entry.vram,
               describe(word).c_str(), copies_of(slot, page).c_str());
     }
+    settle(p, word);
     if (entry.kind == DeviceKind::vram && p.cpu == CpuEntry::mapped) {
       violate(Invariant::exclusive_writer,
               "page %lld of client %u is mapped on device %u in VRAM while CPU threads can write its system copy",
@@ -288,6 +296,11 @@ void Memory::copy(unsigned slot, DeviceId device, Page page, core::Place to, Vra
   }
   occupy(slot, p);  // reading zeros gives them memory too
   if (to == core::Place::vram) {
+    check_pin(slot, page, no_device, 0, "copied to VRAM");
+  } else {
+    check_pin(slot, page, device, vram, "copied home");
+  }
+  if (to == core::Place::vram) {
     hold(slot, device, page, vram, p.system);
   } else {
     p.system = vram_at(slot, device, vram).word;
@@ -313,6 +326,7 @@ void Memory::hold(unsigned slot, DeviceId device, Page page, VramPage vram, Word
   const auto index = static_cast<std::uint32_t>(page - first_);
   v.word = word;
   v.holds = index;
+  if (before != nobody && before != index) check_pin(slot, first_ + before, device, vram, "overwritten");
   if (before != nobody && before != index && d.vram_of[before] == vram + 1) {
     d.vram_of[before] = 0;
     check_current(slot, first_ + before, "its VRAM page was used for another page");
@@ -328,6 +342,7 @@ void Memory::discard_system(unsigned slot, Page page) {
               clients_[slot].id, unsigned{d});
     }
   }
+  check_pin(slot, page, no_device, 0, "discarded");
   p.system = 0;
   if (p.resident) {
     p.resident = false;
@@ -441,6 +456,7 @@ void Memory::wipe_chunk(unsigned slot, DeviceId device, VramPage first) {
               clients_[slot].id, unsigned{device}, rel(first_ + v.mapped_by));
     }
     const std::uint32_t before = v.holds;
+    if (before != nobody) check_pin(slot, first_ + before, device, first + i, "released");
     v = VramState{};
     if (before != nobody && d.vram_of[before] == first + i + 1) {
       d.vram_of[before] = 0;
@@ -471,13 +487,68 @@ bool Memory::vram_is_current(unsigned slot, DeviceId device, Page page) const {
 
 void Memory::check_current(unsigned slot, Page page, const char* after) const {
   const auto& p = at(slot, page);
-  if (p.alloc != AllocState::allocated || p.system == p.shadow || (p.in_store && p.stored == p.shadow)) return;
+  if (p.alloc != AllocState::allocated || loose(p) || p.system == p.shadow || (p.in_store && p.stored == p.shadow)) return;
   for (DeviceId d = 0; d < devices_; ++d) {
     if (vram_is_current(slot, d, page)) return;
   }
   suspect_ = {clients_[slot].id, page, true};
   violate(Invariant::current_copy, "page %lld of client %u has no current copy left after %s: %s", rel(page),
           clients_[slot].id, after, copies_of(slot, page).c_str());
+}
+
+void Memory::pin(unsigned slot, Page page, DeviceId device) {
+  auto& p = at(slot, page);
+  if (p.alloc != AllocState::allocated) return;  // freed while it was pinned
+  const std::uint32_t where = device == no_device ? 0 : clients_[slot].devices[device].vram_of[page - first_];
+  if (device == no_device ? !reads_right(p, p.system) : where == 0 || !vram_is_current(slot, device, page)) {
+    violate(Invariant::pinned_stays, "page %lld of client %u is pinned in %s, but is not there: %s", rel(page),
+            clients_[slot].id, device == no_device ? "system memory" : "VRAM", copies_of(slot, page).c_str());
+  }
+  if (p.pins++ == 0) {
+    p.pin_device = device;
+    p.pin_vram = where == 0 ? 0 : where - 1;
+  } else if (p.pin_device != device || (device != no_device && p.pin_vram + 1 != where)) {
+    violate(Invariant::pinned_stays, "page %lld of client %u is pinned in two places", rel(page), clients_[slot].id);
+  }
+}
+
+void Memory::unpin(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  if (p.pins != 0) --p.pins;
+}
+
+void Memory::forget_pins(unsigned slot) {
+  for (auto& p : clients_[slot].pages) p.pins = 0;
+}
+
+void Memory::dma(unsigned slot, Page page, Op op) {
+  auto& p = at(slot, page);
+  if (p.pins == 0) return;
+  Word& word = p.pin_device == no_device ? p.system : vram_at(slot, p.pin_device, p.pin_vram).word;
+  apply(slot, page, word, op, "DMA to", p.pin_device);
+}
+
+void Memory::check_pin(unsigned slot, Page page, DeviceId leaves, VramPage vram, const char* what) const {
+  const auto& p = at(slot, page);
+  if (p.pins == 0 || p.pin_device != leaves || (leaves != no_device && p.pin_vram != vram)) return;
+  violate(Invariant::pinned_stays, "page %lld of client %u is pinned there, and is %s", rel(page), clients_[slot].id,
+          what);
+}
+
+void Memory::begin_discard(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    if (inside({page, 1}) && at(slot, page).alloc == AllocState::allocated) ++at(slot, page).discarding;
+  }
+}
+
+void Memory::end_discard(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    if (!inside({page, 1})) continue;
+    auto& p = at(slot, page);
+    if (p.discarding == 0) continue;
+    --p.discarding;
+    p.discarded = p.discarded || p.alloc == AllocState::allocated;
+  }
 }
 
 void Memory::check_all() const {

@@ -81,6 +81,16 @@ class Memory {
   void tear_system(unsigned slot, Page page);
   void discard_store(unsigned slot, Page page);
 
+  // --- pins and discards ---------------------------------------------------------------------------------------------
+  /// I-60: the page is current where it was pinned, and stays there. DMA reaches it with no regard to page tables.
+  void pin(unsigned slot, Page page, DeviceId device);
+  void unpin(unsigned slot, Page page);
+  void dma(unsigned slot, Page page, Op op);
+  void forget_pins(unsigned slot);
+  /// From the request on the pages may read as zeros; from the answer on, until somebody looks or writes.
+  void begin_discard(unsigned slot, PageSpan span);
+  void end_discard(unsigned slot, PageSpan span);
+
   // --- VRAM ----------------------------------------------------------------------------------------------------------
   /// A chunk counts from its first use on (I-04). REQUIRES nothing: any number may come from the core.
   void use_vram(unsigned slot, DeviceId device, VramPage first, std::uint64_t count);
@@ -106,7 +116,7 @@ class Memory {
     return clients_[slot].devices[device].table[page - first_];
   }
   [[nodiscard]] bool system_is_current(unsigned slot, Page page) const {
-    return at(slot, page).system == at(slot, page).shadow;
+    return reads_right(at(slot, page), at(slot, page).system);
   }
   [[nodiscard]] bool store_is_current(unsigned slot, Page page) const {
     return at(slot, page).in_store && at(slot, page).stored == at(slot, page).shadow;
@@ -137,7 +147,24 @@ class Memory {
     bool resident = false;
     bool in_store = false;
     Word stored = 0;
+    std::uint16_t pins = 0;
+    DeviceId pin_device = no_device;
+    VramPage pin_vram = 0;
+    std::uint16_t discarding = 0;  ///< discards asked for and not answered
+    bool discarded = false;
   };
+  [[nodiscard]] static bool loose(const PageState& p) { return p.discarding != 0 || p.discarded; }
+  [[nodiscard]] static bool reads_right(const PageState& p, Word word) {
+    return word == p.shadow || (loose(p) && word == 0);
+  }
+  /// Somebody sees, or may see from now on, what the page reads.
+  static void settle(PageState& p, Word word) {
+    if (loose(p)) {
+      p.shadow = word;
+      p.discarded = false;
+    }
+  }
+  void check_pin(unsigned slot, Page page, DeviceId leaves, VramPage vram, const char* what) const;
   struct VramState {
     Word word = fresh_vram_word;
     std::uint32_t mapped_by = nobody;  ///< index of the page whose device entry leads here

@@ -13,7 +13,8 @@ namespace ferry::sim {
   return v == core::Verb::revoke_device || v == core::Verb::map_device;
 }
 [[nodiscard]] inline bool is_answered(core::Verb v) {
-  return v != core::Verb::wake_cpu && v != core::Verb::wake_wave && v != core::Verb::reply;
+  return v != core::Verb::wake_cpu && v != core::Verb::wake_wave && v != core::Verb::reply &&
+         v != core::Verb::signal_fence;
 }
 [[nodiscard]] inline bool uses_vram(const core::Action& a) {
   return a.verb == core::Verb::copy || (a.verb == core::Verb::map_device && a.place == core::Place::vram);

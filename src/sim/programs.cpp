@@ -210,7 +210,8 @@ void World::manage(unsigned slot) {
     c.parked = true;
     return;
   }
-  const unsigned total = swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight;
+  const unsigned total =
+      swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight + swarm_.places_weight;
   auto dice = static_cast<unsigned>(random_.below(total));
   if (c.spans.empty() || dice < swarm_.alloc_weight) {
     do_alloc(slot);
@@ -218,6 +219,8 @@ void World::manage(unsigned slot) {
     do_free(slot);
   } else if ((dice -= swarm_.free_weight) < swarm_.prefetch_weight) {
     do_prefetch(slot);
+  } else if ((dice -= swarm_.prefetch_weight) < swarm_.places_weight) {
+    ask_places(slot);
   } else {
     do_bad_request(slot);
   }
@@ -248,7 +251,7 @@ bool World::span_has(unsigned slot, PageSpan span, AllocState state) const {
 std::uint64_t World::new_cookie(RequestKind kind, unsigned slot, PageSpan span) {
   ++stats_.requests;
   const std::uint64_t cookie = next_cookie_++;
-  requests_[cookie] = Request{kind, slot, clients_[slot].life, span, false};
+  requests_[cookie] = Request{kind, slot, clients_[slot].life, span, no_device, false};
   return cookie;
 }
 

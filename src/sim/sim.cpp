@@ -49,6 +49,7 @@ const char* to_string(Invariant invariant) {
     case Invariant::counts_are_true: return "statistics count what happened";
     case Invariant::charged_first: return "system memory is charged before it is used";
     case Invariant::over_is_told: return "what exceeds the budget is told";
+    case Invariant::pinned_stays: return "a pinned page stays";
   }
   return "unknown";
 }

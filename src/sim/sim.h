@@ -38,6 +38,7 @@ enum class Invariant : std::uint8_t {
   // The numbers between belong to buffers, fences and units.
   charged_first = 40,  ///< a page has system memory only while it is charged, and what is charged is held
   over_is_told = 41,   ///< nothing is given over the budget but what is counted as such
+  pinned_stays = 60,   ///< a pinned page keeps its place and memory
 };
 [[nodiscard]] const char* to_string(Invariant invariant);
 

@@ -49,6 +49,16 @@ void draw_policies(Swarm& s, const SimOptions& options) {
 }
 }  // namespace
 
+namespace {
+/// Pins and the like, from numbers of their own too.
+void draw_places(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0x91ac'e5f0'0b1e'2c3d);
+  if (r.chance(400)) return;
+  s.places_weight = pick(r, 10, 80);
+  if (r.chance(300)) s.core.pin_pages = 1 + r.below(std::uint64_t{s.window_blocks} * block_pages);
+}
+}  // namespace
+
 Swarm make_swarm(Random& r, const SimOptions& options) {
   Swarm s;
   s.clients = r.chance(400) ? 1 : pick(r, 2, 4);
@@ -101,6 +111,7 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   s.core.bug = options.bug;
   draw_budget(s, options);
   draw_policies(s, options);
+  draw_places(s, options);
   return s;
 }
 

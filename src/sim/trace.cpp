@@ -78,10 +78,16 @@ bool Trace::concerns_watched(const Record& r) const {
     case Line::device_fault:
     case Line::post_cpu_fault:
     case Line::cpu_fault:
+    case Line::dma:
     case Line::resume: return r.a == watched_page_;
     case Line::alloc:
     case Line::free:
     case Line::prefetch:
+    case Line::pin:
+    case Line::unpin:
+    case Line::discard:
+    case Line::populate:
+    case Line::migrate:
     case Line::action:
     case Line::part:
     case Line::core_event: return PageSpan{r.a, r.b}.contains(watched_page_);
@@ -136,6 +142,19 @@ std::string Trace::text_of(const Record& r) {
     case Line::free:
       std::snprintf(what, sizeof what, "> free %llu+%llu cookie %llu: %s", u(r.a), u(r.b), u(r.d), status_name(r.c));
       break;
+    case Line::pin:
+    case Line::discard:
+    case Line::populate:
+    case Line::migrate:
+      std::snprintf(what, sizeof what, "> %s %llu+%llu cookie %llu: %s",
+                    r.line == Line::pin        ? "pin"
+                    : r.line == Line::discard  ? "discard"
+                    : r.line == Line::populate ? "populate"
+                                               : "migrate",
+                    u(r.a), u(r.b), u(r.d), status_name(r.c));
+      break;
+    case Line::unpin: std::snprintf(what, sizeof what, "> unpin %llu+%llu", u(r.a), u(r.b)); break;
+    case Line::dma: std::snprintf(what, sizeof what, "DMA: %s page %llu", op_name(r.b), u(r.a)); break;
     case Line::prefetch:
       std::snprintf(what, sizeof what, "> prefetch %llu+%llu cookie %llu: %s", u(r.a), u(r.b), u(r.d),
                     status_name(r.c));

@@ -151,6 +151,8 @@ void World::dispatch(const Event& e) {
       c.state = ClientState::leaving;
       // From here on the core may drop the contents.
       for (const PageSpan& span : c.spans) memory_.begin_free(e.index, span);
+      memory_.forget_pins(e.index);
+      c.pins.clear();
       c.spans.clear();
       const std::uint64_t cookie = new_cookie(RequestKind::gone, e.index, {});
       line(Line::gone, e.index, no_device, 0, 0, cookie);
@@ -205,6 +207,7 @@ void World::open_client(unsigned slot) {
     d.process = {};
   }
   c.spans.clear();
+  c.pins.clear();
   c.freed.clear();
   c.hot.clear();
   memory_.client_open(slot, c.id);
@@ -322,6 +325,9 @@ SimResult World::run() {
     for (unsigned slot = 0; slot < swarm_.clients; ++slot) {
       go_on(slot, no_device);
       for (DeviceId d = 0; d < swarm_.devices; ++d) go_on(slot, d);
+    }
+    for (unsigned slot = 0; slot < swarm_.clients; ++slot) {
+      if (clients_[slot].state == ClientState::running) do_unpin(slot, true);
     }
     drain("settling");
     check_settled();

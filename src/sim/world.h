@@ -3,6 +3,7 @@
 // one event at a time, in order of time and then of scheduling.
 //   world.cpp     events, phases, processes that come, stop and go
 //   executor.cpp  the core's actions                  programs.cpp  threads, waves and requests
+//   places.cpp    pins, discards, moves with a fence
 //   checks.cpp    what needs both the core and the machine
 #pragma once
 
@@ -110,6 +111,10 @@ class World final : public core::Observer {
     std::uint32_t life = 0;  ///< raised with each process: actions meant for a former one find it lost
     Process process;
   };
+  struct Pin {
+    PageSpan span;
+    DeviceId device = no_device;
+  };
   enum class ClientState : std::uint8_t { closed, running, dead, leaving };
   struct Client {
     ClientId id = 0;
@@ -121,6 +126,7 @@ class World final : public core::Observer {
     std::vector<PageSpan> spans;  ///< allocated now
     std::vector<PageSpan> freed;  ///< free to be allocated again, newest last
     std::vector<Page> hot;
+    std::vector<Pin> pins;
     bool parked = false;  ///< no manage event is queued
   };
   /// A device fault from the wave's park to its wake.
@@ -139,12 +145,13 @@ class World final : public core::Observer {
     bool forgotten = false;  ///< its device was reported gone
     bool ended = false;      ///< its wake is decided, not yet performed
   };
-  enum class RequestKind : std::uint8_t { free, prefetch, gone };
+  enum class RequestKind : std::uint8_t { free, prefetch, gone, pin, discard, migrate };
   struct Request {
     RequestKind kind = RequestKind::free;
     unsigned slot = 0;
     std::uint32_t client_life = 0;
     PageSpan span;
+    DeviceId device = no_device;  ///< pin
     bool replied = false;  ///< decided, not yet performed
   };
   /// An action from the core's decision to its answer (or, without id, to its effect).
@@ -208,6 +215,20 @@ class World final : public core::Observer {
   void start_sweep();
   void ask_prefetch(unsigned slot, PageSpan span, DeviceId device);
   std::uint64_t new_cookie(RequestKind kind, unsigned slot, PageSpan span);
+
+  // --- places.cpp
+  void ask_places(unsigned slot);
+  void do_pin(unsigned slot);
+  void do_unpin(unsigned slot, bool all);
+  void do_dma(unsigned slot);
+  void do_discard(unsigned slot);
+  void do_populate(unsigned slot);
+  void do_migrate(unsigned slot);
+  void pinned(const Request& request);
+  void check_signal(const core::Action& action);
+  void check_pin_reply(const Request& request, const core::Action& action) const;
+  [[nodiscard]] bool may_be_pinned(unsigned slot, PageSpan span) const;
+  [[nodiscard]] PageSpan part_of_allocation(unsigned slot);
 
   // --- executor.cpp
   void take_actions();

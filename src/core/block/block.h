@@ -28,8 +28,12 @@
 // | device, in place (in_place)       | system_current and not vram_current; CPU may be mapped too     |
 // | owner device, VRAM read-only      | vram_current                                                   |
 // | owner device, VRAM writable       | vram_current and not system_current                            |
+//
+// A device may also reach pages in another's VRAM, where both are of one hive (peer): allowed as the owner's own mapping is.
+// Bits that few blocks need lie in Extras, which most blocks do not have.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -51,6 +55,16 @@ struct DeviceView {
   PageMask mapped;    ///< set: the device may have an entry. Cleared: it has none, every touch faults
   PageMask writable;  ///< set: the entry allows writes; only with mapped
   PageMask in_place;  ///< set: the entry leads to system memory; cleared, with mapped: to the granule's VRAM slot
+  PageMask peer;      ///< set: the entry leads to VRAM of the granule's owner, another device; never with in_place
+};
+
+/// What few blocks need. Made when first used, gone when all of it is empty.
+struct Extras {
+  PageMask pinned;  ///< pin_count > 0: keeps its place and memory. VRAM's if vram_current is set, else the system's
+  /// Contents may be dropped: reads as before, or as zeros. Nobody maps such a page; whoever does clears it.
+  PageMask discarded;
+  std::array<std::uint16_t, block_pages> pin_count{};
+  [[nodiscard]] bool empty() const { return pinned.none() && discarded.none(); }
 };
 
 struct Granule {
@@ -88,6 +102,7 @@ struct Block {
   PageMask cpu_waiting;  ///< CPU threads wait in a fault on them
   /// Set: nothing was said about any page of it (svm/): faults look no further. Cleared: they are routed page by page.
   bool plain = true;
+  std::unique_ptr<Extras> extras;  ///< null: nothing is pinned or discarded
   std::vector<DeviceView> devices;
   std::vector<Granule> granules;
 };

@@ -93,6 +93,9 @@ void Core::Impl::not_allocated(Client& client, const Waiter& waiter) {
 }
 
 void Core::Impl::serve_device_waiter(Block& block, const Waiter& waiter) {
+  if (block.extras != nullptr && serve_pinned(block, waiter)) {
+    return;
+  }
   if (!block.plain) {
     serve_by_attributes(block, waiter);
     return;
@@ -159,6 +162,12 @@ void Core::Impl::cpu_fault(ClientId id, Page page, Access access) {
 
 void Core::Impl::serve_cpu(Block& block, std::uint32_t granule) {
   Granule& state = block.granules[granule];
+  if (block.extras != nullptr) {
+    fail_cpu_at_pins(block, granule);
+    if (!block.cpu_waiting.intersects(granule_mask(granule))) {
+      return;
+    }
+  }
   PageMask pages = granule_mask(granule);
   if (!block.plain && (pages = route_cpu(block, granule)).none()) {
     return;

@@ -20,6 +20,7 @@ void Core::Impl::mark_revoked(Block& block, DeviceId device, const PageMask& pag
   view.mapped.remove(pages);
   view.writable.remove(pages);
   view.in_place.remove(pages);
+  view.peer.remove(pages);
 }
 
 void Core::Impl::revoke_device(Op& op, DeviceId device, const PageMask& pages) {
@@ -86,6 +87,9 @@ void Core::Impl::copy_home(Op& op) {
   // What the store has too needs no copy, unless it is wanted here; whoever came to want it since the operation was
   // charged is looked at when it ends.
   dirty.remove(wants_system(op) ? block.stored & ~block.held : block.stored);
+  if (op.cause == Cause::evict && block.extras != nullptr) {
+    drop_discarded(op, dirty);
+  }
   if (dirty.none()) {
     return;
   }
@@ -117,11 +121,26 @@ void Core::Impl::copy_home(Op& op) {
   }
 }
 
+/// Discarded pages leave VRAM without a copy: system memory of theirs is given up instead, and reads as zeros.
+void Core::Impl::drop_discarded(Op& op, PageMask& dirty) {
+  Block& block = *op.block;
+  const PageMask dropped_pages = dirty & discarded(block);
+  dirty.remove(dropped_pages);
+  for_spans(block, dropped_pages, [&](PageSpan span) { ask(Verb::discard_system, op, span); });
+  const std::uint64_t count_dropped = dropped_pages.count();
+  count(*block.client, [count_dropped](Stats& s) { s.discarded_pages += count_dropped; });
+}
+
 void Core::Impl::copy_up(Op& op) {
   Block& block = *op.block;
   Granule& state = granule_state(op);
   PageMask going = op.pages;
   going.remove(block.vram_current);
+  if (planted(PlantedBug::discard_shows_others)) {
+    const PageMask lost = going & discarded(block);
+    block.vram_current |= lost;
+    going.remove(lost);
+  }
   if (going.none()) {
     return;
   }
@@ -159,6 +178,7 @@ void Core::Impl::map_vram(Op& op) {
     state.sample = false;
     client.devices[op.device].gate.hit();
   }
+  written(block, op.pages & block.vram_current);
   DeviceView& view = block.devices[op.device];
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage first = devices[op.device].slots[state.slot].first;
@@ -201,6 +221,7 @@ void Core::Impl::map_in_place(Op& op) {
   if (!block.plain) {
     pages = list[0].pages | list[1].pages | list[2].pages | list[3].pages;
   }
+  written(block, pages);
   forget_stored(op, pages);
   DeviceView& view = block.devices[op.device];
   PageMask opened = pages;
@@ -258,6 +279,7 @@ void Core::Impl::map_cpu(Op& op) {
   if (op.cause == Cause::prefetch && block.cpu_mapped.contains(pages) && !block.cpu_waiting.intersects(pages)) {
     return;
   }
+  written(block, pages);
   forget_stored(op, pages);
   const PageMask waiting = block.cpu_waiting & pages;
   block.cpu_mapped |= pages;
@@ -297,6 +319,7 @@ void Core::Impl::discard(Op& op) {
   block.placed_system.remove(op.pages);
   block.vram_current.remove(op.pages);
   block.system_current |= op.pages;
+  written(block, op.pages);
   if (reclaim.counts()) {
     block.cpu_mapped.remove(op.pages);  // what is allocated here next is steered from the beginning
     return_memory(op);

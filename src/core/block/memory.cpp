@@ -31,6 +31,7 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
     case Goal::store:
     case Goal::freeze:
     case Goal::take:
+    case Goal::forget:
     case Goal::probe: return need;
     case Goal::vram:
       if (!block.client->devices[op.device].attached) {
@@ -48,6 +49,9 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
       if (!wants_system(op)) {
         need &= block.vram_current;
         need.remove(block.system_current | block.stored);
+        if (op.cause == Cause::evict) {
+          need.remove(discarded(block));
+        }
       }
       break;
   }
@@ -315,8 +319,10 @@ Core::Impl::StoreStart Core::Impl::start_store(Block& block, std::uint32_t granu
   }
   PageMask leave = block.allocated & block.held & granule_mask(granule);
   leave.remove(block.freeing);
+  leave.remove(pinned(block, leave));
   PageMask write = leave & block.system_current;
   write.remove(block.stored | block.vram_current);
+  write.remove(discarded(block));
   if (write.any() && !reclaim.store_takes(write.count())) {
     leave.remove(write);
     write = {};
@@ -349,6 +355,7 @@ void Core::Impl::store(Op& op) {
   }
   PageMask write = op.pages & block.system_current;
   write.remove(block.stored | block.vram_current);
+  write.remove(discarded(block));
   tell_moved(op, Place::store);
   for_spans(block, write, [&](PageSpan span) { ask(Verb::store, op, span); });
   if (planted(PlantedBug::drop_before_stored)) {
@@ -380,17 +387,29 @@ void Core::Impl::drop_system(Op& op) {
   Block& block = *op.block;
   PageMask only_here = block.system_current;
   only_here.remove(block.stored | block.vram_current);
+  const PageMask zeros = only_here & discarded(block);  // without memory, which counts as never written
+  only_here.remove(zeros);
   PageMask drop = op.pages & block.held;
   drop.remove(only_here);
   if (drop.none()) {
     return;
   }
-  block.system_current.remove(drop);
+  block.system_current.remove(drop & ~zeros);
   for_spans(block, drop, [&](PageSpan span) { ask(Verb::discard_system, op, span); });
 }
 
 void Core::Impl::dropped(Op& op, const PageMask& pages) {
   Block& block = *op.block;
+  if (op.goal != Goal::store) {
+    block.system_current |= pages;  // discarded: as zeros
+    const std::uint64_t had = (block.held & pages).count();
+    block.held.remove(pages);
+    drop_lru_if_empty(block, op.granule);
+    if (had != 0) {
+      uncharge(*block.client, had);
+    }
+    return;
+  }
   const std::uint64_t given = pages.count();
   block.held.remove(pages);
   drop_lru_if_empty(block, op.granule);

@@ -3,6 +3,12 @@
 #include "core/impl.h"
 
 namespace ferry::core {
+namespace {
+template <typename Fn>
+void for_spans(const Block& block, const PageMask& mask, Fn&& fn) {
+  mask.for_each_run([&](unsigned first, unsigned count) { fn(PageSpan{first_page_of(block.index) + first, count}); });
+}
+}  // namespace
 
 Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause cause, DeviceId device, Access access) {
   OpIndex index = 0;
@@ -32,6 +38,7 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.failure = {};
   op.outstanding = 0;
   op.copy_failures = 0;
+  op.tries = 0;
   op.serial = ++op_serial;
   op.pages = block.allocated & granule_mask(granule);
   op.pages.remove(block.freeing);
@@ -42,6 +49,9 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.discard_next = {};
   op.remap = {};
   op.remap_next = {};
+  if (block.extras != nullptr) {
+    keep_pinned(op);
+  }
   block.granules[granule].op = index;
   ++block.client->ops;
   ++ops_in_use;
@@ -97,6 +107,11 @@ bool Core::Impl::step(Op& op) {
       } else if (op.goal == Goal::take) {
         take_mappings(op);
         op.stage = Stage::finished;
+      } else if (op.goal == Goal::forget) {
+        for_spans(*op.block, op.pages & op.block->cpu_mapped,
+                  [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
+        revoke_everything(op);
+        op.stage = Stage::forget;
       } else if (op.goal == Goal::probe) {
         revoke_vram(op);
         op.stage = Stage::finished;
@@ -158,6 +173,10 @@ bool Core::Impl::step(Op& op) {
       discard(op);
       op.stage = Stage::finished;
       return true;
+    case Stage::forget:
+      forgotten(op);
+      op.stage = Stage::finished;
+      return true;
     case Stage::store:
       op.stage = Stage::drop_system;
       store(op);
@@ -187,10 +206,13 @@ void Core::Impl::route(Op& op) {
     case Goal::store:
     case Goal::freeze:
     case Goal::take:
+    case Goal::forget:
     case Goal::probe: op.stage = Stage::revoke_source; return;
     case Goal::vram:
       if (!op.block->client->devices[op.device].attached) {
         op.stage = Stage::finished;
+      } else if (state.slot != none_index && state.owner != op.device && slot_stays(op)) {
+        redirect(op, Goal::in_place);
       } else if (state.slot == none_index) {
         op.stage = Stage::wait_slot;
       } else {
@@ -273,7 +295,12 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
       }
       if (!status.ok()) {
         op.failure = status;
-        block.cpu_waiting |= mask;
+        // Whoever waits for what was freed meanwhile meets what the application put there: a free may be kept for long.
+        PageMask waiting = mask;
+        for_spans(block, mask & block.freeing,
+                  [&](PageSpan span) { emit(Verb::wake_cpu, *block.client).pages = span; });
+        waiting.remove(block.freeing);
+        block.cpu_waiting |= waiting;
       } else if (pending.wakes_cpu) {
         tell(EventKind::cpu_fault_end, *block.client, no_device, pending.pages, Cause::cpu_fault);
       }
@@ -337,6 +364,9 @@ void Core::Impl::redirect(Op& op, Goal goal) {
   op.stage = Stage::begin;
   op.redirected = true;
   op.copy_failures = 0;
+  if (op.block->extras != nullptr) {
+    redirect_around_pins(op);
+  }
 }
 
 /// Those of the operation's own device.
@@ -423,8 +453,25 @@ void Core::Impl::end_op(OpIndex index) {
     next.waiters.swap(waiters);
     next.svm.swap(told);
     next.remap_next = remap;
+    std::erase_if(prefetches_told, [&](std::uint32_t request) {
+      const bool again = prefetches[request].in_use && prefetches[request].revisits();
+      if (again) {
+        next.prefetches.push_back(request);
+      }
+      return again;
+    });
     run_op(next.self);
-  } else if (block.plain || !take_next(block, granule, remap, told, waiters)) {
+  } else {
+    if (!prefetches_told.empty()) {
+      revisit(block, granule, op, prefetches_told, waiters);
+    }
+    if (const OpIndex begun = block.granules[granule].op; begun != none_index && !told.empty()) {
+      ops[begun].remap_next |= remap;
+      ops[begun].svm.insert(ops[begun].svm.end(), told.begin(), told.end());
+      told.clear();
+    } else if (!block.plain && take_next(block, granule, remap, told, waiters)) {
+      // Whoever waits joins it below.
+    }
     after_op(block, granule, waiters);
   }
   waiters.clear();

@@ -72,6 +72,10 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
   for (auto& request : prefetches) {
     if (request.in_use && request.client == client) {
       request.in_use = false;
+      if (request.fence != 0) {
+        work.fence_publish(request.fence);
+        work.fence_signal(request.fence, Code::client_gone);
+      }
     }
   }
   for (auto& request : svm_requests) {
@@ -148,6 +152,7 @@ void Core::Impl::finish_client_if_idle(Client& client) {
   if (reclaim.counts()) {
     forget_client_memory(client);
   }
+  forget_pins(client);
   client.blocks.clear();
   client.block_at.clear();
   client.last_index = ~BlockIndex{0};

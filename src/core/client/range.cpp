@@ -231,7 +231,7 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
         continue;
       }
       ++frees[index].remaining;
-      if (work.userptr_keeps(id, freed_in(index, block, g))) {
+      if (work.userptr_keeps(id, freed_in(index, block, g)) || pinned(block, pages).any()) {
         kept_frees.push_back({index, block.index, g});
         // Threads that waited for them before need not wait for the fence; waves are told when their operation ends.
         const PageMask waiting = block.cpu_waiting & pages;
@@ -289,7 +289,7 @@ void Core::Impl::resume_frees() {
     Client& client = *frees[kept.request].client;
     Block* block = kept.block == no_block ? nullptr : find_block(client, kept.block);
     const PageSpan span = block == nullptr ? frees[kept.request].span : freed_in(kept.request, *block, kept.granule);
-    if (work.userptr_keeps(client.id, span)) {
+    if (work.userptr_keeps(client.id, span) || (block != nullptr && pinned(client, span))) {
       ++i;
       continue;
     }
@@ -384,6 +384,18 @@ bool Core::Impl::walk_granule(std::uint32_t index, Block& block, std::uint32_t g
 // --- prefetch --------------------------------------------------------------------------------------------------------
 
 Status Core::Impl::prefetch(ClientId id, PageSpan span, DeviceId device, Cookie cookie) {
+  std::uint32_t index = 0;
+  const Status status = request_moves(id, span, device, PrefetchRequest::Kind::prefetch, index);
+  if (status.ok()) {
+    prefetches[index].cookie = cookie;
+    advance_prefetch(index);
+  }
+  return status;
+}
+
+/// Checks and notes a request; advance_prefetch() begins it.
+Status Core::Impl::request_moves(ClientId id, PageSpan span, DeviceId device, PrefetchRequest::Kind kind,
+                                 std::uint32_t& index) {
   Client* client = find_client(id);
   if (client == nullptr || client->dying) {
     return Code::client_gone;
@@ -401,17 +413,18 @@ Status Core::Impl::prefetch(ClientId id, PageSpan span, DeviceId device, Cookie 
   if (!starts_inside && !covers_first) {
     return Code::not_allocated;
   }
-  tell(EventKind::prefetch, *client, device, span, Cause::prefetch, Access::read,
-       device == no_device ? Place::system : Place::vram);
-  const std::uint32_t index = new_prefetch();
+  if (kind == PrefetchRequest::Kind::prefetch) {
+    tell(EventKind::prefetch, *client, device, span, Cause::prefetch, Access::read,
+         device == no_device ? Place::system : Place::vram);
+  }
+  index = new_prefetch();
   PrefetchRequest& request = prefetches[index];
   request.in_use = true;
+  request.kind = kind;
   request.client = client;
   request.span = span;
   request.cursor = span.first;
   request.device = device;
-  request.cookie = cookie;
-  advance_prefetch(index);
   return {};
 }
 
@@ -450,11 +463,17 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
       continue;
     }
     if (it->second.freeing) {
+      if (request.kind == PrefetchRequest::Kind::pin) {
+        request.status = Code::not_allocated;
+      }
       request.cursor = it->first + it->second.count_pages;
       continue;
     }
     // What cannot go there is passed over at once: a span may be as large as the window.
-    if (request.userptr != 0 && (request.device != no_device || reclaim.counts())) {
+    using Kind = PrefetchRequest::Kind;
+    if (request.kind == Kind::pin || (request.kind == Kind::populate && reclaim.counts())) {
+      // The same.
+    } else if (request.userptr != 0 && (request.device != no_device || reclaim.counts())) {
       // All of it is to have memory, and mappings.
     } else if (request.device != no_device) {
       if (!client.devices[request.device].attached) {
@@ -477,8 +496,7 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
       fork_granule(index, block, granule_of(at));
       continue;
     }
-    if (request.userptr != 0 ? !walk_granule(index, block, granule_of(at))
-                             : !prefetch_granule(index, block, granule_of(at))) {
+    if (!visit_granule(index, block, granule_of(at))) {
       prefetches[index].cursor = prefetches[index].span.end();
     }
   }
@@ -491,14 +509,7 @@ void Core::Impl::advance_prefetch(std::uint32_t index) {
       advance_prefetch(index);
       return;
     }
-    request.in_use = false;
-    if (request.userptr != 0) {
-      work.userptr_walked(request.userptr, request.started_granules != 0);
-    } else if (request.svm != none_index) {
-      svm_told(request.svm);
-    } else {
-      reply(request.cookie, client, {});
-    }
+    end_request(index);
   }
 }
 
@@ -518,6 +529,7 @@ bool Core::Impl::prefetch_granule(std::uint32_t index, Block& block, std::uint32
     pages = device == no_device ? pages & ~(fixed_pages(block, granule) & block.vram_current)
                                 : may_go_to(block, granule, device, pages, true);
   }
+  pages.remove(pinned(block, pages));
   if (pages.none()) {
     return true;
   }

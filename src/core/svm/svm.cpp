@@ -3,10 +3,26 @@
 
 namespace ferry::core {
 
-Status Core::migrate(std::uint64_t, ClientId, PageSpan, DeviceId, FenceId) { return Code::unsupported; }
-Status Core::populate(std::uint64_t, ClientId, PageSpan, DeviceId, Cookie) { return Code::unsupported; }
-Status Core::pin(std::uint64_t, ClientId, PageSpan, DeviceId, Cookie) { return Code::unsupported; }
-Status Core::unpin(std::uint64_t, ClientId, PageSpan) { return Code::unsupported; }
-Status Core::change(std::uint64_t, ClientId, Change, PageSpan, Page, std::uint8_t, Cookie) { return Code::unsupported; }
+Status Core::migrate(std::uint64_t now_ns, ClientId client, PageSpan span, DeviceId device, FenceId fence) {
+  impl_->now_ns = now_ns;
+  return impl_->migrate(client, span, device, fence);
+}
+Status Core::populate(std::uint64_t now_ns, ClientId client, PageSpan span, DeviceId device, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->populate(client, span, device, cookie);
+}
+Status Core::pin(std::uint64_t now_ns, ClientId client, PageSpan span, DeviceId device, Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->pin(client, span, device, cookie);
+}
+Status Core::unpin(std::uint64_t now_ns, ClientId client, PageSpan span) {
+  impl_->now_ns = now_ns;
+  return impl_->unpin(client, span);
+}
+Status Core::change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page, std::uint8_t,
+                    Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return change == Change::lazy_free ? impl_->discard_contents(client, span, cookie) : Code::unsupported;
+}
 
 }  // namespace ferry::core

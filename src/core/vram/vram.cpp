@@ -275,7 +275,8 @@ bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
   const SlotIndex victim = dev.victims.pick(dev.evictions, [&](SlotIndex index) {
     const Slot& slot = dev.slots[index];
     return slot.block->granules[slot.granule].op == none_index && !slot.client->dying &&
-           !slot.client->devices[device].chunks[slot.first / block_pages].draining;
+           !slot.client->devices[device].chunks[slot.first / block_pages].draining &&
+           may_evict(device, slot, requester);
   });
   if (victim == VictimPolicy::none) {
     return false;

@@ -341,8 +341,9 @@ void Work::verify_buffers() const {
     const FreeRequest& free = core.frees[kept.request];
     const Block* block = Core::Impl::find_block(std::as_const(*free.client), kept.block);
     const PageSpan span = block == nullptr ? free.span : core.freed_in(kept.request, *block, kept.granule);
-    FERRY_CHECK(free.in_use && userptr_keeps(free.client->id, span));
-    FERRY_CHECK(block == nullptr || block->granules[kept.granule].slot == none_index);
+    const bool pinned = block != nullptr && core.pinned(*free.client, span);
+    FERRY_CHECK(free.in_use && (pinned || userptr_keeps(free.client->id, span)));
+    FERRY_CHECK(pinned || block == nullptr || block->granules[kept.granule].slot == none_index);
   }
   FERRY_CHECK_EQ(mappings, mapped_at.size());
   for (DeviceId d = 0; d < core.devices.size(); ++d) {

@@ -1,0 +1,61 @@
+// What clients have asked for and the core has not answered yet: frees, and walks over spans.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/status.h"
+#include "base/types.h"
+#include "core/block/block.h"
+#include "core/work/types.h"
+
+namespace ferry::core {
+
+struct FreeRequest {
+  Client* client = nullptr;
+  PageSpan span;
+  Cookie cookie;
+  std::uint64_t remaining = 0;      ///< granules still to discard
+  std::uint64_t charged_pages = 0;  ///< to be given back when the machine has taken the memory
+  bool in_use = false;
+  bool started = false;  ///< the machine was asked to take the memory
+};
+
+/// A walk over a span, granule by granule.
+struct PrefetchRequest {
+  /// | kind     | of each granule                                                                    |
+  /// |----------|------------------------------------------------------------------------------------|
+  /// | prefetch | is brought where it is wanted, if it can be                                        |
+  /// | populate | gets memory; what has some stays where it is                                       |
+  /// | pin      | is brought there and pinned, or the whole request fails                            |
+  /// | forget   | is reached by nobody for a moment, and its contents are discarded                  |
+  enum class Kind : std::uint8_t { prefetch, populate, pin, forget } kind = Kind::prefetch;
+  Client* client = nullptr;
+  PageSpan span;
+  Page cursor = 0;
+  DeviceId device = no_device;
+  Cookie cookie;
+  std::uint32_t in_flight = 0;
+  std::uint64_t started_granules = 0;
+  std::uint32_t svm = none_index;  ///< the request of svm_requests that is told at the end, in place of a reply
+  bool in_use = false;
+  bool advancing = false;  ///< advance_prefetch() runs and will look again
+  bool fork = false;       ///< of client_fork: pages stay where they are
+  bool again = false;      ///< fork: this walk found something to do
+  /// Not 0: for that userptr buffer. To system memory; with a device, mapped there in place. Work is told at the end.
+  BufferId userptr = 0;
+  FenceId fence = 0;                   ///< not 0: it signals at the end, in place of the reply
+  Status status;                       ///< kind pin: why it fails
+  std::vector<PageSpan> pinned = {};   ///< kind pin: done so far
+  /// It looks at a granule again when the operation there has ended, before anybody else is served.
+  [[nodiscard]] bool revisits() const { return kind == Kind::pin || kind == Kind::forget; }
+};
+
+/// Pages being freed of a granule that a userptr buffer in use lies over: given up when it is in use no more.
+struct KeptFree {
+  std::uint32_t request = none_index;
+  BlockIndex block = 0;
+  std::uint32_t granule = 0;
+};
+
+}  // namespace ferry::core
