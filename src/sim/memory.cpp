@@ -487,7 +487,8 @@ bool Memory::vram_is_current(unsigned slot, DeviceId device, Page page) const {
 
 void Memory::check_current(unsigned slot, Page page, const char* after) const {
   const auto& p = at(slot, page);
-  if (p.alloc != AllocState::allocated || loose(p) || p.system == p.shadow || (p.in_store && p.stored == p.shadow)) return;
+  if (p.alloc != AllocState::allocated || loose(p) || p.system == p.shadow || (p.in_store && p.stored == p.shadow))
+    return;
   for (DeviceId d = 0; d < devices_; ++d) {
     if (vram_is_current(slot, d, page)) return;
   }

@@ -109,8 +109,7 @@ void World::do_discard(unsigned slot) {
   Client& c = clients_[slot];
   const PageSpan span = random_.chance(100) ? random_span(slot) : part_of_allocation(slot);
   const std::uint64_t cookie = new_cookie(RequestKind::discard, slot, span);
-  const Status status =
-      core_->change(now_ns_, c.id, core::Change::lazy_free, span, 0, core::span_all, {cookie});
+  const Status status = core_->change(now_ns_, c.id, core::Change::lazy_free, span, 0, core::span_all, {cookie});
   line(Line::discard, slot, no_device, span.first, span.count_pages, static_cast<std::uint64_t>(status.code), cookie);
   if (status.ok()) {
     memory_.begin_discard(slot, span);
@@ -118,13 +117,13 @@ void World::do_discard(unsigned slot) {
     requests_.erase(cookie);
   }
   const bool some = span_has(slot, span, AllocState::allocated) || span_has(slot, span, AllocState::freeing);
-  const bool fair = status.ok()                         ? some
-                    : status.code == Code::in_use       ? may_be_pinned(slot, span)
+  const bool fair = status.ok()                          ? some
+                    : status.code == Code::in_use        ? may_be_pinned(slot, span)
                     : status.code == Code::not_allocated ? !span_has(slot, span, AllocState::allocated)
                                                          : false;
   if (!fair) {
-    violate(Invariant::answers_right, "discard of %llu+%llu of client %u gives: %s", u(span.first),
-            u(span.count_pages), c.id, to_string(status.code));
+    violate(Invariant::answers_right, "discard of %llu+%llu of client %u gives: %s", u(span.first), u(span.count_pages),
+            c.id, to_string(status.code));
   }
 }
 
@@ -152,8 +151,8 @@ void World::do_migrate(unsigned slot) {
   line(Line::migrate, slot, device, span.first, span.count_pages, static_cast<std::uint64_t>(status.code), cookie);
   const core::FenceInfo info = core_->fence_info(cookie + 1);
   if (!status.ok() || !info.known) {
-    violate(Invariant::answers_right, "migrate of %llu+%llu of client %u gives: %s", u(span.first),
-            u(span.count_pages), c.id, to_string(status.code));
+    violate(Invariant::answers_right, "migrate of %llu+%llu of client %u gives: %s", u(span.first), u(span.count_pages),
+            c.id, to_string(status.code));
   }
 }
 
@@ -176,13 +175,12 @@ void World::check_signal(const core::Action& a) {
 void World::check_pin_reply(const Request& r, const core::Action& a) const {
   const Client& c = clients_[r.slot];
   if (c.state != ClientState::running) return;
-  const bool racing = span_has(r.slot, r.span, AllocState::freeing) || span_has(r.slot, r.span, AllocState::none);
   bool fair = true;
   switch (a.status.code) {
     case Code::ok:
     case Code::no_memory:
-    case Code::in_use: break;  // I-60 is what counts
-    case Code::not_allocated: fair = racing || swarm_.free_weight != 0; break;
+    case Code::in_use:
+    case Code::not_allocated: break;  // freed meanwhile, maybe by now allocated anew; I-60 is what counts
     case Code::device_lost: fair = c.devices[r.device].life != 0 && swarm_.kill_device != 0; break;
     default: fair = false;
   }

@@ -27,12 +27,12 @@ enum class Line : std::uint8_t {
   alloc,           ///< a: first page, b: pages, c: status, d: 1 if in place
   free,            ///< a: first page, b: pages, c: status, d: cookie
   prefetch,        ///< device, a: first page, b: pages, c: status, d: cookie
-  pin,         ///< device, a: first page, b: pages, c: status, d: cookie
-  unpin,       ///< device, a: first page, b: pages
-  dma,         ///< device, a: page, b: op
-  discard,     ///< as pin
-  populate,    ///< as pin
-  migrate,     ///< as pin
+  pin,             ///< device, a: first page, b: pages, c: status, d: cookie
+  unpin,           ///< device, a: first page, b: pages
+  dma,             ///< device, a: page, b: op
+  discard,         ///< as pin
+  populate,        ///< as pin
+  migrate,         ///< as pin
   action,  ///< decided by the core; a: first page, b: pages, c: VRAM page / token / cookie, d: packed, see trace.cpp,
            ///< e: id
   part,    ///< performed; a: first page, b: pages, c: action id, d: verb

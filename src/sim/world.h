@@ -152,7 +152,7 @@ class World final : public core::Observer {
     std::uint32_t client_life = 0;
     PageSpan span;
     DeviceId device = no_device;  ///< pin
-    bool replied = false;  ///< decided, not yet performed
+    bool replied = false;         ///< decided, not yet performed
   };
   /// An action from the core's decision to its answer (or, without id, to its effect).
   struct Flight {

@@ -108,8 +108,7 @@ bool Core::Impl::step(Op& op) {
         take_mappings(op);
         op.stage = Stage::finished;
       } else if (op.goal == Goal::forget) {
-        for_spans(*op.block, op.pages & op.block->cpu_mapped,
-                  [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
+        for_spans(*op.block, op.pages & op.block->cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
         revoke_everything(op);
         op.stage = Stage::forget;
       } else if (op.goal == Goal::probe) {

@@ -44,9 +44,9 @@ struct PrefetchRequest {
   bool again = false;      ///< fork: this walk found something to do
   /// Not 0: for that userptr buffer. To system memory; with a device, mapped there in place. Work is told at the end.
   BufferId userptr = 0;
-  FenceId fence = 0;                   ///< not 0: it signals at the end, in place of the reply
-  Status status;                       ///< kind pin: why it fails
-  std::vector<PageSpan> pinned = {};   ///< kind pin: done so far
+  FenceId fence = 0;                  ///< not 0: it signals at the end, in place of the reply
+  Status status;                      ///< kind pin: why it fails
+  std::vector<PageSpan> pinned = {};  ///< kind pin: done so far
   /// It looks at a granule again when the operation there has ended, before anybody else is served.
   [[nodiscard]] bool revisits() const { return kind == Kind::pin || kind == Kind::forget; }
 };

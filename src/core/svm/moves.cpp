@@ -65,9 +65,8 @@ PageMask Core::Impl::requested(const PrefetchRequest& request, const Block& bloc
   if (from >= to) {
     return {};
   }
-  PageMask pages =
-      PageMask::range(static_cast<unsigned>(from & (block_pages - 1)), static_cast<unsigned>(to - from)) &
-      block.allocated;
+  PageMask pages = PageMask::range(static_cast<unsigned>(from & (block_pages - 1)), static_cast<unsigned>(to - from)) &
+                   block.allocated;
   pages.remove(block.freeing);
   return pages;
 }

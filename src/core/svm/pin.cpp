@@ -95,8 +95,8 @@ Core::Impl::PinStep Core::Impl::pin_step(std::uint32_t index, Block& block, std:
     // The device may write what is pinned for it, so no other copy may count as equal.
     PageMask elsewhere = held_here & pages;
     elsewhere.remove(in_vram);
-    refused = elsewhere.any() || (in_vram.any() && g.owner != device) || block.placed_system.intersects(granule_mask(granule)) ||
-              work.userptr_in_use(block.client->id, whole);
+    refused = elsewhere.any() || (in_vram.any() && g.owner != device) ||
+              block.placed_system.intersects(granule_mask(granule)) || work.userptr_in_use(block.client->id, whole);
     here = g.owner == device && block.vram_current.contains(pages) && !block.system_current.intersects(pages) &&
            !block.stored.intersects(pages) && !is_draining(block, granule);
   }
@@ -144,8 +144,8 @@ Op& Core::Impl::start_pin_op(std::uint32_t index, Block& block, std::uint32_t gr
   if (up) {
     block.granules[granule].pinned_until_ns = 0;  // what was said about contention is overruled
   }
-  Op& op = start_op(block, granule, up ? Goal::vram : Goal::system, Cause::prefetch, up ? device : no_device,
-                    Access::write);
+  Op& op =
+      start_op(block, granule, up ? Goal::vram : Goal::system, Cause::prefetch, up ? device : no_device, Access::write);
   return op;
 }
 
