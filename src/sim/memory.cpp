@@ -482,7 +482,7 @@ bool Memory::vram_is_current(unsigned slot, DeviceId device, Page page) const {
   const auto& d = clients_[slot].devices[device];
   const std::uint32_t where = d.vram_of[page - first_];
   if (where == 0) return false;
-  return d.chunks[(where - 1) / block_pages]->pages[(where - 1) % block_pages].word == at(slot, page).shadow;
+  return reads_right(at(slot, page), d.chunks[(where - 1) / block_pages]->pages[(where - 1) % block_pages].word);
 }
 
 void Memory::check_current(unsigned slot, Page page, const char* after) const {

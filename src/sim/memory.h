@@ -119,7 +119,7 @@ class Memory {
     return reads_right(at(slot, page), at(slot, page).system);
   }
   [[nodiscard]] bool store_is_current(unsigned slot, Page page) const {
-    return at(slot, page).in_store && at(slot, page).stored == at(slot, page).shadow;
+    return at(slot, page).in_store && reads_right(at(slot, page), at(slot, page).stored);
   }
   /// The page has system memory (I-40). Only counted after count_system().
   [[nodiscard]] bool resident(unsigned slot, Page page) const { return at(slot, page).resident; }
