@@ -40,6 +40,10 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
   }
   const Page page = offset / page_bytes;
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
+  if (record.access == wire::fault_exec && !may_call(client, device, page)) {
+    resume_slot(client, device, cu, record.slot, Code::kernel_fault);
+    return;
+  }
   if (BlockState* b = client.blocks.find(block_of(page)); b != nullptr && !b->devices.empty()) {
     if (b->devices[device].given.test(bit)) {
       // The core has it mapped: the entry has just been made for another wave, or the kernel has taken it away since.
@@ -49,10 +53,6 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
         return;
       }
     }
-  }
-  if (record.access == wire::fault_exec && !may_call(client, device, page)) {
-    resume_slot(client, device, cu, record.slot, Code::kernel_fault);
-    return;
   }
   core_.device_fault(
       now_ns_, client.id, device, page, record.access == wire::fault_write ? Access::write : Access::read,
