@@ -21,6 +21,7 @@ std::vector<Bench> all_benches() {
   std::vector<Bench> benches;
 #ifdef FERRY_BENCH_CORE
   benches.push_back(core_decisions());
+  benches.push_back(attributes());
 #endif
 #ifdef FERRY_BENCH_CHECK
   benches.push_back(progress_explorer());

@@ -8,6 +8,9 @@ namespace ferry::bench {
 /// The core alone: faults and migrations decided a second on one thread, nothing performed.
 [[nodiscard]] Bench core_decisions();
 
+/// Attributes at a thousand and a million spans. The core alone.
+[[nodiscard]] Bench attributes();
+
 /// The wait graph: what it costs a fault, and how fast it is alone. With a device.
 [[nodiscard]] Bench progress();
 [[nodiscard]] Bench progress_reclaim();
