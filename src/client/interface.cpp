@@ -168,6 +168,7 @@ ferry_code ferry_free(void* pointer, ferry_error* error) {
   }
   Heap& heap = process_heap();
   if (heap.usable_size(pointer) == 0) return explain_bad_free(pointer, heap.lookup(pointer), error);
+  tell_before_free(heap, pointer);
   if (heap.free(pointer) == FreeResult::freed) return FERRY_OK;
   return explain_bad_free(pointer, heap.lookup(pointer), error);
 }

@@ -445,10 +445,11 @@ void Cu::report_crash(Fiber& fiber) {
   if (!QueueSet::fail(*fiber.queue)) return;
   wire::LaunchResult& failure = fiber.queue->failure;
   failure = {};
-  // Answers such as no_memory are for the application to act on; an address that is not allocated is a bug in the
-  // kernel like any other stray pointer.
+  // Answers such as no_memory are for the application to act on; an address that is not allocated, or that the device
+  // may not touch, is a bug in the kernel like any other stray pointer.
   const auto status = static_cast<Code>(fiber.crash.status);
-  const bool stray = status == Code::ok || status == Code::not_allocated || status == Code::bad_range;
+  const bool stray =
+      status == Code::ok || status == Code::not_allocated || status == Code::bad_range || status == Code::not_permitted;
   failure.code = static_cast<std::uint32_t>(stray ? Code::kernel_fault : status);
   failure.wave = fiber.wave.wave;
   failure.address = fiber.crash.address;

@@ -146,7 +146,8 @@ void describe_crash(const Fiber& fiber, const DeviceMemory& memory, Text& text) 
       text << "managed memory that a graphics job may not touch: none of its buffers is mapped there";
     } else if (crash.status == static_cast<std::uint32_t>(Code::kernel_fault) && crash.execute) {
       text << "managed memory that is not executable (attribute gpu_exec)";
-    } else if (crash.status == static_cast<std::uint32_t>(Code::kernel_fault)) {
+    } else if (crash.status == static_cast<std::uint32_t>(Code::kernel_fault) ||
+               crash.status == static_cast<std::uint32_t>(Code::not_permitted)) {
       text << "managed memory that the device may not " << (crash.write ? "write" : "touch");
     } else if (crash.status != 0) {
       text << "no usable managed memory (" << to_string(static_cast<Code>(crash.status)) << ")";

@@ -58,7 +58,10 @@ inline int touch(unsigned device, unsigned char* p, bool write, std::size_t coun
     queue q(device);
     if (write) {
       q.parallel_for(1, [p, count](std::size_t) {
-         for (std::size_t i = 0; i < count; ++i) ++*reinterpret_cast<volatile std::uint64_t*>(p + i * page);
+         for (std::size_t i = 0; i < count; ++i) {
+           auto* word = reinterpret_cast<volatile std::uint64_t*>(p + i * page);
+           *word = *word + 1;
+         }
        }).wait();
     } else {
       q.parallel_for(1, [p, count](std::size_t) {

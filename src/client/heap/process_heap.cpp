@@ -321,6 +321,8 @@ std::size_t libc_usable_size(void* pointer) noexcept {
 
 }  // namespace
 
+constinit std::atomic<BeforeFree> before_free{nullptr};
+
 // --- for the session -------------------------------------------------------------------------------------------------
 
 const ProcessWindow& process_window() noexcept {
@@ -433,6 +435,7 @@ void ferry_heap_free(void* pointer) noexcept {
     heap->free_later(pointer);
     return;
   }
+  tell_before_free(*heap, pointer);
   (void)heap->free(pointer);
 }
 

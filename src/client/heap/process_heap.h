@@ -5,6 +5,7 @@
 // fork included. May be called before constructors have run. Thread-safe.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -26,6 +27,17 @@ struct ProcessWindow {
 
 /// The heap. Constructed at the first call, never destroyed.
 [[nodiscard]] Heap& process_heap() noexcept;
+
+/// Told of an allocation of at least a page that is about to be freed, on the thread that frees it, which holds no lock
+/// of the heap's: what was said about its pages must not be true of whatever has them next. Null: nothing was said.
+using BeforeFree = void (*)(const void* start, std::size_t bytes) noexcept;
+extern constinit std::atomic<BeforeFree> before_free;
+inline void tell_before_free(Heap& heap, const void* pointer) noexcept {
+  const BeforeFree told = before_free.load(std::memory_order_acquire);
+  if (__builtin_expect(told == nullptr, 1)) return;
+  const HeapObject object = heap.lookup(pointer);
+  if (object.state == HeapObject::State::live && object.start == pointer) told(object.start, object.bytes);
+}
 
 /// Addresses of the window that no allocation will have, PROT_NONE, aligned to 2 MiB: for what is mapped there beside the
 /// heap. `bytes` a multiple of 2 MiB. nullptr when the window is full, or there is none.

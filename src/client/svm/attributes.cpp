@@ -5,6 +5,7 @@
 #include "client/error.h"
 #include "client/queues.h"
 #include "client/svm/ask.h"
+#include "client/svm/leave.h"
 #include "linux/futex.h"
 
 using namespace ferry;          // NOLINT(google-build-using-namespace)
@@ -57,6 +58,7 @@ ferry_code ferry_svm_set(void* pointer, size_t bytes, const ferry_svm_attribute*
       return give(error, own);
     }
   }
+  note_said(span.first_page, span.count_pages);
   wire::SvmAnswer answer;
   return ask_svm(*span.session, wire::MessageType::svm_set, list, answer, "svm_set", &own) ? FERRY_OK
                                                                                            : give(error, own);

@@ -2,6 +2,7 @@
 #include "client/error.h"
 #include "client/heap/process_heap.h"
 #include "client/svm/ask.h"
+#include "client/svm/leave.h"
 #include "client/work/objects.h"
 
 using namespace ferry;          // NOLINT(google-build-using-namespace)
@@ -111,6 +112,7 @@ ferry_code ferry_range_group_assign(ferry_range_group* group, void* pointer, siz
   ferry_error own{};
   const SvmSpan span = svm_span_of(pointer, bytes, "range group", &own);
   wire::SvmAnswer out;
+  if (span && group != nullptr) note_said(span.first_page, span.count_pages);
   if (!span || !ask_svm(*span.session, wire::MessageType::group_assign,
                         wire::GroupRef{group == nullptr ? 0 : group->number, 0, span.first_page, span.count_pages}, out,
                         "range group", &own)) {
