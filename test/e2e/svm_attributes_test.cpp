@@ -1,7 +1,8 @@
 // Attributes over the real thing: set, got and taken back by the rules of docs/SVM.md; bad input changes nothing and is
 // told by line and value.
+#include <algorithm>
 #include <atomic>
-#include <fstream>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
@@ -12,19 +13,6 @@ namespace ferry::test {
 namespace {
 
 constexpr auto defaults = svm_flag::host_access | svm_flag::coherent;
-
-std::uint64_t resident_kib(std::uint32_t pid) {
-  std::ifstream in("/proc/" + std::to_string(pid) + "/status");
-  std::string word;
-  while (in >> word) {
-    if (word == "RssAnon:") {
-      std::uint64_t kib = 0;
-      in >> kib;
-      return kib;
-    }
-  }
-  return 0;
-}
 
 TEST(SvmAttributes, ANewAllocationHasTheDefaults) {
   const Memory m;
@@ -193,16 +181,14 @@ TEST(SvmAttributes, OfFreedMemoryAreRefused) {
   EXPECT_EQ(failure_of([&] { reset_attributes(gone, page); }).code, FERRY_NOT_ALLOCATED);
 }
 
-TEST(SvmAttributes, AMillionTinySpansStayBounded) {
-  // Each page by itself, in random order, neighbours different; memory that is never touched.
-  constexpr std::size_t pages = 1'000'000;
-  const auto pid = machine().manager_pid;
+TEST(SvmAttributes, TinySpansInRandomOrderAreEachWhatTheyWereSetTo) {
+  // Memory that is never touched; neighbours different. How much room spans take: SvmRequests, ferry bench attributes.
+  constexpr std::size_t pages = 10'000;
   auto* p = static_cast<unsigned char*>(ferry_alloc_aligned(pages * page, block, FERRY_AUTOMATIC, nullptr));
   ASSERT_NE(p, nullptr);
   std::vector<std::uint32_t> order(pages);
-  for (std::uint32_t i = 0; i < pages; ++i) order[i] = i;
+  std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), std::mt19937(1));
-  const std::uint64_t before = resident_kib(pid);
   constexpr unsigned threads = 4;
   std::atomic<unsigned> failed{0};
   {
@@ -217,11 +203,10 @@ TEST(SvmAttributes, AMillionTinySpansStayBounded) {
     }
   }
   EXPECT_EQ(failed.load(), 0U);
-  EXPECT_LT(resident_kib(pid), before + 200 * pages / 1024) << "more than 200 bytes a span";
-  for (std::size_t i = 0; i < 1000; ++i) {
+  for (std::uint32_t i = 0; i < pages; ++i) {
     ferry_svm_attribute line = {FERRY_SVM_GRANULARITY, 0, 0, 0};
-    ASSERT_EQ(ferry_svm_get(p + order[i] * page, page, &line, 1, nullptr), FERRY_OK);
-    EXPECT_EQ(line.value, order[i] % 9);
+    ASSERT_EQ(ferry_svm_get(p + i * page, page, &line, 1, nullptr), FERRY_OK);
+    EXPECT_EQ(line.value, i % 9);
   }
   EXPECT_EQ(attributes_of(p, pages * page).granularity, 0U);
   EXPECT_EQ(ferry_free(p, nullptr), FERRY_OK);

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <fstream>
 #include <limits>
 
 #include "base/random.h"
@@ -190,6 +191,61 @@ TEST_F(SvmRequests, AnApplicationIsToldOfItsOwnPagesOnly) {
   EXPECT_EQ(ring.records[0].address, window_base + 100 * page_bytes);
   EXPECT_EQ(ring.records[0].bytes, 10 * page_bytes);
   EXPECT_EQ(reinterpret_cast<const wire::EventRing*>(theirs.value().data())->written.load(), 0U);
+}
+
+std::uint64_t private_bytes(pid_t pid) {
+  std::ifstream in("/proc/" + std::to_string(pid) + "/status");
+  std::string word;
+  while (in >> word) {
+    std::uint64_t kib = 0;
+    if (word == "RssAnon:" && in >> kib) return kib * 1024;
+  }
+  ADD_FAILURE() << "no size of process " << pid;
+  return 0;
+}
+
+TEST_F(SvmRequests, ASpanAPageStaysBounded) {
+  // Every page of a whole window by itself, four times over with other values: a million calls.
+  ASSERT_EQ(other_.ask(MessageType::alloc, 0, window_pages), Code::ok);
+  const std::uint64_t before = private_bytes(ferryd_.pid());
+  constexpr unsigned together = 16;
+  constexpr Page step = 77'773;  // has no factor in common with the number of pages
+  for (std::uint64_t n = 0; n < 4 * window_pages; n += together) {
+    for (unsigned i = 0; i < together; ++i) {
+      const Page page = (n + i) * step % window_pages;
+      const auto value = static_cast<std::uint32_t>((page + (n + i) / window_pages) % 9);
+      other_.send(MessageType::svm_set, list({{5, 0, value, 0}}, page, 1));
+    }
+    for (unsigned i = 0; i < together; ++i) ASSERT_EQ(code(answer(other_)), Code::ok);
+  }
+  const std::uint64_t after = private_bytes(ferryd_.pid());
+  EXPECT_LT(after, before + 200 * window_pages);
+  for (Page page = 0; page < window_pages; page += 9973) {
+    EXPECT_EQ(ask(other_, MessageType::svm_get, list({{5, 0, 0, 0}}, page, 1)).values[0], (page + 3) % 9);
+  }
+  EXPECT_EQ(code(ask(other_, MessageType::svm_reset, span(0, window_pages))), Code::ok);
+}
+
+TEST_F(SvmRequests, LinesThatCannotBeAreNamedAndChangeNothing) {
+  struct Case {
+    wire::SvmLine line;
+    const char* words;
+  };
+  for (const Case& c : {Case{{6, 0, 0, 0}, "6 is no attribute"}, Case{{~0U, 0, 0, 0}, "4294967295 is no attribute"},
+                        Case{{0, 0, 2, 0}, "2 is no device"}, Case{{0, 0, 0x100, 0}, "256 is no device"},
+                        Case{{1, 0, 255, 0}, "255 is no device"}, Case{{2, 2, 0, 0}, "2 is no device"},
+                        Case{{2, 0x100, 0, 0}, "256 is no device"}, Case{{2, 0, 3, 0}, "3 is no access"},
+                        Case{{3, 0, 0x1ff, 0}, "0x100 is no flag"}, Case{{5, 0, 64, 0}, "64 is more"}}) {
+    const wire::SvmAnswer a = ask(app_, MessageType::svm_set, list({{0, 0, 1, 0}, c.line}));
+    EXPECT_EQ(code(a), Code::bad_range) << c.words;
+    const std::string text = a.text;
+    EXPECT_NE(text.find("line 1"), std::string::npos) << text;
+    EXPECT_NE(text.find(c.words), std::string::npos) << text;
+  }
+  const wire::SvmAnswer got = ask(app_, MessageType::svm_get, list({{0, 0, 0, 0}}));
+  EXPECT_EQ(code(got), Code::ok);
+  EXPECT_EQ(got.values[0], core::loc_undefined);
+  EXPECT_EQ(code(ask(app_, MessageType::svm_get, list({fine}, 5000, 1))), Code::not_allocated);
 }
 
 TEST_F(SvmRequests, Garbage) {

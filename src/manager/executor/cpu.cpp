@@ -145,6 +145,19 @@ void Executor::map_cpu(Client& client, const core::Action& action) {
   }
   const BlockIndex index = block_of(action.pages.first);
   BlockState& b = client.block(index);
+  if (const PageMask mask = BlockTable::mask_in(index, action.pages); b.refused.intersects(mask)) {
+    // Poison stays in a page table until it is zapped; what is dropped with it comes back when it is touched.
+    b.refused.remove(mask);
+    if (const Status given =
+            action.prot == Prot::read ? give_cpu_reading(client, action.pages) : give_cpu(client, action.pages);
+        !given.ok()) {
+      done(action.id, given);
+      return;
+    }
+    close_open(client, no_device);
+    send(make_command(client, no_device, CommandKind::zap_cpu, action.pages, action.id));
+    return;
+  }
   if (action.prot == Prot::read) {
     done(action.id, give_cpu_reading(client, action.pages));
     return;
@@ -230,16 +243,20 @@ Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, 
   return {};
 }
 
-/// What the pages hold cannot be had. Whoever touches them must never see anything else there.
+/// What the pages hold cannot be had, or (not_permitted) the application has said that it may not. Whoever touches them must never see anything else there.
 void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
   const std::uint64_t address = client.address_of(pages.first);
-  log("%" PRIu64 " pages of pid %d at %#" PRIx64
-      " cannot be read back from the store (%s): touching them raises SIGBUS",
-      pages.count_pages, client.process.pid(), address, to_string(status.code));
+  const bool refused = status.code == Code::not_permitted;
+  if (!refused)
+    log("%" PRIu64 " pages of pid %d at %#" PRIx64
+        " cannot be read back from the store (%s): touching them raises SIGBUS",
+        pages.count_pages, client.process.pid(), address, to_string(status.code));
   for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
     // A mark of protection in the page table would be in poison's way.
-    if (BlockState* b = client.blocks.find(index))
+    if (BlockState* b = client.blocks.find(index)) {
       allow_cpu_writes(client, index, *b, BlockTable::mask_in(index, pages));
+      if (refused) b->refused |= BlockTable::mask_in(index, pages);
+    }
   }
   const linux::Fault fault = client.userfault.poison(address, pages.count_pages * page_bytes);
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;

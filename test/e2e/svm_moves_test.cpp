@@ -1,0 +1,101 @@
+// Moves on request, range groups, pins and the mode without retry faults over the real thing.
+#include "svm.h"
+
+namespace ferry::test {
+namespace {
+
+TEST(SvmMoves, BadMovesAreRefused) {
+  const Memory m;
+  EXPECT_EQ(failure_of([&] { (void)migrate_async(m.p(), m.bytes(), to_device(2)); }).code, FERRY_BAD_RANGE);
+  EXPECT_EQ(failure_of([&] { (void)migrate_async(m.p() + 1, page, to_cpu); }).code, FERRY_BAD_RANGE);
+  EXPECT_EQ(failure_of([&] { populate(m.p(), 0); }).code, FERRY_BAD_RANGE);
+  EXPECT_EQ(failure_of([&] { populate(m.p(), page, to_device(7)); }).code, FERRY_BAD_RANGE);
+  EXPECT_EQ(failure_of([&] { const pin p(m.p(), page, to_device(7)); }).code, FERRY_BAD_RANGE);
+  ferry_error e{};
+  EXPECT_EQ(ferry_migrate_async(m.p(), page, 0, nullptr, &e), FERRY_BAD_RANGE);
+}
+
+TEST(SvmMoves, PagesOfAGroupThatMayNotMigrateStayAndAreReachedInPlace) {
+  const Memory m(2);
+  const range_group group;
+  group.assign(m.p(), block);
+  group.forbid_migration();
+  ASSERT_EQ(device_writes(0, m, 0), 0);
+  ASSERT_EQ(device_writes(0, m, 512), 0);
+  EXPECT_EQ(m.info(0).vram_device, -1);
+  EXPECT_EQ(m.info(0).device_mapped, 1U);
+  EXPECT_EQ(m.info(512).vram_device, 0) << "of no group";
+  ferry::prefetch(m.p(), block, to_device(0));
+  EXPECT_EQ(m.info(0).vram_device, -1);
+  group.allow_migration();
+  ferry::prefetch(m.p(), block, to_device(0));
+  EXPECT_EQ(m.info(0).vram_device, 0);
+  EXPECT_EQ(m.word(0), 1U);
+}
+
+TEST(SvmMoves, PagesOfAGroupThatGoesMayMigrateAgain) {
+  const Memory m;
+  {
+    const range_group group;
+    group.assign(m.p(), block);
+    group.forbid_migration();
+    ferry::prefetch(m.p(), block, to_device(0));
+    EXPECT_EQ(m.info().vram_device, -1);
+  }
+  ferry::prefetch(m.p(), block, to_device(0));
+  EXPECT_EQ(m.info().vram_device, 0);
+  range_group::unassign(m.p(), block);
+}
+
+TEST(SvmMoves, WithoutRetryFaultsKernelsRunOnWhatIsMappedBefore) {
+  const Memory m;
+  ASSERT_EQ(device_writes(0, m, 3), 0);
+  ASSERT_TRUE(retry_faults());
+  EXPECT_TRUE(set_retry_faults(false));
+  EXPECT_FALSE(retry_faults());
+  for (unsigned round = 0; round < 5; ++round) {
+    ASSERT_EQ(device_writes(0, m, 0, 512), 0) << round;
+    m.word(7) += 1;  // takes it from the device, which is stopped for it
+  }
+  EXPECT_EQ(m.word(7), 7U + 5 + 5);
+  EXPECT_EQ(m.word(3), 3U + 1 + 5);
+  EXPECT_FALSE(set_retry_faults(true));
+  EXPECT_EQ(device_writes(0, m, 3), 0);
+}
+
+TEST(SvmMoves, AStrayAccessWithoutRetryFaultsIsAClearError) {
+  FERRY_SKIP_CRASHES();
+  const Memory m;
+  ASSERT_EQ(device_writes(0, m), 0);
+  set_retry_faults(false);
+  unsigned char* gone = nullptr;
+  {
+    const Memory other;
+    gone = other.p();
+  }
+  EXPECT_EQ(touch(0, gone, true), FERRY_KERNEL_FAULT);
+  EXPECT_EQ(device_writes(0, m), 0);
+  set_retry_faults(true);
+}
+
+TEST(SvmMoves, TheModeIsNotChangedUnderAKernel) {
+  auto* words = static_cast<std::uint64_t*>(ferry_alloc_aligned(page, page, FERRY_SYSTEM, nullptr));
+  ASSERT_NE(words, nullptr);
+  words[0] = words[8] = 0;
+  queue q(0);
+  auto running = q.parallel_for(1, [words](std::size_t) {
+    ferry::signal(words[0], 1);
+    ferry::wait_until(words[8], 1);
+  });
+  ferry::wait_until(words[0], 1);
+  EXPECT_EQ(failure_of([] { set_retry_faults(false); }).code, FERRY_IN_USE);
+  EXPECT_TRUE(retry_faults());
+  ferry::signal(words[8], 1);
+  running.wait();
+  EXPECT_TRUE(set_retry_faults(false));
+  EXPECT_FALSE(set_retry_faults(true));
+  ferry_free(words, nullptr);
+}
+
+}  // namespace
+}  // namespace ferry::test
