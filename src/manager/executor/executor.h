@@ -5,7 +5,7 @@
 //   copy.cpp      copy, release_chunk, discard_system   store.cpp   store, load, discard_store
 //   buffer.cpp    *_buffer                              job.cpp     run_job, cancel_job, signal_fence
 //   video.cpp     the video engine's threads
-//   fork.cpp      what an application's children still need of its pages
+//   fork.cpp      forks come and go       fork_pages.cpp  what children still need of the application's pages
 //   unit.cpp      grant_cus, revoke_cus, graphics jobs on the device process, reset_device
 // Main thread only. The path of a fault allocates nothing in steady state and takes no lock but the kernel's.
 // Never touches managed memory through an application's address, only through the manager's own mappings of the files.
