@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/types.h"
+#include "client/checkpoint/restored.h"
 #include "client/devices.h"
 #include "client/error.h"
 #include "client/explain.h"
@@ -167,6 +168,7 @@ ferry_code ferry_free(void* pointer, ferry_error* error) {
     if (!may_use_session(error)) return FERRY_UNSUPPORTED;
   }
   Heap& heap = process_heap();
+  if (heap.usable_size(pointer) == 0 && free_restored(pointer)) return FERRY_OK;
   if (heap.usable_size(pointer) == 0) return explain_bad_free(pointer, heap.lookup(pointer), error);
   tell_before_free(heap, pointer);
   if (heap.free(pointer) == FreeResult::freed) return FERRY_OK;

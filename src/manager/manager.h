@@ -154,6 +154,7 @@ class Manager final : private Household {
   void on_svm_span(Client& client, wire::MessageType type);
   void svm_list(Client& client, bool set);
   void retry_faults(Client& client);
+  void attributes_run(Client& client);
   void migrate_async(Client& client, PageSpan pages, DeviceId device);
   void on_group(Client& client, wire::MessageType type);
   void events_open(Client& client);

@@ -25,6 +25,7 @@ bool Manager::on_svm(Client& client) {
     case MessageType::svm_set: svm_list(client, true); return true;
     case MessageType::svm_get: svm_list(client, false); return true;
     case MessageType::retry_faults: retry_faults(client); return true;
+    case MessageType::attributes_run: attributes_run(client); return true;
     case MessageType::group_create:
     case MessageType::group_destroy:
     case MessageType::group_assign:
@@ -172,6 +173,33 @@ void Manager::retry_faults(Client& client) {
 }
 
 // --- spans -----------------------------------------------------------------------------------------------------------
+
+void Manager::attributes_run(Client& client) {
+  wire::Span span{};
+  if (!incoming_->body(span)) {
+    misunderstood(client);
+    return;
+  }
+  if (!svm_span(client, {span.first_page, span.count_pages})) return;
+  constexpr std::uint64_t pages_most = 16 * block_pages;  // of one answer: others wait meanwhile
+  const core::Attributes first = core_->attributes(client.id, span.first_page);
+  std::uint64_t count = 1;
+  while (count < std::min(span.count_pages, pages_most) &&
+         core_->attributes(client.id, span.first_page + count) == first) {
+    ++count;
+  }
+  wire::SvmAnswer body{};
+  body.count = 7;
+  const std::uint32_t values[] = {static_cast<std::uint32_t>(count),
+                                  first == core::Attributes{} ? 1U : 0U,
+                                  first.preferred,
+                                  first.prefetch,
+                                  first.granularity,
+                                  first.flags,
+                                  first.access};
+  std::copy(std::begin(values), std::end(values), body.values);
+  answer_svm(client, body);
+}
 
 void Manager::on_svm_span(Client& client, MessageType type) {
   wire::Span span{};

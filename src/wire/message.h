@@ -55,6 +55,8 @@
 // | unpin           | Span         | svm_answer                                                                       |
 // | events_open     | EventsOpen   | svm_answer: the stream's number; descriptors: its ring, both ends of its socket  |
 // | events_close    | EventsRef    | svm_answer                                                                       |
+// attributes_run (Span), of a checkpoint, is answered by svm_answer: pages from the span's first one on that have the same
+// attributes, 1 if those are the defaults, preferred, prefetch, granularity, flags, access.
 // Tokens are sockets: docs/design/0014-buffers.md. fence_record (FenceRecord) is the one message on a fence's token.
 // A fork (docs/design/0018-fork.md):
 // | type       | from                     | body      | descriptors                        | answer                     |
@@ -146,6 +148,8 @@ enum class MessageType : std::uint32_t {
   fork_begin = 96,
   fork_end = 97,
   fork_child = 98,
+  fork_done = 99,
+  attributes_run = 128,
 };
 
 struct MessageHead {

@@ -87,7 +87,7 @@ TEST_P(AllocationTest, faults_allocate_nothing_in_the_long_run) {
   config.system_pages = GetParam() * block_pages;
   config.store_pages = 1000 * block_pages;
   Program program(config);
-  for (unsigned i = 0; i < 20; ++i) {
+  for (unsigned i = 0; i < 100; ++i) {
     program.round();
   }
   const std::uint64_t stored = program.stats().pages_to_store;

@@ -107,6 +107,11 @@ class Heap {
   using SpanVisitor = void (*)(void* context, void* span, std::size_t bytes, SpanKind kind);
   void visit_spans(SpanVisitor visit, void* context, bool locked = false) noexcept;
 
+  /// Calls visit(context, start, bytes) for every allocation, in no order. Takes a lock; the visitor may not call into the
+  /// heap. Exact while nobody allocates or frees.
+  using ObjectVisitor = void (*)(void* context, const void* start, std::size_t bytes);
+  void visit_objects(ObjectVisitor visit, void* context) noexcept;
+
   void set_reporter(HeapReporter reporter, void* context) noexcept;
   [[nodiscard]] HeapStats stats() noexcept;
 

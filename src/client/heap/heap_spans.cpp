@@ -493,6 +493,26 @@ void Heap::visit_spans(SpanVisitor visit, void* context, bool locked) noexcept {
   if (!locked) span_lock_.unlock();
 }
 
+void Heap::visit_objects(ObjectVisitor visit, void* context) noexcept {
+  drain_deferred();
+  HeapLockGuard guard(span_lock_);
+  for (SlabSpan* span = all_slab_spans_; span != nullptr; span = span->all_next) {
+    for (std::uintptr_t unit = span->base; unit < span->base + heap_span_bytes; unit += heap_unit_bytes) {
+      const PageRecord* record = map_.get((unit - window_base_) >> heap_unit_shift);
+      if (record == nullptr || record->kind != PageRecord::Kind::slab || record->base != unit) continue;
+      const auto* slab = static_cast<const Slab*>(record);
+      for (std::uint32_t slot = 0; slot < slab->slots; ++slot) {
+        if (slab->states[slot].load(std::memory_order_relaxed) != slot_state::live) continue;
+        visit(context, reinterpret_cast<const void*>(slab->base + std::uintptr_t{slot} * slab->slot_bytes),
+              slab->slot_bytes);
+      }
+    }
+  }
+  for (LargeSpan* large = all_large_; large != nullptr; large = large->next) {
+    visit(context, reinterpret_cast<const void*>(large->base), large->bytes);
+  }
+}
+
 HeapStats Heap::stats() noexcept {
   HeapStats stats;
   stats.metadata_bytes = arena_.mapped_bytes();

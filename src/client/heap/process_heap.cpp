@@ -63,6 +63,16 @@ class ProcessSpans final : public SpanSource {
     return nullptr;
   }
 
+  RestoredSpan acquire_at(void* span, std::size_t bytes) noexcept {
+    if (!managed_) return RestoredSpan::no_memory;
+    const auto at = reinterpret_cast<std::uintptr_t>(span);
+    if (!ranges_.take_at(at, bytes)) return RestoredSpan::taken;
+    NativeMallocScope native;
+    if (hooks_.acquire(hooks_.context, span, bytes)) return RestoredSpan::made;
+    ranges_.give(at, bytes);
+    return RestoredSpan::no_memory;
+  }
+
   void release_span(void* span, std::size_t bytes) noexcept override {
     const int saved_errno = errno;  // free() may not change it
     if (managed_) {
@@ -346,6 +356,21 @@ void give_window_range(void* range, std::size_t bytes) noexcept {
   Process& self = set_up();
   self.heap.lock_spans();
   self.spans.give_range(range, bytes);
+  self.heap.unlock_spans();
+}
+
+RestoredSpan make_restored_span(void* at, std::size_t bytes) noexcept {
+  Process& self = set_up();
+  self.heap.lock_spans();
+  const RestoredSpan made = self.spans.acquire_at(at, bytes);
+  self.heap.unlock_spans();
+  return made;
+}
+
+void drop_restored_span(void* at, std::size_t bytes) noexcept {
+  Process& self = set_up();
+  self.heap.lock_spans();
+  self.spans.release_span(at, bytes);
   self.heap.unlock_spans();
 }
 

@@ -45,6 +45,13 @@ inline void tell_before_free(Heap& heap, const void* pointer) noexcept {
 /// Gives back exactly what take_window_range gave; whatever is mapped there goes.
 void give_window_range(void* range, std::size_t bytes) noexcept;
 
+enum class RestoredSpan : std::uint8_t { made, taken, no_memory };
+/// Managed memory, beside what the heap hands out, at just this address of the window, reading as zeros. Sizes are
+/// multiples of heap_unit_bytes. taken: something is there already.
+[[nodiscard]] RestoredSpan make_restored_span(void* at, std::size_t bytes) noexcept;
+/// Gives back exactly what make_restored_span made.
+void drop_restored_span(void* at, std::size_t bytes) noexcept;
+
 /// How the session turns the heap's memory into managed memory. All are called with all or some of the heap's locks held and, on
 /// the calling thread, with malloc served by libc and free() of heap pointers put off: a hook may use malloc, but may
 /// not wait for another thread that allocates from the heap (its own threads: see NativeMallocScope).

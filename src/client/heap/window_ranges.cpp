@@ -90,6 +90,21 @@ std::uintptr_t WindowRanges::take_bounded(std::size_t units, std::size_t align, 
   return 0;
 }
 
+bool WindowRanges::take_at(std::uintptr_t at, std::size_t bytes) noexcept {
+  const std::size_t first = (at - base_) >> heap_unit_shift;
+  const std::size_t units = bytes >> heap_unit_shift;
+  if (at < base_ || units == 0) return false;
+  for (unsigned bin = bin_of(units); bin < bins; ++bin) {
+    for (Range* range = heads_[bin]; range != nullptr; range = range->next) {
+      if (first >= range->first && first - range->first <= range->units &&
+          units <= range->units - (first - range->first)) {
+        return take_from(range, first - range->first, units) != 0;
+      }
+    }
+  }
+  return false;
+}
+
 std::uintptr_t WindowRanges::take_from(Range* range, std::size_t skipped, std::size_t units) noexcept {
   const std::size_t first = range->first;
   const std::size_t taken = first + skipped;

@@ -21,7 +21,9 @@ class WindowRanges {
 
   /// `bytes` a multiple of heap_unit_bytes, `align` a power of two of at least that. 0 when nothing fits.
   [[nodiscard]] std::uintptr_t take(std::size_t bytes, std::size_t align) noexcept;
-  /// Gives back exactly what take returned.
+  /// Just this range. False: some of it is taken, or there is no memory for records. O(holes).
+  [[nodiscard]] bool take_at(std::uintptr_t at, std::size_t bytes) noexcept;
+  /// Gives back exactly what take returned, or take_at took.
   void give(std::uintptr_t at, std::size_t bytes) noexcept;
 
   [[nodiscard]] std::size_t free_bytes() const noexcept;
