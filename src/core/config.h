@@ -64,8 +64,7 @@ inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern g
   const auto number = static_cast<unsigned>(bug);
   return (number > 0 && number < memory_bug_count) || bug == PlantedBug::refill_nothing ||
          (number >= static_cast<unsigned>(PlantedBug::drop_before_stored) &&
-          number <= static_cast<unsigned>(PlantedBug::forget_memory_waiter)) ||
-         bug == PlantedBug::move_pinned || bug == PlantedBug::discard_shows_others;
+          number <= static_cast<unsigned>(PlantedBug::discard_shows_others));
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);
 

@@ -51,6 +51,7 @@ void World::check_view(bool quiet) const {
                 r.allocated ? "allocated; it is not" : "not allocated; it is");
       }
       if (state == AllocState::none) continue;
+      check_said(slot, page);
       if (r.moving) {
         if (quiet)
           violate(Invariant::progress, "page %llu of client %u moves, but nothing is under way", u(page), c.id);
@@ -126,7 +127,7 @@ std::string World::who_waits() const {
         " waits for page " + std::to_string(a.page));
   }
   for (const auto& [cookie, r] : requests_) {
-    const char* kinds[] = {"free", "prefetch", "client_gone", "pin", "discard", "migrate"};
+    const char* kinds[] = {"free", "prefetch", "client_gone", "pin", "discard", "migrate", "svm_set"};
     const char* kind = kinds[static_cast<unsigned>(r.kind)];
     add(std::string(kind) + " (cookie " + std::to_string(cookie) + ") of client " +
         std::to_string(clients_[r.slot].id) + " for pages " + std::to_string(r.span.first) + "+" +
@@ -283,7 +284,7 @@ void World::check_copy(const core::Action& a) {
             u(a.pages.first), u(a.pages.count_pages), a.client, where[static_cast<unsigned>(goes_to(a))]);
   }
   ++it->second.copies;
-  if (goes_to(a) == core::Place::vram && core_->query(a.client, a.pages.first).contended) {
+  if (goes_to(a) == core::Place::vram && core_->query(a.client, a.pages.first).contended && clients_[slot_of(a)].plain) {
     violate(Invariant::answers_right,
             "page %llu of client %u is held in system memory as contended, and is copied to VRAM", u(a.pages.first),
             a.client);

@@ -58,6 +58,7 @@ void World::issue(const Action& a) {
   check_conflicts(a);
   if (uses_vram(a)) memory_.use_vram(slot, a.device, a.vram_first, a.pages.count_pages);
   if (a.verb == Verb::wake_wave || (a.verb == Verb::map_device && a.has_token)) check_wake(a);
+  if (a.verb == Verb::map_device) check_mapping(a);
   if (moves(a.verb)) check_copy(a);
   if (a.verb == Verb::wake_cpu && !a.status.ok()) check_told(a);
   if (a.verb == Verb::reply) check_reply(a);
@@ -129,6 +130,12 @@ void World::check_wake(const Action& a) {
   const bool never_there = !memory_.inside({f.page, 1});
   switch (a.status.code) {
     case Code::ok:
+      if (!never_there && memory_.state(f.slot, f.page) == AllocState::allocated &&
+          !may_reach(f.slot, f.page, f.device, f.access == Access::write)) {
+        violate(Invariant::nothing_forbidden,
+                "the fault at page %llu of client %u ends well; device %u may not touch it",
+                static_cast<unsigned long long>(f.page), a.client, unsigned{f.device});
+      }
       if (never_there) {
         violate(Invariant::answers_right, "the fault at page %llu of client %u, where nothing is, ends well",
                 static_cast<unsigned long long>(f.page), a.client);
@@ -145,6 +152,12 @@ void World::check_wake(const Action& a) {
       if (never_there || !may_be_pinned(f.slot, {f.page, 1})) {
         violate(Invariant::answers_right, "the fault at page %llu of client %u fails: in use; but nobody has pinned it",
                 static_cast<unsigned long long>(f.page), a.client);
+      }
+      break;
+    case Code::kernel_fault:
+      if (never_there || may_reach(f.slot, f.page, f.device, f.access == Access::write)) {
+        violate(Invariant::answers_right, "the fault at page %llu of client %u fails; device %u may touch it",
+                static_cast<unsigned long long>(f.page), a.client, unsigned{f.device});
       }
       break;
     case Code::io_error:
@@ -177,6 +190,10 @@ void World::check_told(const Action& a) const {
     }
     return;
   }
+  if (a.status.code == Code::not_permitted) {
+    check_refused(a);
+    return;
+  }
   if (stats_.failed_actions != 0) return;
   violate(Invariant::answers_right, "CPU threads at page %llu of client %u are told: %s; but nothing has failed yet",
           static_cast<unsigned long long>(a.pages.first), a.client, to_string(a.status.code));
@@ -207,6 +224,7 @@ void World::check_reply(const Action& a) {
               static_cast<unsigned long long>(f.action.pages.count_pages));
     }
   }
+  if (r.kind == RequestKind::attributes) check_attributes_reply(r);
   if (r.kind == RequestKind::free) {
     if (!a.status.ok() && clients_[r.slot].state == ClientState::running) {
       violate(Invariant::answers_right, "a free that was taken ends with: %s", to_string(a.status.code));

@@ -211,7 +211,8 @@ void World::manage(unsigned slot) {
     return;
   }
   const unsigned total =
-      swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight + swarm_.places_weight;
+      swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight + swarm_.places_weight +
+      swarm_.attributes_weight;
   auto dice = static_cast<unsigned>(random_.below(total));
   if (c.spans.empty() || dice < swarm_.alloc_weight) {
     do_alloc(slot);
@@ -221,6 +222,8 @@ void World::manage(unsigned slot) {
     do_prefetch(slot);
   } else if ((dice -= swarm_.prefetch_weight) < swarm_.places_weight) {
     ask_places(slot);
+  } else if ((dice -= swarm_.places_weight) < swarm_.attributes_weight) {
+    ask_attributes(slot);
   } else {
     do_bad_request(slot);
   }
@@ -296,6 +299,7 @@ void World::free_span(unsigned slot, PageSpan span) {
   if (fair) {
     // munmap comes first: threads that wait in the span get their own fault.
     memory_.begin_free(slot, span);
+    for (Page p = span.first; p < span.end(); ++p) c.said[p - memory_.window().first] = {};
     drop_span(slot, span);
     wake_cpu_waiters(slot, span, {});
   }

@@ -48,6 +48,8 @@ const char* to_string(Invariant invariant) {
     case Invariant::core_check: return "the core's own checks hold";
     case Invariant::counts_are_true: return "statistics count what happened";
     case Invariant::charged_first: return "system memory is charged before it is used";
+    case Invariant::nothing_forbidden: return "a device maps only what attributes let it";
+    case Invariant::attributes_are_true: return "attributes are what was said";
     case Invariant::over_is_told: return "what exceeds the budget is told";
     case Invariant::pinned_stays: return "a pinned page stays";
   }

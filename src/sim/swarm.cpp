@@ -57,6 +57,12 @@ void draw_places(Swarm& s, const SimOptions& options) {
   s.places_weight = pick(r, 10, 80);
   if (r.chance(300)) s.core.pin_pages = 1 + r.below(std::uint64_t{s.window_blocks} * block_pages);
 }
+/// Attributes, from numbers of their own: what else a seed means stays as it is.
+void draw_attributes(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0xa77b'1b07'e5a7'7b1b);
+  if (!r.chance(500)) return;
+  s.attributes_weight = pick(r, 10, 80);
+}
 }  // namespace
 
 Swarm make_swarm(Random& r, const SimOptions& options) {
@@ -112,6 +118,7 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   draw_budget(s, options);
   draw_policies(s, options);
   draw_places(s, options);
+  draw_attributes(s, options);
   return s;
 }
 

@@ -82,6 +82,7 @@ bool Trace::concerns_watched(const Record& r) const {
     case Line::resume: return r.a == watched_page_;
     case Line::alloc:
     case Line::free:
+    case Line::attributes:
     case Line::prefetch:
     case Line::pin:
     case Line::unpin:
@@ -155,6 +156,10 @@ std::string Trace::text_of(const Record& r) {
       break;
     case Line::unpin: std::snprintf(what, sizeof what, "> unpin %llu+%llu", u(r.a), u(r.b)); break;
     case Line::dma: std::snprintf(what, sizeof what, "DMA: %s page %llu", op_name(r.b), u(r.a)); break;
+    case Line::attributes:
+      std::snprintf(what, sizeof what, "> attributes %llu+%llu cookie %llu: %s", u(r.a), u(r.b), u(r.d),
+                    status_name(r.c));
+      break;
     case Line::prefetch:
       std::snprintf(what, sizeof what, "> prefetch %llu+%llu cookie %llu: %s", u(r.a), u(r.b), u(r.d),
                     status_name(r.c));

@@ -33,6 +33,7 @@ enum class Line : std::uint8_t {
   discard,         ///< as pin
   populate,        ///< as pin
   migrate,         ///< as pin
+  attributes,      ///< set or reset; a: first page, b: pages, c: status, d: cookie
   action,  ///< decided by the core; a: first page, b: pages, c: VRAM page / token / cookie, d: packed, see trace.cpp,
            ///< e: id
   part,    ///< performed; a: first page, b: pages, c: action id, d: verb

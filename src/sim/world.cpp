@@ -210,6 +210,9 @@ void World::open_client(unsigned slot) {
   c.pins.clear();
   c.freed.clear();
   c.hot.clear();
+  c.said.assign(memory_.window().count_pages, {});
+  c.groups = false;
+  c.plain = true;
   memory_.client_open(slot, c.id);
   line(Line::open, slot, no_device, c.id);
   core_->client_open(c.id);
@@ -329,6 +332,7 @@ SimResult World::run() {
     for (unsigned slot = 0; slot < swarm_.clients; ++slot) {
       if (clients_[slot].state == ClientState::running) do_unpin(slot, true);
     }
+    for (unsigned slot = 0; slot < swarm_.clients; ++slot) forget_attributes(slot);
     drain("settling");
     check_settled();
 

@@ -4,6 +4,7 @@
 //   world.cpp     events, phases, processes that come, stop and go
 //   executor.cpp  the core's actions                  programs.cpp  threads, waves and requests
 //   places.cpp    pins, discards, moves with a fence
+//   attributes.cpp  what programs say about their memory
 //   checks.cpp    what needs both the core and the machine
 #pragma once
 
@@ -127,7 +128,10 @@ class World final : public core::Observer {
     std::vector<PageSpan> freed;  ///< free to be allocated again, newest last
     std::vector<Page> hot;
     std::vector<Pin> pins;
-    bool parked = false;  ///< no manage event is queued
+    std::vector<core::Attributes> said;  ///< by page of the window
+    bool groups = false;                 ///< pages were put into groups
+    bool plain = true;                   ///< nothing was ever said: contention alone decides what is served in place
+    bool parked = false;                 ///< no manage event is queued
   };
   /// A device fault from the wave's park to its wake.
   struct Fault {
@@ -145,7 +149,7 @@ class World final : public core::Observer {
     bool forgotten = false;  ///< its device was reported gone
     bool ended = false;      ///< its wake is decided, not yet performed
   };
-  enum class RequestKind : std::uint8_t { free, prefetch, gone, pin, discard, migrate };
+  enum class RequestKind : std::uint8_t { free, prefetch, gone, pin, discard, migrate, attributes };
   struct Request {
     RequestKind kind = RequestKind::free;
     unsigned slot = 0;
@@ -229,6 +233,20 @@ class World final : public core::Observer {
   void check_pin_reply(const Request& request, const core::Action& action) const;
   [[nodiscard]] bool may_be_pinned(unsigned slot, PageSpan span) const;
   [[nodiscard]] PageSpan part_of_allocation(unsigned slot);
+  // --- attributes.cpp
+  void ask_attributes(unsigned slot);
+  void do_set(unsigned slot, PageSpan span);
+  void reset_attributes(unsigned slot, PageSpan span);
+  void forget_attributes(unsigned slot);
+  void check_get(unsigned slot, PageSpan span);
+  [[nodiscard]] const core::Attributes& said(unsigned slot, Page page) const {
+    return clients_[slot].said[page - memory_.window().first];
+  }
+  [[nodiscard]] bool may_reach(unsigned slot, Page page, DeviceId device, bool write) const;
+  void check_mapping(const core::Action& action) const;
+  void check_attributes_reply(const Request& request) const;
+  void check_refused(const core::Action& action) const;
+  void check_said(unsigned slot, Page page) const;
 
   // --- executor.cpp
   void take_actions();

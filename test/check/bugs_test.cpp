@@ -13,8 +13,10 @@ namespace {
 namespace fs = std::filesystem;
 using core::PlantedBug;
 
-/// Shows only in a chunk of several granules; a scenario's page is a whole one. `ferry sim` finds it.
-constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page};
+/// Shows only in a chunk of several granules, while a scenario's page is a whole one; or in what scenarios have no words
+/// for. `ferry sim` finds it.
+constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page, PlantedBug::keep_lost_access,
+                                      PlantedBug::write_map_read_only, PlantedBug::leak_attributes};
 
 std::vector<std::shared_ptr<const Scenario>> scenarios_that_show(PlantedBug bug) {
   std::vector<std::shared_ptr<const Scenario>> out;

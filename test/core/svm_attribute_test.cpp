@@ -206,7 +206,7 @@ TEST(SvmAttribute, taking_access_away_takes_mappings_away_at_once) {
   EXPECT_EQ(m.at(3).device_mapped, 0U);
   EXPECT_EQ(m.at(8).device_mapped, 1U);
   EXPECT_EQ(m.at(3).vram_device, 0) << "its place is not changed";
-  EXPECT_EQ(m.touch(3, Access::read, 0), Code::not_permitted);
+  EXPECT_EQ(m.touch(3, Access::read, 0), Code::kernel_fault);
   EXPECT_EQ(m.touch(3, Access::read, 1), Status());
   EXPECT_EQ(m.cpu_touch(3), Status());
   m.set({0, 8}, {access_of(0, DeviceAccess::migrate)});
@@ -220,13 +220,13 @@ TEST(SvmAttribute, access_taken_away_while_a_fault_is_served_is_gone_before_the_
   m.fault(4, Access::write, 56);
   ASSERT_TRUE(m.ask({0, 8}, {access_of(0, DeviceAccess::none)}).ok());
   m.fault(3, Access::read, 57);
-  EXPECT_EQ(m.woken(57), Status(Code::not_permitted)) << "a new touch need not wait";
+  EXPECT_EQ(m.woken(57), Status(Code::kernel_fault)) << "a new touch need not wait";
   EXPECT_EQ(m.replied(7), std::nullopt);
   m.settle();
   EXPECT_EQ(m.replied(7), Status());
   EXPECT_EQ(m.at(3).device_mapped, 0U);
-  EXPECT_EQ(m.woken(55), Status(Code::not_permitted));
-  EXPECT_EQ(m.woken(56), Status(Code::not_permitted));
+  EXPECT_EQ(m.woken(55), Status(Code::kernel_fault));
+  EXPECT_EQ(m.woken(56), Status(Code::kernel_fault));
 }
 
 TEST(SvmAttribute, a_page_without_access_does_not_come_along_with_its_neighbour) {
@@ -339,7 +339,7 @@ TEST(SvmAttribute, what_devices_may_only_read_they_cannot_write) {
   m.set({0, 8}, {flags(svm_gpu_ro)});
   EXPECT_EQ(m.at(3).device_mapped, 0U) << "a writable mapping may not stay";
   EXPECT_EQ(m.at(8).device_writable, 1U);
-  EXPECT_EQ(m.touch(3, Access::write), Code::not_permitted);
+  EXPECT_EQ(m.touch(3, Access::write), Code::kernel_fault);
   EXPECT_EQ(m.touch(3, Access::read), Status());
   EXPECT_EQ(m.at(3).device_mapped, 1U);
   EXPECT_EQ(m.at(3).device_writable, 0U);
@@ -348,7 +348,7 @@ TEST(SvmAttribute, what_devices_may_only_read_they_cannot_write) {
   EXPECT_EQ(m.touch(3, Access::read), Status());
   EXPECT_EQ(m.at(3).device_mapped, 1U) << "in place";
   EXPECT_EQ(m.at(3).device_writable, 0U);
-  EXPECT_EQ(m.touch(3, Access::write), Code::not_permitted);
+  EXPECT_EQ(m.touch(3, Access::write), Code::kernel_fault);
   m.set({0, 8}, {no_flags(svm_gpu_ro)});
   EXPECT_EQ(m.touch(3, Access::write), Status());
   EXPECT_EQ(m.at(3).device_writable, 1U);

@@ -80,7 +80,7 @@ TEST(SvmRetry, off_maps_what_compute_may_touch_before_it_runs) {
   EXPECT_TRUE(m.mapped({64, 70}, false));
   EXPECT_TRUE(m.mapped({134, 2 * block_pages - 134}));
   m.fault_on(0, 3, 17);
-  EXPECT_EQ(m.woken(17), Status(Code::not_permitted));
+  EXPECT_EQ(m.woken(17), Status(Code::kernel_fault));
   EXPECT_TRUE(m.core.quiescent());
 }
 

@@ -30,10 +30,10 @@ void Core::Impl::for_attributes(const Block& block, std::uint32_t granule, Fn&& 
 Status Core::Impl::may_touch(const Block& block, Page page, DeviceId device, Access access) const {
   const Attributes a = block.client->svm.map.at(page);
   if (a.access_of(device) == DeviceAccess::none) {
-    return Code::not_permitted;
+    return Code::kernel_fault;
   }
   if (access == Access::write && (a.flags & svm_gpu_ro) != 0) {
-    return Code::not_permitted;
+    return Code::kernel_fault;
   }
   return {};
 }
