@@ -284,7 +284,8 @@ void World::check_copy(const core::Action& a) {
             u(a.pages.first), u(a.pages.count_pages), a.client, where[static_cast<unsigned>(goes_to(a))]);
   }
   ++it->second.copies;
-  if (goes_to(a) == core::Place::vram && core_->query(a.client, a.pages.first).contended && clients_[slot_of(a)].plain) {
+  if (goes_to(a) == core::Place::vram && core_->query(a.client, a.pages.first).contended &&
+      clients_[slot_of(a)].plain) {
     violate(Invariant::answers_right,
             "page %llu of client %u is held in system memory as contended, and is copied to VRAM", u(a.pages.first),
             a.client);
