@@ -210,9 +210,8 @@ void World::manage(unsigned slot) {
     c.parked = true;
     return;
   }
-  const unsigned total =
-      swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight + swarm_.places_weight +
-      swarm_.attributes_weight;
+  const unsigned total = swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight +
+                         swarm_.places_weight + swarm_.attributes_weight;
   auto dice = static_cast<unsigned>(random_.below(total));
   if (c.spans.empty() || dice < swarm_.alloc_weight) {
     do_alloc(slot);

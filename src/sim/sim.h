@@ -36,11 +36,11 @@ enum class Invariant : std::uint8_t {
   core_check = 19,        ///< the core's own checks hold (FERRY_CHECK, verify())
   counts_are_true = 20,   ///< statistics count what happened
   // The numbers between belong to buffers, fences and units.
-  charged_first = 40,  ///< a page has system memory only while it is charged, and what is charged is held
-  over_is_told = 41,   ///< nothing is given over the budget but what is counted as such
+  charged_first = 40,        ///< a page has system memory only while it is charged, and what is charged is held
+  over_is_told = 41,         ///< nothing is given over the budget but what is counted as such
   nothing_forbidden = 50,    ///< a device maps only what attributes let it
   attributes_are_true = 51,  ///< what was said about a page is what is read back, and nothing else
-  pinned_stays = 60,   ///< a pinned page keeps its place and memory
+  pinned_stays = 60,         ///< a pinned page keeps its place and memory
 };
 [[nodiscard]] const char* to_string(Invariant invariant);
 

@@ -48,7 +48,7 @@ struct Swarm {
   unsigned stray_share = 0;   ///< of 1000 accesses of waves: anywhere in the window or beyond it
   unsigned in_place_share = 100;
   unsigned alloc_weight = 30, free_weight = 12, prefetch_weight = 20, bad_weight = 3;
-  unsigned places_weight = 0;  ///< pins, discards, moves with a fence
+  unsigned places_weight = 0;      ///< pins, discards, moves with a fence
   unsigned attributes_weight = 0;  ///< svm_set and its like
   std::uint64_t max_alloc_pages = 2048;
   bool free_while_used = true;  ///< programs free what their own threads and waves still touch

@@ -15,8 +15,9 @@ using core::PlantedBug;
 
 /// Shows only in a chunk of several granules, while a scenario's page is a whole one; or in what scenarios have no words
 /// for. `ferry sim` finds it.
-constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page, PlantedBug::keep_lost_access,
-                                      PlantedBug::write_map_read_only, PlantedBug::leak_attributes};
+constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page,     PlantedBug::keep_lost_access,
+                                      PlantedBug::write_map_read_only, PlantedBug::leak_attributes,
+                                      PlantedBug::move_pinned,         PlantedBug::discard_shows_others};
 
 std::vector<std::shared_ptr<const Scenario>> scenarios_that_show(PlantedBug bug) {
   std::vector<std::shared_ptr<const Scenario>> out;

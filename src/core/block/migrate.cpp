@@ -464,7 +464,7 @@ void Core::Impl::end_op(OpIndex index) {
     if (!prefetches_told.empty()) {
       revisit(block, granule, op, prefetches_told, waiters);
     }
-    if (const OpIndex begun = block.granules[granule].op; begun != none_index && !told.empty()) {
+    if (const OpIndex begun = block.granules[granule].op; begun != none_index) {
       ops[begun].remap_next |= remap;
       ops[begun].svm.insert(ops[begun].svm.end(), told.begin(), told.end());
       told.clear();
