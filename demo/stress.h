@@ -22,13 +22,10 @@ inline constexpr std::size_t page_words = page_size / 8;
 struct PageState {
   bool mapped = true;
   int prot = 3;       ///< PROT_READ | PROT_WRITE
-  bool lazy = false;  ///< MADV_FREE: each byte is as before, or the whole page zeros
+  bool lazy = false;  ///< its contents were given up: it is as before, or zeros
 };
 
-enum class Kind : std::uint8_t { allocated, mapped };
-
 struct Region {
-  Kind kind = Kind::allocated;
   std::uint64_t* words = nullptr;
   std::size_t pages = 0;
   std::vector<std::uint64_t> shadow;
@@ -79,6 +76,18 @@ class Worker {
   bool renew();
   bool explain();
   bool spoil();
+  // stress_svm.cpp
+  bool attribute();
+  bool reset_attributes();
+  bool migrate();
+  bool populate();
+  bool discard();
+  bool pin();
+  // stress_space.cpp
+  bool fork_and_write();
+  bool protect();
+  bool zero();
+  bool free_lazily();
 
  private:
   struct Span {
@@ -93,6 +102,8 @@ class Worker {
   void make(Region& region);
   void drop(Region& region);
   void check(const Region& region, Span span);
+  /// Pages whose contents were given up are looked at: from now on they are what they were found to be.
+  void settle(Region& region, Span span);
   void check_page(const Region& region, std::size_t page);
   void note(const Region& region, const char* what, Span span);
   [[nodiscard]] std::string place(const Region& region, std::size_t page) const;
@@ -113,6 +124,25 @@ class Worker {
   std::array<Did, 64> log_{};
   std::uint64_t logged_ = 0;
 };
+
+inline std::uint64_t mix(std::uint64_t value, std::uint64_t salt) {
+  value = (value ^ salt) * 0x9e37'79b9'7f4a'7c15;
+  return value ^ (value >> 29);
+}
+
+/// The same on a device, on the CPU and in the shadow: every `stride`th word of a page depends on what it was.
+inline void change_page(std::uint64_t* words, std::uint64_t salt, std::size_t stride) {
+  for (std::size_t i = salt % stride; i < page_words; i += stride) words[i] = mix(words[i], salt + i);
+}
+
+/// Why an operation cannot be had here, tried on memory of its own; or nothing.
+std::optional<std::string> missing_attributes();
+std::optional<std::string> missing_migrate();
+std::optional<std::string> missing_populate();
+std::optional<std::string> missing_discard();
+std::optional<std::string> missing_pin();
+std::optional<std::string> missing_fork();
+std::optional<std::string> missing_change();
 
 struct Operation {
   const char* name;

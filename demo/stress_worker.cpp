@@ -15,20 +15,10 @@ constexpr std::size_t regions_of_thread = 4;
 constexpr std::size_t region_pages_most = 192;
 constexpr std::size_t result_pages_most = 64;
 
-std::uint64_t mix(std::uint64_t value, std::uint64_t salt) {
-  value = (value ^ salt) * 0x9e37'79b9'7f4a'7c15;
-  return value ^ (value >> 29);
-}
-
 std::uint64_t hash_page(const std::uint64_t* words) {
   std::uint64_t hash = 0;
   for (std::size_t i = 0; i < page_words; ++i) hash = mix(hash + words[i], i);
   return hash;
-}
-
-/// The same on a device and in the shadow: every `stride`th word of a page depends on what it was.
-void change_page(std::uint64_t* words, std::uint64_t salt, std::size_t stride) {
-  for (std::size_t i = salt % stride; i < page_words; i += stride) words[i] = mix(words[i], salt + i);
 }
 
 }  // namespace
@@ -48,7 +38,6 @@ Worker::~Worker() {
 }
 
 void Worker::make(Region& region) {
-  region.kind = Kind::allocated;
   region.pages = 1 + draw(region_pages_most);
   region.words = static_cast<std::uint64_t*>(ferry::alloc_aligned(region.pages * page_size, page_size));
   region.states.assign(region.pages, {});
@@ -58,6 +47,7 @@ void Worker::make(Region& region) {
 }
 
 void Worker::drop(Region& region) {
+  settle(region, {0, region.pages});
   check(region, {0, region.pages});
   ferry::free(region.words);
   region.words = nullptr;
@@ -116,9 +106,22 @@ void Worker::check(const Region& region, Span span) {
   for (std::size_t p = span.first; p < span.first + span.pages && !common_.stop; ++p) check_page(region, p);
 }
 
+void Worker::settle(Region& region, Span span) {
+  for (std::size_t p = span.first; p < span.first + span.pages; ++p) {
+    PageState& state = region.states[p];
+    if (!state.lazy || !state.mapped || (state.prot & PROT_READ) == 0) continue;
+    state.lazy = false;
+    const volatile std::uint64_t* is = region.words + p * page_words;
+    bool zeros = true;
+    for (std::size_t i = 0; i < page_words; ++i) zeros = zeros && is[i] == 0;
+    if (zeros) std::fill_n(region.shadow.data() + p * page_words, page_words, 0);
+  }
+}
+
 bool Worker::read() {
-  const Region& region = some_region();
+  Region& region = some_region();
   const Span span = usable_span(region, PROT_READ, 16);
+  settle(region, span);
   note(region, "read", span);
   check(region, span);
   return span.pages != 0;
@@ -127,6 +130,7 @@ bool Worker::read() {
 bool Worker::write() {
   Region& region = some_region();
   const Span span = usable_span(region, PROT_READ | PROT_WRITE, 16);
+  settle(region, span);
   const std::uint64_t salt = random_();
   const std::size_t stride = draw(2) == 0 ? 1 : page_words;
   note(region, "write", span);
@@ -140,6 +144,7 @@ bool Worker::write() {
 bool Worker::device_change() {
   Region& region = some_region();
   const Span span = usable_span(region, PROT_READ | PROT_WRITE, region_pages_most);
+  settle(region, span);
   if (span.pages == 0) return false;
   const std::uint64_t salt = random_();
   const std::size_t stride = draw(2) == 0 ? 1 : page_words / 2;
@@ -159,8 +164,9 @@ bool Worker::device_change() {
 }
 
 bool Worker::device_read() {
-  const Region& region = some_region();
+  Region& region = some_region();
   const Span span = usable_span(region, PROT_READ, result_pages_most);
+  settle(region, span);
   if (span.pages == 0) return false;
   note(region, "device read", span);
   some_queue()
@@ -232,6 +238,7 @@ bool Worker::explain() {
 bool Worker::spoil() {
   Region& region = some_region();
   const Span span = usable_span(region, PROT_READ | PROT_WRITE, 1);
+  settle(region, span);
   if (span.pages == 0) return false;
   note(region, "spoil", span);
   region.words[span.first * page_words + draw(page_words)] ^= 0xff;
@@ -249,7 +256,10 @@ void Worker::run() {
       if ((this->*operations()[o].run)()) ++common_.done[o];
       ++common_.steps;
     }
-    for (const Region& region : regions_) check(region, {0, region.pages});
+    for (Region& region : regions_) {
+      settle(region, {0, region.pages});
+      check(region, {0, region.pages});
+    }
     const std::lock_guard lock(common_.mutex);
     if (!common_.wrong.empty()) return;
   } catch (const ferry::error& e) {
@@ -271,6 +281,16 @@ const std::vector<Operation>& operations() {
       {"prefetch", 4, &Worker::prefetch, always},
       {"renew", 3, &Worker::renew, always},
       {"explain", 1, &Worker::explain, always},
+      {"attribute", 3, &Worker::attribute, missing_attributes},
+      {"reset-attributes", 1, &Worker::reset_attributes, missing_attributes},
+      {"migrate-async", 3, &Worker::migrate, missing_migrate},
+      {"populate", 1, &Worker::populate, missing_populate},
+      {"discard", 1, &Worker::discard, missing_discard},
+      {"pin", 1, &Worker::pin, missing_pin},
+      {"fork", 1, &Worker::fork_and_write, missing_fork},
+      {"mprotect", 2, &Worker::protect, missing_change},
+      {"madvise-dontneed", 1, &Worker::zero, missing_change},
+      {"madvise-free", 1, &Worker::free_lazily, missing_change},
       {"spoil", 0, &Worker::spoil, always},
   };
   return all;
