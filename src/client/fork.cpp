@@ -22,7 +22,6 @@
 #include "client/process_state.h"
 #include "client/session.h"
 #include "client/zygote.h"
-#include "linux/memory_file.h"
 
 namespace ferry::client {
 namespace {
@@ -33,11 +32,11 @@ constexpr int exit_manager_lost = 117;
 enum class Way : std::uint8_t {
   none,       ///< no managed memory: it is as any fork
   on_touch,   ///< the manager fills it
-  at_once,    ///< the child copies it from the system file, the parent waits
+  at_once,    ///< the same before anything else happens in it, and the parent waits
   from_child  ///< of a fork's child: its memory is private, what is missing the manager fills in both
 };
 constinit Way way = Way::none;
-/// on_touch, from_child: the child's connection. at_once: a pipe whose writing end closes when the child has copied.
+/// The child's connection; at_once: and a pipe whose writing end closes when the child has everything.
 constinit int child_end = -1;
 constinit int copied_pipe[2] = {-1, -1};
 constinit pid_t forking = 0;
@@ -110,21 +109,6 @@ void for_memory(Fn&& fn) {
   if (run.bytes != 0) fn(run.first, run.bytes);
 }
 
-bool copy_from_file(int file, std::uint64_t offset, std::byte* to, std::size_t bytes) {
-  const std::uint64_t end = offset + bytes;
-  for (std::uint64_t at = linux::next_data(file, offset, end); at < end;) {
-    const std::uint64_t stop = linux::next_hole(file, at, end);
-    while (at < stop) {
-      const ssize_t n = ::pread(file, to + (at - offset), stop - at, static_cast<off_t>(at));
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) return false;
-      at += static_cast<std::uint64_t>(n);
-    }
-    at = linux::next_data(file, at, end);
-  }
-  return true;
-}
-
 bool map_private(std::uintptr_t at, std::size_t bytes) {
   return ::mmap(reinterpret_cast<void*>(at), bytes, PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
@@ -154,7 +138,7 @@ void on_urgent(int) {
 
 /// Pages that are missing come from the manager. `fresh`: the memory is to be mapped first.
 bool connect_child(bool fresh) {
-  bool well = true;
+  bool well = child_end >= 0;
   if (fresh) {
     for_memory([&](std::uintptr_t at, std::size_t bytes) { well = well && map_private(at, bytes); });
   }
@@ -196,13 +180,17 @@ bool connect_child(bool fresh) {
   return true;
 }
 
-bool copy_everything(const Session& session) {
-  bool well = true;
-  for_memory([&](std::uintptr_t at, std::size_t bytes) {
-    well = well && map_private(at, bytes) &&
-           copy_from_file(session.system_file.get(), at - session.window_base, reinterpret_cast<std::byte*>(at), bytes);
-  });
-  return well;
+/// The manager has said that nothing is missing any more.
+[[nodiscard]] bool is_complete() {
+  return manager_lives.is_ours() && (::fcntl(manager_lives.fd, F_GETFL) & O_ASYNC) == 0;
+}
+
+/// Waits until the manager has brought everything.
+bool wait_for_everything() {
+  pollfd p{manager_socket.fd, POLLIN, 0};
+  while (::poll(&p, 1, -1) < 0 && errno == EINTR) {}
+  all_here = is_complete();
+  return all_here;
 }
 
 /// What the parent's descriptors were for is the parent's; they would keep its session alive for the others.
@@ -228,7 +216,7 @@ void set_up_child() {
   } else {
     Session* session = session_if_open();
     process_kind.store(ProcessKind::forked_child);
-    well = way == Way::on_touch ? connect_child(true) : copy_everything(*session);
+    well = connect_child(true) && (way == Way::on_touch || wait_for_everything());
     leave_session(*session);
   }
   close_end(child_end);
@@ -277,33 +265,17 @@ wire::ForkBegin begin_message() {
   return begin;
 }
 
-/// False: the manager does not help with this fork.
+/// False: the manager does not help with this fork; the child will have no memory.
 bool ask_manager(Session& session) {
-  if (!session.userfault.full_service()) return false;
   auto pair = linux::make_socket_pair();
   if (!pair) return false;
   const int fds[] = {pair.value().second.get()};
+  wire::ForkBegin begin = begin_message();
+  begin.at_once = way == Way::at_once ? 1 : 0;
   Answer answer;
-  if (!session.requests.ask(wire::MessageType::fork_begin, begin_message(), answer, fds).ok()) return false;
+  if (!session.requests.ask(wire::MessageType::fork_begin, begin, answer, fds).ok()) return false;
   child_end = pair.value().first.release();
   return true;
-}
-
-void bring_home(Session& session) {
-  for_memory([&](std::uintptr_t at, std::size_t bytes) {
-    wire::Span home{};
-    home.first_page = (at - session.window_base) / page_bytes;
-    home.count_pages = bytes / page_bytes;
-    home.device = wire::to_system;
-    // What cannot be brought is copied as it was when it left.
-    [[maybe_unused]] const Status brought = session.requests.tell(wire::MessageType::prefetch, home);
-  });
-  if (::pipe2(copied_pipe, O_CLOEXEC) != 0) copied_pipe[0] = copied_pipe[1] = -1;
-}
-
-/// The manager has said that nothing is missing any more.
-[[nodiscard]] bool is_complete() {
-  return manager_lives.is_ours() && (::fcntl(manager_lives.fd, F_GETFL) & O_ASYNC) == 0;
 }
 
 [[nodiscard]] bool ask_manager_of_child() {
@@ -344,8 +316,10 @@ void before_fork() {
   }
   Session* session = session_of(ProcessKind::application);
   if (session == nullptr || !session->system_file) return;
-  way = ask_manager(*session) ? Way::on_touch : Way::at_once;
-  if (way == Way::at_once) bring_home(*session);
+  // Where faults in system calls are not served, no thread may find a page missing that was there before.
+  way = session->userfault.full_service() ? Way::on_touch : Way::at_once;
+  [[maybe_unused]] const bool asked = ask_manager(*session);
+  if (way == Way::at_once && ::pipe2(copied_pipe, O_CLOEXEC) != 0) copied_pipe[0] = copied_pipe[1] = -1;
   watch_touches();
 }
 
@@ -356,15 +330,13 @@ void after_fork_in_parent() {
   }
   unwatch_touches();
   close_end(child_end);
-  if (way == Way::on_touch) {
-    session_if_open()->requests.say(wire::MessageType::fork_end, wire::Done{});
-    return;
+  if (copied_pipe[0] >= 0) {
+    close_end(copied_pipe[1]);
+    char byte = 0;
+    while (::read(copied_pipe[0], &byte, 1) < 0 && errno == EINTR) {}
+    close_end(copied_pipe[0]);
   }
-  close_end(copied_pipe[1]);
-  if (copied_pipe[0] < 0) return;
-  char byte = 0;
-  while (::read(copied_pipe[0], &byte, 1) < 0 && errno == EINTR) {}
-  close_end(copied_pipe[0]);
+  session_if_open()->requests.say(wire::MessageType::fork_end, wire::Done{});
 }
 
 bool after_fork_in_child() {

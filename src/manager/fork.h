@@ -89,6 +89,7 @@ struct ForkGate {
   std::uint64_t fork = 0;     ///< Fork::number
   std::uint64_t frozen_ns = 0;
   std::uint32_t zaps = 0;    ///< unanswered
+  bool at_once = false;      ///< only devices are held back, until the child has everything
   Page own_page = ~Page{0};  ///< that the forking thread waits for
   struct Touch {
     std::uint64_t address;

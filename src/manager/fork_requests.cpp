@@ -44,6 +44,7 @@ void Manager::fork_begin(Client& client) {
   client.gate->thread = begin.thread;
   client.gate->request = request;
   client.gate->fork = fork.number;
+  client.gate->at_once = begin.at_once != 0;
   executor_->note_gate();
   const core::Cookie cookie = make_cookie(Request::Kind::fork, client.id, fork.number);
   const Status s = core_->client_fork(now_ns_, client.id, cookie);
@@ -114,7 +115,11 @@ void Manager::on_fork(std::uint64_t number) {
       const int fd = userfault.value().fd();
       // The child is there, so the fork is over.
       if (fork->origin != nullptr && fork->origin->gate != nullptr && fork->origin->gate->fork == number) {
-        executor_->open_gate(*fork->origin);
+        if (fork->origin->gate->at_once) {
+          fork->hurry = true;
+        } else {
+          executor_->open_gate(*fork->origin);
+        }
       }
       watch_number(fd, Source::fork_memory, number, EPOLLIN);
       executor_->child_arrived(*fork, std::move(userfault).value());
@@ -133,13 +138,13 @@ void Manager::on_fork(std::uint64_t number) {
 
 void Manager::fork_ended(Fork& fork) {
   unwatch(fork.socket.get());
-  fork.socket.reset();
   if (fork.userfault) unwatch(fork.userfault.fd());
   fork.userfault.close();
-  // Disarmed before it rings.
+  // Disarmed before it rings, and before the child sees the socket close.
   if (fork.alarm) ::fcntl(fork.alarm.get(), F_SETFL, 0);
   fork.alarm.reset();
   fork.alarm_held.reset();
+  fork.socket.reset();
 }
 
 /// What children wait for. True: something was done.

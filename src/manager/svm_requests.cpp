@@ -224,6 +224,11 @@ void Manager::on_svm_span(Client& client, MessageType type) {
     refuse_svm(client, core_->unpin(now_ns_, client.id, pages));
     return;
   }
+  if (type == MessageType::svm_discard && !executor_->give_children(client, pages)) {
+    // A child needs what only the store has: the contents may be dropped, and need not be.
+    refuse_svm(client, {});
+    return;
+  }
   const core::Cookie cookie = make_cookie(Request::Kind::svm, client.id, incoming_->head.request);
   Status status;
   switch (type) {

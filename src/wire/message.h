@@ -225,7 +225,8 @@ struct Done {
 
 struct ForkBegin {
   std::uint32_t thread;  ///< that forks, as the application numbers it
-  std::uint32_t reserved0;
+  std::uint32_t
+      at_once;  ///< 1: the application's threads are not to be kept from its memory; the child gets all at once
 };
 
 /// Answer to query and explain, for span.first_page.

@@ -275,7 +275,7 @@ Status Executor::fill(Client& client, PageSpan pages) {
 // --- faults ----------------------------------------------------------------------------------------------------------
 
 void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access, std::uint32_t thread) {
-  if (client.gate != nullptr) [[unlikely]] {
+  if (client.gate != nullptr && !client.gate->at_once) [[unlikely]] {
     if (thread != client.gate->thread) {
       client.gate->touches.push_back({address, access});
       return;

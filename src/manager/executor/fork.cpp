@@ -30,7 +30,7 @@ void Executor::zap_for_fork(Client& client) {
     const Page end = first + count;
     PageSpan run{first, 0};  // blocks that go together
     const auto flush_run = [&] {
-      if (run.count_pages == 0) return;
+      if (run.count_pages == 0 || gate.at_once) return;
       watch_for_fork(client, run);
       for (Page at = run.first; at < run.end(); at += zap_pages_max) {
         const PageSpan part{at, std::min(zap_pages_max, run.end() - at)};
@@ -148,7 +148,8 @@ void Executor::check_gates() {
   for (const auto& fork : forks_) {
     if (fork->origin == nullptr || fork->origin->gate == nullptr) continue;
     Client& client = *fork->origin;
-    if (client.gate->state == ForkGate::State::frozen && now_ns_ - client.gate->frozen_ns > gate_patience_ns) {
+    if (client.gate->state == ForkGate::State::frozen && !client.gate->at_once &&
+        now_ns_ - client.gate->frozen_ns > gate_patience_ns) {
       open_gate(client);
     } else {
       ++gates_;
@@ -158,6 +159,7 @@ void Executor::check_gates() {
 
 bool Executor::gate_holds(Client& client, const core::Action& action) {
   if (client.gate == nullptr || client.gate->state == ForkGate::State::revoking) return false;
+  if (client.gate->at_once && action.verb == core::Verb::map_cpu) return false;
   if (action.verb == core::Verb::map_cpu && action.pages.contains(client.gate->own_page)) return false;
   client.gate->maps.push_back(action);
   return true;
@@ -208,7 +210,12 @@ void Executor::end_fork(Fork& fork) {
   household_.fork_ended(fork);
   fork.pending.clear();
   fork.taken.clear();
+  Client* origin = fork.origin;
   leave_origin(fork);
+  if (origin != nullptr && origin->gate != nullptr && origin->gate->fork == fork.number &&
+      origin->gate->state == ForkGate::State::frozen) {
+    open_gate(*origin);
+  }
 }
 
 void Executor::leave_origin(Fork& fork) {
@@ -234,7 +241,10 @@ void Executor::forget_forks() {
 /// All pages have been given: the child's memory is the kernel's from now on.
 void Executor::finish_if_complete(Fork& fork) {
   if (fork.gone || !fork.userfault || !fork.pending.empty() || !fork.taken.empty()) return;
-  if (fork.origin != nullptr && fork.origin->gate != nullptr && fork.origin->gate->fork == fork.number) return;
+  if (fork.origin != nullptr && fork.origin->gate != nullptr && fork.origin->gate->fork == fork.number &&
+      !fork.origin->gate->at_once) {
+    return;
+  }
   for (const auto& [first, count] : fork.spans) {
     const std::uint64_t address = fork.window.address_of_page(first);
     fork.userfault.unregister_span(address, count * page_bytes);

@@ -336,7 +336,7 @@ bool Executor::drain_hurried() {
 }
 
 void Executor::drain(Fork& fork) {
-  if (fork.origin != nullptr && fork.origin->gate != nullptr) return;
+  if (fork.origin != nullptr && fork.origin->gate != nullptr && !fork.origin->gate->at_once) return;
   for (unsigned left = drained_a_turn; left != 0 && !fork.gone && !fork.pending.empty(); --left) {
     const auto [index, mask] = *fork.pending.begin();
     give_block(fork, index, mask);
