@@ -196,10 +196,10 @@ const char* to_string(State state) {
 }
 
 std::vector<Check> examine() {
-  return {check_kernel(),     check_page_size(),    check_fault_path(),    check_features(),  check_full_service(),
-          check_window(),     check_pidfd(),        check_huge_pages(),    check_mappings(),  check_memory(),
-          check_cpus(),       check_wake_latency(), check_address_space(), check_file_size(), check_descriptors(),
-          check_store_file(), check_io_uring(),     check_pressure()};
+  return {check_kernel(),      check_page_size(),  check_fault_path(),      check_features(),      check_full_service(),
+          check_window(),      check_pidfd(),      check_read_only_pages(), check_huge_pages(),    check_mappings(),
+          check_memory(),      check_cpus(),       check_wake_latency(),    check_address_space(), check_file_size(),
+          check_descriptors(), check_store_file(), check_io_uring(),        check_pressure()};
 }
 
 int doctor(bool json) {

@@ -29,6 +29,7 @@ struct Check {
 [[nodiscard]] Check check_fault_path();
 [[nodiscard]] Check check_full_service();
 [[nodiscard]] Check check_features();
+[[nodiscard]] Check check_read_only_pages();
 [[nodiscard]] Check check_huge_pages();
 [[nodiscard]] Check check_window();
 [[nodiscard]] Check check_wake_latency();

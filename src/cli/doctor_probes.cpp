@@ -197,6 +197,19 @@ Check check_full_service() {
   return check;
 }
 
+Check check_read_only_pages() {
+  Check check{.name = "read-only pages"};
+  if (linux::can_map_for_reading()) {
+    check.found = "a page mapped so that a write to it is told: tried, works";
+    return check;
+  }
+  check.state = State::degraded;
+  check.found = "no UFFDIO_CONTINUE with write protection (Linux 6.4)";
+  check.cost = "read-mostly memory is copied anew whenever CPU and devices take turns at it";
+  check.mend = new_kernel;
+  return check;
+}
+
 Check check_huge_pages() {
   Check check{.name = "huge pages"};
   const auto file = linux::make_memory_file("ferry-doctor", 2 * block_bytes);

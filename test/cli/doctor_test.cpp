@@ -43,8 +43,8 @@ TEST(Doctor, SaysOfEveryCheckWhatItFoundAndWhatALackCosts) {
   }
   EXPECT_EQ(report["can_run"], !missing);
   for (const char* name :
-       {"kernel", "device faults", "userfaultfd", "faults in calls", "vm.max_map_count", "huge pages", "memory", "CPUs",
-        "wake-up time", "RLIMIT_NOFILE", "store file", "io_uring", "memory pressure"}) {
+       {"kernel", "device faults", "userfaultfd", "faults in calls", "vm.max_map_count", "read-only pages",
+        "huge pages", "memory", "CPUs", "wake-up time", "RLIMIT_NOFILE", "store file", "io_uring", "memory pressure"}) {
     check_named(report, name);
   }
 }
