@@ -57,6 +57,7 @@ bool Manager::resolve_waits(Client& client, const wire::JobSubmit& job, core::Jo
       if (failed.ok()) failed = entry.status;
       continue;
     }
+    if (entry.gate == 0) return false;  // of a move
     if (entry.owner != client.id) {
       if (!core_->timeline_open(now_ns_, client.id, entry.gate).ok()) return false;
       opened.push_back(entry.gate);
@@ -101,7 +102,8 @@ void Manager::job_submit(Client& client) {
   const bool resolved = resolve_waits(client, job, spec, opened, failed);
   const core::FenceId id = spec.fence = work_.next_id++;
   if (!resolved) {
-    refuse_work(client, Code::not_held, "one of the fences to wait for is not this application's");
+    refuse_work(client, Code::not_held,
+                "one of the fences to wait for is not this application's, or is of a move that has not ended");
   } else if (!failed.ok()) {
     job_failed_already(client, id, failed);
   } else {

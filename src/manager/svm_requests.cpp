@@ -255,7 +255,7 @@ void Manager::migrate_async(Client& client, PageSpan pages, DeviceId device) {
   }
   FenceEntry& entry = work_.fences[id];
   entry.owner = client.id;
-  entry.visible = true;
+  // Memory management may not wait for it: not visible before all has moved, and no job may wait for it before.
   ++client.work.arrays;
   if (!give_fence(client, id)) {
     core_->fence_forget(id);

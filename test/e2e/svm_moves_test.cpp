@@ -1,8 +1,98 @@
 // Moves on request, range groups, pins and the mode without retry faults over the real thing.
+#include <chrono>
+#include <vector>
+
 #include "svm.h"
 
 namespace ferry::test {
 namespace {
+
+constexpr auto patience = std::chrono::seconds(60);
+
+TEST(SvmMoves, AnAsynchronousMoveSignalsItsFence) {
+  const Memory m(2);
+  const fence to_vram = migrate_async(m.p(), m.bytes(), to_device(1));
+  ASSERT_TRUE(to_vram.wait_for(patience));
+  EXPECT_EQ(m.info(700).vram_device, 1);
+  const fence home = migrate_async(m.p(), m.bytes(), to_cpu);
+  ASSERT_TRUE(home.wait_for(patience));
+  EXPECT_EQ(m.info(700).vram_device, -1);
+  for (std::size_t i = 0; i < m.bytes() / page; ++i) ASSERT_EQ(m.word(i), i);
+}
+
+TEST(SvmMoves, ManyMovesOfTheSamePagesAllEnd) {
+  const Memory m(2);
+  std::vector<fence> all;
+  for (unsigned i = 0; i < 50; ++i) {
+    all.push_back(migrate_async(m.p(), m.bytes(), i % 3 == 2 ? to_cpu : to_device(i % 3)));
+  }
+  const fence last = merge_all([&] {
+    std::vector<const fence*> parts;
+    for (const fence& f : all) parts.push_back(&f);
+    return parts;
+  }());
+  EXPECT_TRUE(last.wait_for(patience));
+  for (std::size_t i = 0; i < m.bytes() / page; ++i) ASSERT_EQ(m.word(i), i);
+}
+
+TEST(SvmMoves, APopulatedDeviceNeedsNoFault) {
+  const Memory m;
+  populate(m.p(), m.bytes(), to_device(0));
+  EXPECT_EQ(m.info(100).vram_device, 0);
+  EXPECT_EQ(m.word(100), 100U) << "contents stay";
+  const Memory fresh;
+  populate(fresh.p(), fresh.bytes());
+  EXPECT_EQ(fresh.info(100).vram_device, -1);
+  EXPECT_EQ(fresh.word(100), 100U);
+}
+
+TEST(SvmMoves, DiscardedPagesReadAsBeforeOrAsZerosAndMayBeWrittenAgain) {
+  const Memory m;
+  ASSERT_EQ(device_writes(0, m, 0, 512), 0);
+  ASSERT_EQ(m.info(9).vram_device, 0);
+  discard(m.p(), m.bytes());
+  for (std::size_t i = 0; i < 512; ++i) EXPECT_TRUE(m.word(i) == i + 1 || m.word(i) == 0) << i << ": " << m.word(i);
+  m.word(9) = 5;
+  ASSERT_EQ(device_writes(0, m, 9), 0);
+  EXPECT_EQ(m.word(9), 6U);
+}
+
+TEST(SvmMoves, PinnedPagesStayWhereTheyAre) {
+  const Memory m(2);
+  {
+    pin first(m.p(), block);
+    const pin again(m.p(), page);
+    ASSERT_EQ(device_writes(0, m, 0), 0);
+    ASSERT_EQ(device_writes(0, m, 512), 0);
+    EXPECT_EQ(m.info(0).vram_device, -1);
+    EXPECT_EQ(m.info(0).device_mapped, 1U) << "served in place";
+    EXPECT_EQ(m.info(512).vram_device, 0) << "not pinned";
+    ferry::prefetch(m.p(), block, to_device(0));
+    EXPECT_EQ(m.info(0).vram_device, -1);
+    first.release();
+    ferry::prefetch(m.p(), block, to_device(0));
+    EXPECT_EQ(m.info(0).vram_device, -1) << "pinned twice";
+    EXPECT_EQ(failure_of([&] { discard(m.p(), page); }).code, FERRY_IN_USE);
+  }
+  ferry::prefetch(m.p(), block, to_device(0));
+  EXPECT_EQ(m.info(0).vram_device, 0);
+  EXPECT_EQ(m.word(0), 1U);
+}
+
+TEST(SvmMoves, PagesPinnedInVramAreThereAndCpuAccessWaitsForNobody) {
+  const Memory m;
+  const pin there(m.p(), m.bytes(), to_device(1));
+  EXPECT_EQ(m.info(5).vram_device, 1);
+  ASSERT_EQ(device_writes(1, m, 5), 0);
+  EXPECT_EQ(m.info(5).vram_device, 1);
+}
+
+TEST(SvmMoves, AnUnpinOfWhatIsNotPinnedIsRefused) {
+  const Memory m;
+  ferry_error e{};
+  EXPECT_NE(ferry_unpin(m.p(), m.bytes(), &e), FERRY_OK);
+  EXPECT_NE(e.text[0], 0);
+}
 
 TEST(SvmMoves, BadMovesAreRefused) {
   const Memory m;
