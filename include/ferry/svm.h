@@ -74,7 +74,8 @@ FERRY_API ferry_code ferry_svm_retry_faults(int mode, int* was, ferry_error* err
 
 /* --- moves ------------------------------------------------------------------------------------------------------ */
 
-/** As ferry_prefetch, but returns at once; *fence (to be closed) signals when it is done. */
+/** As ferry_prefetch, but returns at once; *fence (to be closed) signals when it is done. Jobs cannot wait for it before:
+ * memory management never waits for a move. Errors: bad_range, not_allocated, no_memory. */
 FERRY_API ferry_code ferry_migrate_async(const void* pointer, size_t bytes, int device, ferry_fence** fence,
                                          ferry_error* error);
 /** Gives the pages memory, on `device` or (FERRY_TO_CPU) in the system, so that no touch has to wait for it. */
@@ -125,23 +126,26 @@ typedef enum ferry_event_kind {
 typedef struct ferry_event {
   uint64_t time_ns; /**< CLOCK_MONOTONIC */
   uint32_t kind;    /**< ferry_event_kind */
-  uint32_t trigger; /**< what made it happen: a number for ferry_event_trigger() */
+  uint32_t trigger; /**< what made it happen: a number for ferry_event_trigger_text() */
   const void* pointer;
   uint64_t bytes;
-  int32_t from; /**< device, or FERRY_TO_CPU */
-  int32_t to;
+  int32_t from;   /**< moves: what pages leave, a device or FERRY_TO_CPU; else the processor that it is about */
+  int32_t to;     /**< moves, prefetches: where they go; else as from */
   uint32_t write; /**< faults: 1 it wanted to write */
   uint32_t error; /**< ends: a ferry_code */
   uint64_t count;
 } ferry_event;
 
 typedef struct ferry_events ferry_events;
-/** Events of this process from now on; `mask` has bit 1 << kind for each kind wanted. NULL on error. */
+/** Events of this process from now on; `mask` has bit 1 << kind for each kind wanted, FERRY_EVENT_LOST is told unasked.
+ * Ends with ferry_events_close. NULL on error: bad_range (no kind, or one that is none), no_memory (16 streams). A reader
+ * that does not read holds nobody up: about 4,000 events are kept, what comes after is dropped and counted. */
 FERRY_API ferry_events* ferry_events_open(uint64_t mask, ferry_error* error);
 FERRY_API void ferry_events_close(ferry_events* events);
 /** A descriptor that polls readable while there is something to read. It stays the library's. */
 FERRY_API int ferry_events_fd(ferry_events* events);
-/** Takes up to `count` events. Returns how many: 0 if none came within timeout_ns. */
+/** Takes up to `count` events, at most 64 a call. Returns how many: 0 if none came within timeout_ns. Threads may read
+ * one stream side by side; each event goes to one of them. */
 FERRY_API size_t ferry_events_read(ferry_events* events, ferry_event* into, size_t count, uint64_t timeout_ns);
 FERRY_API const char* ferry_event_kind_text(uint32_t kind);
 FERRY_API const char* ferry_event_trigger_text(uint32_t trigger);

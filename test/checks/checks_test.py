@@ -10,6 +10,7 @@ sys.dont_write_bytecode = True
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import check_docs
+import check_svm_tests
 import check_layers
 import check_style
 import check_trace
@@ -141,6 +142,19 @@ class Docs(Tree):
         self.write("src/core/a.cpp", "")
         self.write("docs/KERNEL.md", "- K-2: fact\n- K-2: other\n")
         self.assert_finds(check_docs, "docs/KERNEL.md:2:", "second time")
+
+
+class SvmTests(Tree):
+    TABLE = "| attribute | shown by |\n|---|---|\n| A | Flags.Acts |\n"
+
+    def test_names_and_rows(self):
+        self.write("test/e2e/a_test.cpp", "TEST_F(Flags, Acts) {\n}\n")
+        self.write("docs/SVM.md", self.TABLE)
+        self.assert_passes(check_svm_tests)
+        self.write("docs/SVM.md", self.TABLE + "| B | Flags.DoesNot |\n")
+        self.assert_finds(check_svm_tests, "docs/SVM.md:4:", "Flags.DoesNot")
+        self.write("docs/SVM.md", self.TABLE + "| B | |\n")
+        self.assert_finds(check_svm_tests, "docs/SVM.md:4:", "without a test")
 
 
 class Trace(unittest.TestCase):

@@ -78,5 +78,23 @@ INSTANTIATE_TEST_SUITE_P(All, Examples,
                                           testing::ValuesIn(machines)),
                          name_of);
 
+class AttributesExample : public testing::TestWithParam<const char*> {};
+
+TEST_P(AttributesExample, SaysWhatWasRefusedAndIsRight) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "the sanitizer reports the kernel that is refused itself, and ends the device";
+#endif
+  {
+    App app({program("examples/attributes")},
+            {{"FERRY_SOCKET", ""}, {"FERRY_VRAM", "16M"}, {"FERRY_CUS", "2"}, {"FERRY_DEVICES", GetParam()}});
+    ASSERT_EQ(app.wait_end(), 0) << app.said() << app.errors();
+    EXPECT_NE(app.said().find("is right"), std::string::npos) << app.said();
+    EXPECT_NE(app.said().find("line 1"), std::string::npos) << app.said();
+  }
+  expect_no_processes();
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, AttributesExample, testing::Values("1", "2", "5"));
+
 }  // namespace
 }  // namespace ferry::test
