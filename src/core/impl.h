@@ -269,6 +269,7 @@ class Core::Impl {
                  std::vector<Waiter>& waiters);
   void svm_told(std::uint32_t request);
   void svm_go_on(std::uint32_t request);
+  [[nodiscard]] bool any_away(Client& client, PageSpan span);
 
   // svm/route.cpp: of blocks that are not plain
   template <typename Fn>

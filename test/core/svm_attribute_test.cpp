@@ -471,6 +471,37 @@ TEST(SvmAttribute, a_group_that_may_not_migrate_stays_where_it_is) {
   EXPECT_EQ(m.core.group_migration(1, 1, 0, false), Code::bad_range);
 }
 
+TEST(SvmAttribute, a_group_that_may_not_migrate_is_no_victim) {
+  const auto place_after_pressure = [](bool allowed) {
+    Asked m(1);
+    EXPECT_TRUE(m.core.alloc(++m.now, 1, {8 * block_pages, 8 * block_pages}, Placement::automatic).ok());
+    for (Page b = 0; b < 4; ++b) {
+      EXPECT_EQ(m.touch(b * block_pages, Access::write), Status());
+    }
+    EXPECT_TRUE(m.core.group_assign(++m.now, 1, {0, 2 * block_pages}, 5).ok());
+    EXPECT_TRUE(m.core.group_migration(++m.now, 1, 5, allowed).ok());
+    for (Page b = 8; b < 16; ++b) {
+      EXPECT_EQ(m.touch(b * block_pages, Access::write), Status());
+    }
+    EXPECT_GT(m.core.stats().evictions, 0U);
+    return m.at(0).vram_device == 0 && m.at(block_pages).vram_device == 0;
+  };
+  EXPECT_TRUE(place_after_pressure(false));
+  EXPECT_FALSE(place_after_pressure(true));
+}
+
+TEST(SvmAttribute, what_was_on_its_way_up_when_it_became_coherent_comes_home_too) {
+  Asked m;
+  m.fault(3, Access::write, 55);
+  ASSERT_TRUE(m.answer(Verb::revoke_cpu));
+  ASSERT_EQ(m.open_count(Verb::copy), 1U);
+  ASSERT_TRUE(m.ask({0, block_pages}, {flags(svm_ext_coherent)}).ok());
+  m.settle();
+  EXPECT_EQ(m.replied(7), Status());
+  EXPECT_TRUE(m.went_on(55));
+  EXPECT_EQ(m.at(3).vram_device, no_device);
+}
+
 // --- what the checks are worth ---------------------------------------------------------------------------------------
 
 /// Each breaks an invariant that verify() looks at, in a story that any other core survives.

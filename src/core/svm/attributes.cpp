@@ -192,7 +192,7 @@ void Core::Impl::svm_change(Client& client, PageSpan span, Fn&& fn, Location pre
   request.remaining = 1;
   for_blocks(client, span, [&](Block& block) {
     look_plain(block);
-    if (effect.takes || !effect.remap.empty()) {
+    if (effect.takes || effect.home || !effect.remap.empty()) {
       PageMask remap;
       for (const PageSpan part : effect.remap) {
         remap |= mask_in(block, part);
@@ -294,13 +294,35 @@ void Core::Impl::svm_told(std::uint32_t index) {
   }
 }
 
+/// Some page of the span that is to be in system memory only (ext_coherent) is in VRAM.
+bool Core::Impl::any_away(Client& client, PageSpan span) {
+  bool away = false;
+  for_blocks(client, span, [&](Block& block) {
+    const PageMask there = block.vram_current & ~block.freeing & mask_in(block, span);
+    if (away || block.plain || there.none()) {
+      return;
+    }
+    client.svm.map.for_runs({first_page_of(block.index), block_pages}, [&](PageSpan run, const Attributes& a) {
+      away = away || ((a.flags & svm_ext_coherent) != 0 && there.intersects(mask_in(block, run)));
+    });
+  });
+  return away;
+}
+
 void Core::Impl::svm_go_on(std::uint32_t index) {
   SvmRequest& request = svm_requests[index];
-  if (request.home) {
-    request.home = false;
+  // An operation that was on its way up when the SET came ends there: then once more. What cannot come home (a copy that
+  // fails, a pin) stays.
+  constexpr unsigned home_tries = 3;
+  if (request.home && request.tries < home_tries && any_away(*request.client, request.span)) {
+    ++request.tries;
     request.remaining = 1;
     prefetch_for(index, *request.client, request.span, no_device);
     return;
+  }
+  if (request.home) {
+    request.home = false;
+    request.tries = 0;
   }
   if (request.prefetch != loc_undefined) {
     const DeviceId device = request.prefetch == loc_system ? no_device : request.prefetch;
@@ -408,6 +430,7 @@ Status Core::Impl::group_migration(ClientId id, std::uint32_t group, bool allowe
   }
   if (allowed) {
     client->svm.fixed.erase(group);
+    pump_all();  // there are victims again
   } else {
     client->svm.fixed.insert(group);
   }

@@ -346,13 +346,15 @@ void Core::Impl::fail_cpu_at_pins(Block& block, std::uint32_t granule) {
 
 /// Whether room can be made there for `requester`: of another's memory, whole chunks only.
 bool Core::Impl::may_evict(DeviceId device, const Slot& slot, const Client& requester) const {
-  if (pinned_blocks == 0 || slot.client->pinned_pages == 0 || planted(PlantedBug::move_pinned)) {
+  const bool pins = pinned_blocks != 0 && slot.client->pinned_pages != 0 && !planted(PlantedBug::move_pinned);
+  if (!pins && slot.client->svm.fixed.empty()) {
     return true;
   }
-  // Pages whose free is kept by a pin of others of them stay too.
+  // Pages whose free is kept by a pin of others of them stay too, and those of groups that may not migrate.
   const auto stays = [&](const Slot& s) {
     const PageMask in_vram = granule_mask(s.granule) & s.block->vram_current;
-    return in_vram.intersects(s.block->freeing) || pinned(*s.block, in_vram).any();
+    return (pins && (in_vram.intersects(s.block->freeing) || pinned(*s.block, in_vram).any())) ||
+           fixed_pages(*s.block, s.granule).intersects(in_vram);
   };
   if (slot.client == &requester) {
     return !stays(slot);
