@@ -22,6 +22,7 @@ std::vector<Bench> all_benches() {
 #ifdef FERRY_BENCH_CORE
   benches.push_back(core_decisions());
   benches.push_back(attributes());
+  benches.push_back(migration_policies());
 #endif
 #ifdef FERRY_BENCH_CHECK
   benches.push_back(progress_explorer());

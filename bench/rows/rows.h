@@ -11,6 +11,9 @@ namespace ferry::bench {
 /// Attributes at a thousand and a million spans. The core alone.
 [[nodiscard]] Bench attributes();
 
+/// Migration policies over patterns of access. The core alone.
+[[nodiscard]] Bench migration_policies();
+
 /// The wait graph: what it costs a fault, and how fast it is alone. With a device.
 [[nodiscard]] Bench progress();
 [[nodiscard]] Bench progress_reclaim();
