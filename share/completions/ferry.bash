@@ -60,7 +60,7 @@ _ferry() {
     --cus | --devices | --schedules | --preemptions | --states | --reserved-cus | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
   esac
   case $command in
-    run) word='--vram --cus --devices --granularity --policy --hardware --reserved-cus --system --store --store-memory --store-dir --store-codec --store-io --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
+    run) word='--vram --cus --devices --hive --granularity --policy --hardware --reserved-cus --system --store --store-memory --store-dir --store-codec --store-io --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
     doctor) word='--json --help' ;;
     explain) word='--pid --bytes --socket --json --help' ;;
     check)

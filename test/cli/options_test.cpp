@@ -364,7 +364,7 @@ TEST(Options, TomlErrorsSayWhere) {
       {"[engine]\n", "'engine' is not a table known here: there are machine, policy"},
       {"[[device]]\npolicy = 'best'\n", "f.toml:2: 'device.policy' has to be none, preempt"},
       {"[[device]]\nhardware = 3\n", "'device.hardware' has to be text"},
-      {"[[device]]\ncus = 3\n", "f.toml:2: no key 'cus' in [[device]]: there are hardware, min_run_ms"},
+      {"[[device]]\ncus = 3\n", "f.toml:2: no key 'cus' in [[device]]: there are hardware, hive, min_run_ms"},
       {"[[device]]\nslice_ms = -1\n", "'device.slice_ms' has to be 0 to 3600000"},
       {"device = 3\n", "'device' is not a table known here"},
       {"machine = 3\n", "'machine' is not a table known here"},
