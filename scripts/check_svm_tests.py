@@ -6,8 +6,8 @@ import re
 import source_tree
 
 PAGE = "docs/SVM.md"
-# As GoogleTest has it: suites and tests begin with a capital letter.
-NAME = re.compile(r"(?<![\w:.])([A-Z]\w+)\.([A-Z]\w+)(?![\w(])")
+# As GoogleTest has it: Suite.Test; SVM.md is none.
+NAME = re.compile(r"(?<![\w:.])([A-Z]\w+)\.(\w{3,})(?![\w(])")
 MADE = re.compile(r"^TEST(?:_F|_P)?\(\s*(\w+)\s*,\s*(\w+)\s*\)", re.MULTILINE)
 
 
