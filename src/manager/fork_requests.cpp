@@ -9,6 +9,8 @@
 namespace ferry::manager {
 namespace {
 constexpr int no_wait = 0;
+/// Children of one application that still need pages of it; each costs descriptors and a mask a block.
+constexpr unsigned forks_max = 1024;
 
 bool is_message_socket(int fd) {
   int type = 0;
@@ -36,6 +38,10 @@ void Manager::fork_begin(Client& client) {
   }
   if (client.gate != nullptr) {
     answer(client, request, Code::in_use);
+    return;
+  }
+  if (client.forks >= forks_max) {
+    answer(client, request, Code::no_memory);
     return;
   }
   Fork& fork = executor_->add_fork(client, std::move(incoming_->fds[0]));
@@ -128,6 +134,10 @@ void Manager::on_fork(std::uint64_t number) {
   } else if (well && incoming_->type() == wire::MessageType::fork_begin && incoming_->fd_count == 1 &&
              is_message_socket(incoming_->fds[0].get())) {
     const std::uint64_t request = incoming_->head.request;
+    if (fork->origin != nullptr && fork->origin->forks >= forks_max) {
+      answer_child(*fork, request, Code::no_memory);
+      return;
+    }
     watch_fork(executor_->add_grandchild(*fork, std::move(incoming_->fds[0])));
     answer_child(*fork, request, {});
     return;
