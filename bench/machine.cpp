@@ -52,10 +52,20 @@ floors::Fd listen_at(const std::string& path) {
 
 /// Everything is said on the command line or in `file`: what it does not say, the user's FERRY_* variables would.
 std::vector<std::string> command_line(const Machine& machine, const std::string& file) {
-  std::vector<std::string> words = {
-      "ferryd",           "--listen-fd", std::to_string(listen_fd),   "--config",  file, "--vram",
-      machine.vram,       "--cus",       std::to_string(machine.cus), "--devices", "1",  "--granularity",
-      machine.granularity};
+  std::vector<std::string> words = {"ferryd",
+                                    "--listen-fd",
+                                    std::to_string(listen_fd),
+                                    "--config",
+                                    file,
+                                    "--vram",
+                                    machine.vram,
+                                    "--cus",
+                                    std::to_string(machine.cus),
+                                    "--granularity",
+                                    machine.granularity,
+                                    "--devices",
+                                    std::to_string(machine.devices)};
+  if (machine.devices > 1) words.insert(words.end(), {"--hive", "all"});
   if (machine.copy_threads != 0) {
     words.insert(words.end(), {"--copy-threads", std::to_string(machine.copy_threads)});
   }

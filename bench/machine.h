@@ -16,6 +16,7 @@ struct Machine {
   int speculation = -1;
   unsigned copy_threads = 0;  ///< 0: the manager's default
   std::string system = {};    ///< budget of system memory; empty: none
+  unsigned devices = 1;       ///< all of them linked to each other
 };
 
 /// CPUs that this process may run on.
