@@ -144,11 +144,17 @@ bool Work::restore(ClientId id, DeviceId device) {
           core.run_op(op.self);
           continue;
         }
-        // Only into VRAM that is free: what must be mapped all at once cannot make room for itself.
+        // Only into VRAM that is free: what must be mapped all at once cannot make room for itself. And only where no other
+        // device must have it mapped, too: they would take it from each other for ever.
+        bool shared = false;
+        for (DeviceId d = 0; d < devices.size(); ++d) {
+          shared = shared || (d != device && client->devices[d].attached && core.must_map(block, g, d).any());
+        }
         const bool here = granule.slot != none_index && granule.owner == device;
-        const bool up = here || (granule.slot == none_index && !block.placed_system.intersects(core.granule_mask(g)) &&
+        const bool up =
+            !shared && (here || (granule.slot == none_index && !block.placed_system.intersects(core.granule_mask(g)) &&
                                  granule.last_move_cause != Cause::cpu_fault && core.has_free_slot(*client, device) &&
-                                 !userptr_in_use(id, core.granule_span(block, g)));
+                                 !userptr_in_use(id, core.granule_span(block, g))));
         Op& op = core.start_op(block, g, up ? Goal::vram : Goal::in_place, Cause::prefetch, device, Access::write);
         if (!block.plain) {
           op.pages &= wanted;
