@@ -216,6 +216,12 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
   tell(EventKind::free, *client, no_device, span, Cause::freed);
   work.userptr_invalidate(id, span);
   svm_forget(*client, span);
+  for (PrefetchRequest& request : prefetches) {
+    if (request.in_use && request.client == client && request.kind == PrefetchRequest::Kind::forget &&
+        request.span.overlaps(span)) {
+      request.freed.push_back(span);
+    }
+  }
 
   const auto free_in = [&](Block& block) {
     const Page block_first = first_page_of(block.index);

@@ -47,6 +47,8 @@ struct PrefetchRequest {
   FenceId fence = 0;                  ///< not 0: it signals at the end, in place of the reply
   Status status;                      ///< kind pin: why it fails
   std::vector<PageSpan> pinned = {};  ///< kind pin: done so far
+  /// Kind forget: freed since it was asked for. What is allocated there next is not what it is about.
+  std::vector<PageSpan> freed = {};
   /// It looks at a granule again when the operation there has ended, before anybody else is served.
   [[nodiscard]] bool revisits() const { return kind == Kind::pin || kind == Kind::forget; }
 };

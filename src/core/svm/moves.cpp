@@ -68,6 +68,14 @@ PageMask Core::Impl::requested(const PrefetchRequest& request, const Block& bloc
   PageMask pages = PageMask::range(static_cast<unsigned>(from & (block_pages - 1)), static_cast<unsigned>(to - from)) &
                    block.allocated;
   pages.remove(block.freeing);
+  for (const PageSpan gone : request.freed) {
+    const Page first = std::max(span.first, gone.first);
+    const Page end = std::min(span.end(), gone.end());
+    if (first < end) {
+      pages.remove(
+          PageMask::range(static_cast<unsigned>(first & (block_pages - 1)), static_cast<unsigned>(end - first)));
+    }
+  }
   return pages;
 }
 

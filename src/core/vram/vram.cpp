@@ -318,7 +318,11 @@ void Core::Impl::start_drain(DeviceId device, Client& owner, std::uint32_t index
 void Core::Impl::evict_if_draining(Block& block, std::uint32_t granule) {
   const Granule& state = block.granules[granule];
   const Slot& slot = devices[state.owner].slots[state.slot];
-  if (block.client->devices[state.owner].chunks[slot.first / block_pages].draining) {
+  // What is kept here (by a pin, or by a free that waits for one) goes when that ends: an eviction would do nothing, and
+  // begin anew at its end.
+  PageMask leaving = granule_mask(granule) & block.vram_current;
+  leaving.remove(block.freeing | pinned(block, leaving));
+  if (leaving.any() && block.client->devices[state.owner].chunks[slot.first / block_pages].draining) {
     start_evict(state.owner, state.slot, false);
   }
 }
