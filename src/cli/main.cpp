@@ -209,6 +209,13 @@ void Ferry::declare_run() {
   run_->add_option("--store-dir", machine.store_directory,
                    "Where the store's file lies, '' for no file (default /var/tmp)")
       ->type_name("DIR");
+  run_->add_option("--prefetch", machine.prefetch,
+                   "what comes along with a fault: none, sequential, stride, density, both (default both)")
+      ->type_name("KIND");
+  run_->add_option("--victims", machine.victims, "what leaves full VRAM: probe, lru, fifo, random (default probe)")
+      ->type_name("KIND");
+  run_->add_option("--leave", machine.leave, "what stays in system memory: never, thrash, cost (default thrash)")
+      ->type_name("KIND");
   run_->add_option("--store-codec", machine.store_codec, "zstd, lz4 or none (default zstd)")->type_name("CODEC");
   run_->add_option("--store-io", machine.store_io, "uring or threads (default uring, where it is allowed)")
       ->type_name("HOW");

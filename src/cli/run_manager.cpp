@@ -79,6 +79,9 @@ void RunManager::start_now() {
   add("--store-memory", options_.machine.store_memory);
   add("--store-dir", options_.machine.store_directory);
   add("--store-codec", options_.machine.store_codec);
+  add("--prefetch", options_.machine.prefetch);
+  add("--victims", options_.machine.victims);
+  add("--leave", options_.machine.leave);
   add("--store-io", options_.machine.store_io);
   add("--trace", options_.trace);
   add("--report", options_.report);

@@ -104,6 +104,13 @@ int main(int argc, char** argv) {
                  "memory for compressed pages; default a fifth of --system, or FERRY_STORE_MEMORY");
   app.add_option("--store-dir", flags.store_directory,
                  "directory of the store's file, '' for none; default /var/tmp, or FERRY_STORE_DIR");
+  app.add_option(
+      "--prefetch", flags.prefetch,
+      "what comes along with a fault: none, sequential, stride, density or both; default both, or FERRY_PREFETCH");
+  app.add_option("--victims", flags.victims,
+                 "what leaves full VRAM: probe, lru, fifo or random; default probe, or FERRY_VICTIMS");
+  app.add_option("--leave", flags.leave,
+                 "what stays in system memory: never, thrash or cost; default thrash, or FERRY_LEAVE");
   app.add_option("--store-codec", flags.store_codec, "zstd, lz4 or none; default zstd, or FERRY_STORE_CODEC");
   app.add_option("--store-io", flags.store_io, "uring or threads; default uring where allowed, or FERRY_STORE_IO");
   app.add_option("--config", flags.config, "TOML file with the machine and its policy; default none, or FERRY_CONFIG");
@@ -142,6 +149,9 @@ int main(int argc, char** argv) {
   from_environment(flags.store_memory, "FERRY_STORE_MEMORY");
   from_environment(flags.store_directory, "FERRY_STORE_DIR");
   from_environment(flags.store_codec, "FERRY_STORE_CODEC");
+  from_environment(flags.prefetch, "FERRY_PREFETCH");
+  from_environment(flags.victims, "FERRY_VICTIMS");
+  from_environment(flags.leave, "FERRY_LEAVE");
   from_environment(flags.store_io, "FERRY_STORE_IO");
   if (const auto error = read_options(flags, config.machine)) {
     std::fprintf(stderr, "ferryd: %s\n", error->c_str());

@@ -546,6 +546,9 @@ std::optional<std::string> read_options(const MachineFlags& flags, MachineOption
   if (auto error = flag_size("--store", flags.store, options, store_of)) return error;
   if (auto error = flag_size("--store-memory", flags.store_memory, options, store_memory_of)) return error;
   if (auto error = flag_word("--store-dir", flags.store_directory, options, directory_of)) return error;
+  if (auto error = flag_word("--prefetch", flags.prefetch, options, prefetch_of)) return error;
+  if (auto error = flag_word("--victims", flags.victims, options, victims_of)) return error;
+  if (auto error = flag_word("--leave", flags.leave, options, leave_of)) return error;
   if (auto error = flag_word("--store-codec", flags.store_codec, options, codec_of)) return error;
   if (auto error = flag_word("--store-io", flags.store_io, options, io_of)) return error;
   if (auto error = flag_count("--devices", flags.devices, options, devices_of)) return error;

@@ -98,6 +98,9 @@ struct MachineFlags {
   std::optional<std::string> store_memory = {};
   std::optional<std::string> store_directory = {};
   std::optional<std::string> store_codec = {};
+  std::optional<std::string> prefetch = {};  ///< kinds of migration policies, by name
+  std::optional<std::string> victims = {};
+  std::optional<std::string> leave = {};
   std::optional<std::string> store_io = {};
   std::optional<std::string> hive = {};  ///< "all", or devices with commas between them, a slash between hives
 };

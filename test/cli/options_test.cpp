@@ -106,6 +106,22 @@ TEST(Options, TomlSetsEveryKey) {
   EXPECT_EQ(config.leave_returns, 2U);
 }
 
+TEST(Options, FlagsChoosePolicies) {
+  MachineOptions options;
+  MachineFlags flags;
+  flags.prefetch = "density";
+  flags.victims = "lru";
+  flags.leave = "never";
+  ASSERT_FALSE(read_options(flags, options));
+  EXPECT_EQ(options.core_config().prefetch, core::PrefetchKind::density);
+  EXPECT_EQ(options.core_config().victims, core::VictimKind::lru);
+  EXPECT_EQ(options.core_config().leave, core::LeaveKind::never);
+  flags.leave = "sometimes";
+  const auto error = read_options(flags, options);
+  ASSERT_TRUE(error);
+  EXPECT_NE(error->find("never, thrash or cost"), std::string::npos) << *error;
+}
+
 TEST(Options, WithoutABudgetThereIsNoStore) {
   MachineOptions options;
   MachineFlags flags;
