@@ -36,6 +36,9 @@ _ferry() {
       mapfile -t COMPREPLY < <(compgen -d -- "$cur")
       return
       ;;
+    --prefetch) mapfile -t COMPREPLY < <(compgen -W 'none sequential stride density both' -- "$cur"); return ;;
+    --victims) mapfile -t COMPREPLY < <(compgen -W 'probe lru fifo random' -- "$cur"); return ;;
+    --leave) mapfile -t COMPREPLY < <(compgen -W 'never thrash cost' -- "$cur"); return ;;
     --store-codec) mapfile -t COMPREPLY < <(compgen -W 'zstd lz4 none' -- "$cur"); return ;;
     --store-io) mapfile -t COMPREPLY < <(compgen -W 'uring threads' -- "$cur"); return ;;
     --system) mapfile -t COMPREPLY < <(compgen -W '64M 256M 1G' -- "$cur"); return ;;
@@ -60,7 +63,7 @@ _ferry() {
     --cus | --devices | --schedules | --preemptions | --states | --reserved-cus | --seed | --steps | --runs | --jobs | --bytes | --repeat | --limit) return ;;
   esac
   case $command in
-    run) word='--vram --cus --devices --hive --granularity --policy --hardware --reserved-cus --system --store --store-memory --store-dir --store-codec --store-io --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
+    run) word='--vram --cus --devices --hive --granularity --policy --hardware --reserved-cus --system --store --store-memory --store-dir --prefetch --victims --leave --store-codec --store-io --config --malloc --stats --trace --report --quiet --no-progress --help --' ;;
     doctor) word='--json --help' ;;
     explain) word='--pid --bytes --socket --json --help' ;;
     check)
