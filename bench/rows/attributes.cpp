@@ -122,14 +122,15 @@ class OtherWork {
 
 /// Median of so many calls, less what a call of nothing takes measured so.
 template <typename Call>
-double timed(const OtherWork& other, Call&& call) {
+double timed(const OtherWork& other, const Spans& spans, std::uint64_t first, Call&& call) {
   std::vector<double> figures;
   std::vector<double> nothing;
   std::uint64_t sum = 0;
   for (std::uint64_t n = 0; n < calls; ++n) {
     sum += other.read();
+    const std::uint64_t i = spans.at_random(first + n);
     const std::uint64_t begin_ns = now_ns();
-    call(n);
+    call(i);
     const std::uint64_t end_ns = now_ns();
     figures.push_back(static_cast<double>(end_ns - begin_ns));
     sum += other.read();
@@ -147,13 +148,12 @@ Costs sample(std::uint64_t count) {
   const std::uint64_t before = heap_bytes();
   std::uint64_t filled = 0;
   for (; filled < count - calls; ++filled) spans->set(spans->at_random(filled), core::loc_system);
-  costs.set = timed(other, [&](std::uint64_t) { spans->set(spans->at_random(filled++), core::loc_system); });
+  costs.set = timed(other, *spans, filled, [&](std::uint64_t i) { spans->set(i, core::loc_system); });
   costs.span_bytes = static_cast<double>(heap_bytes() - before) / static_cast<double>(count);
   // Calls of one kind are on spans of their own.
-  costs.change = timed(other, [&](std::uint64_t n) { spans->set(spans->at_random(n), core::loc_undefined); });
-  costs.get = timed(other, [&](std::uint64_t n) { spans->get(spans->at_random(n + calls)); });
-  costs.look_up =
-      timed(other, [&](std::uint64_t n) { spans->look_up(spans->at_random(n + 2 * calls), n % span_pages); });
+  costs.change = timed(other, *spans, 0, [&](std::uint64_t i) { spans->set(i, core::loc_undefined); });
+  costs.get = timed(other, *spans, calls, [&](std::uint64_t i) { spans->get(i); });
+  costs.look_up = timed(other, *spans, 2 * calls, [&](std::uint64_t i) { spans->look_up(i, i % span_pages); });
   return costs;
 }
 
