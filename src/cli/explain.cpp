@@ -53,6 +53,7 @@ const char* cause_sentence(core::Cause cause) {
     case core::Cause::device_gone: return "because the device was lost";
     case core::Cause::pressure: return "because system memory was needed for others";
     case core::Cause::preempted: return "because others needed the compute units";
+    case core::Cause::change: return "because the application changed its address space";
     case core::Cause::invalidated: return "because memory of a device without retry faults was taken";
   }
   return "for a reason unknown to this version";

@@ -39,8 +39,9 @@ enum class Cause : std::uint8_t {
   pressure,     ///< the shrinker needed system memory for others
   preempted,    ///< others needed the compute units
   invalidated,  ///< memory of a device without retry faults was taken
+  change,       ///< the application changed its address space
 };
-inline constexpr unsigned cause_count = 13;
+inline constexpr unsigned cause_count = 14;
 [[nodiscard]] const char* to_string(Cause cause);
 
 /// Where a copy of a page lies.

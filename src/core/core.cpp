@@ -45,9 +45,9 @@ Status Core::client_fork(std::uint64_t now_ns, ClientId client, Cookie cookie) {
 }
 
 void Core::device_fault(std::uint64_t now_ns, ClientId client, DeviceId device, Page page, Access access,
-                        FaultToken token, unsigned cu) {
+                        FaultToken token, unsigned cu, std::uint64_t seen) {
   impl_->now_ns = now_ns;
-  impl_->device_fault(client, device, page, access, token, cu);
+  impl_->device_fault(client, device, page, access, token, cu, seen);
 }
 
 void Core::cpu_fault(std::uint64_t now_ns, ClientId client, Page page, Access access) {

@@ -125,8 +125,10 @@ class Core {
   /// A wave touched a page that its device does not map (or not with that access). Ends in exactly one wake_wave for
   /// the token, or in a map_device that carries it, or in nothing if the device is gone before (I-06).
   /// `cu`: the compute unit that the wave holds until the fault is repaired, where the caller knows.
+  /// `seen`: changes() as the device knew it when the wave touched the page; where that is older than an unmap of the
+  /// page, the wave is woken to try again.
   void device_fault(std::uint64_t now_ns, ClientId client, DeviceId device, Page page, Access access, FaultToken token,
-                    unsigned cu = AllocContext::no_cu);
+                    unsigned cu = AllocContext::no_cu, std::uint64_t seen = ~std::uint64_t{0});
   /// A CPU thread touched a page that was revoked. Ends in map_cpu or wake_cpu of the page.
   void cpu_fault(std::uint64_t now_ns, ClientId client, Page page, Access access);
 
@@ -170,6 +172,8 @@ class Core {
   /// ERRORS: bad_range, not_allocated (no page of the span is), overlap (move), in_use (pinned pages: move, discard).
   [[nodiscard]] Status change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page to,
                               std::uint8_t prot, Cookie cookie);
+  /// Number of the client's last unmap. To be told to its devices after each change(), before the application is answered.
+  [[nodiscard]] std::uint64_t changes(ClientId client) const;
   /// A fork of the application is about to happen. Replies when no device reaches any page of it and no action that
   /// would let one is under way, so that all bytes stay as they are until the next map_cpu or map_device is performed.
   /// The executor keeps the CPU side, and gives the children what a mapping would let change (docs/design/0018-fork.md).

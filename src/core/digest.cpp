@@ -15,7 +15,7 @@ std::uint64_t place_of(const Block& block, std::uint32_t granule) {
 
 void add_waiter(Digest& digest, const Waiter& waiter) {
   digest.add(waiter.token.value).add(waiter.page).add(waiter.device).add(waiter.cu);
-  digest.add(static_cast<std::uint64_t>(waiter.access));
+  digest.add(static_cast<std::uint64_t>(waiter.access)).add(waiter.seen);
 }
 
 std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
@@ -45,6 +45,13 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   d.add(op.next_frees.size());
   for (const std::uint32_t request : op.next_frees) {
     d.add(core.frees[request].cookie.value);
+  }
+  d.add(op.changes.size()).add(op.next_changes.size());
+  for (const std::uint32_t request : op.changes) {
+    d.add(core.changes[request].cookie.value);
+  }
+  for (const std::uint32_t request : op.next_changes) {
+    d.add(core.changes[request].cookie.value);
   }
   return d.value();
 }
@@ -141,6 +148,14 @@ std::uint64_t digest_of(const Core::Impl& core, const Client& client) {
   d.add(client.charged_pages);
   for (const auto& [first, range] : client.ranges) {
     d.add(first).add(range.count_pages).add(static_cast<std::uint64_t>(range.placement)).add(range.freeing ? 1 : 0);
+  }
+  for (const auto& [first, span] : client.protections) {
+    d.add(first).add(span.count_pages).add(span.prot);
+  }
+  // Faults under way name the numbers they have seen.
+  d.add(client.changes);
+  for (const PastUnmap& past : client.past_unmaps) {
+    d.add(past.number).add(past.span);
   }
   SetDigest blocks;
   for (const auto& block : client.blocks) {
@@ -241,6 +256,13 @@ std::uint64_t Core::Impl::digest() const {
       s.add(3).add(svm.client->id).add(svm.span).add(svm.cookie.value).add(svm.remaining).add(svm.cursor);
       s.add((svm.home ? 1U : 0U) | (svm.map ? 2U : 0U)).add(svm.prefetch).add(svm.tries);
       requests.add(s.value());
+    }
+  }
+  for (const ChangeRequest& change : changes) {
+    if (change.in_use) {
+      Digest c;
+      c.add(4).add(change.client->id).add(change.span).add(static_cast<std::uint64_t>(change.change));
+      requests.add(c.add(change.cookie.value).add(change.remaining).value());
     }
   }
   SetDigest unanswered;

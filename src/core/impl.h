@@ -4,6 +4,7 @@
 //   vram/vram.cpp       slots, chunks, eviction              block/map.cpp      revoke and map
 //   block/memory.cpp    charging, load, store                block/waits.cpp    operations in the wait graph
 //   policy/*            victims, contention, speculation     verify.cpp         invariants
+//   svm/change.cpp      the application's own changes
 //   work/*              fences, buffers, jobs, units         reclaim/*          system memory, the store beneath
 #pragma once
 
@@ -31,6 +32,25 @@ struct Range {
   std::uint64_t count_pages = 0;
   Placement placement = Placement::automatic;
   bool freeing = false;
+};
+
+/// Pages that an application protected: SpanProt bits, never span_all.
+struct ProtectedSpan {
+  std::uint64_t count_pages = 0;
+  std::uint8_t prot = 0;
+};
+
+/// An unmap, for faults that are older.
+struct PastUnmap {
+  std::uint64_t number = 0;
+  PageSpan span;
+};
+
+/// A sequential run of faults of one device, for speculation.
+struct Stream {
+  std::uint64_t next_granule = ~std::uint64_t{0};
+  std::uint32_t length = 0;
+  std::uint64_t last_use = 0;
 };
 
 struct Chunk {
@@ -62,6 +82,9 @@ struct Client {
   std::uint64_t charged_pages = 0;  ///< against the budget: held, or freed and not given back yet
   std::uint64_t pinned_pages = 0;   ///< each as often as it is pinned, or about to be
   std::map<Page, Range> ranges;
+  std::map<Page, ProtectedSpan> protections;  ///< apart from each other, allocated pages only
+  std::uint64_t changes = 0;                  ///< number of the last unmap; devices say which they have seen
+  std::deque<PastUnmap> past_unmaps;          ///< the last few, oldest first
   std::unordered_map<BlockIndex, std::uint32_t> block_at;  ///< looked up only, never iterated
   std::vector<std::unique_ptr<Block>> blocks;              ///< holes are null; index kept in block_at
   std::vector<std::uint32_t> block_holes;
@@ -104,7 +127,8 @@ struct Waiter {
   Page page = 0;
   DeviceId device = no_device;
   Access access = Access::read;
-  unsigned cu = AllocContext::no_cu;  ///< that the wave holds, where known
+  unsigned cu = AllocContext::no_cu;       ///< that the wave holds, where known
+  std::uint64_t seen = ~std::uint64_t{0};  ///< Client::changes as the device knew it when the wave touched the page
 };
 
 /// A granule on its way. Stages run in the order given; each waits for the answers to what it asked for.
@@ -121,6 +145,7 @@ enum class Stage : std::uint8_t {
   map_cpu,
   discard,  ///< freed pages: forget them
   forget,   ///< pages are discarded from here on
+  zero,     ///< pages lose their contents and stay allocated
   store,    ///< pages that only system memory holds are written to the store
   drop_system,
   finished,  ///< the last actions are under way
@@ -132,6 +157,8 @@ enum class Goal : std::uint8_t {
   system,
   in_place,
   discard,  ///< nowhere: the pages were freed
+  zero,     ///< in system memory, without contents
+  protect,  ///< where they are; devices that may not reach them any more let go
   probe,    ///< where they are, but unmapped on the owner, to see whether it asks for them
   freeze,   ///< where they are, out of every device's reach
   take,     ///< where they are, but unmapped wherever attributes forbid the mapping
@@ -172,13 +199,15 @@ struct Op {
   graph::NodeId node = graph::no_node;  ///< while it waits for memory, or for VRAM that waits for memory
   VramPage vram_first = 0;              ///< of the granule's slot when the stage began
   std::vector<Waiter> waiters;
-  std::vector<std::uint32_t> prefetches;  ///< requests to tell at the end
-  PageMask discard_next;                  ///< pages whose free waits for this operation
-  std::vector<std::uint32_t> frees;       ///< goal discard: requests that wait for it
-  std::vector<std::uint32_t> next_frees;  ///< requests that wait for discard_next
-  PageMask remap;                         ///< goal take: unmapped whatever their mappings allow
-  PageMask remap_next;                    ///< pages that are to be unmapped when this operation has ended
-  std::vector<std::uint32_t> svm;         ///< of svm_requests, those that wait for it
+  std::vector<std::uint32_t> prefetches;    ///< requests to tell at the end
+  PageMask discard_next;                    ///< pages whose free waits for this operation
+  std::vector<std::uint32_t> frees;         ///< goal discard: requests that wait for it
+  std::vector<std::uint32_t> next_frees;    ///< requests that wait for discard_next
+  PageMask remap;                           ///< goal take: unmapped whatever their mappings allow
+  PageMask remap_next;                      ///< pages that are to be unmapped when this operation has ended
+  std::vector<std::uint32_t> svm;           ///< of svm_requests, those that wait for it
+  std::vector<std::uint32_t> changes;       ///< goals zero, protect: requests that wait for it
+  std::vector<std::uint32_t> next_changes;  ///< requests that look at the granule when it has ended
 };
 
 struct Pending {
@@ -218,6 +247,7 @@ class Core::Impl {
   // client/range.cpp
   Status alloc(ClientId id, PageSpan span, Placement placement);
   Status free(ClientId id, PageSpan span, Cookie cookie);
+  void start_free(Client& client, PageSpan span, Cookie cookie, std::uint32_t change);
   Status prefetch(ClientId id, PageSpan span, DeviceId device, Cookie cookie);
   void split_range(Client& client, Page at);
   [[nodiscard]] static bool all_allocated(const Client& client, PageSpan span);
@@ -266,7 +296,7 @@ class Core::Impl {
   bool start_taking(Block& block, std::uint32_t granule, const PageMask& remap);
   void take_mappings(Op& op);
   bool take_next(Block& block, std::uint32_t granule, const PageMask& remap, std::vector<std::uint32_t>& told,
-                 std::vector<Waiter>& waiters);
+                 std::vector<Waiter>& waiters, std::vector<std::uint32_t>& changes);
   void svm_told(std::uint32_t request);
   void svm_go_on(std::uint32_t request);
   [[nodiscard]] bool any_away(Client& client, PageSpan span);
@@ -296,6 +326,28 @@ class Core::Impl {
   [[nodiscard]] bool always_mapped(const Block& block, PageSpan span, DeviceId device) const;
   Op& start_mapping(Block& block, std::uint32_t granule, DeviceId device, const PageMask& pages);
   bool svm_map(std::uint32_t request);
+
+  // svm/change.cpp
+  Status change(ClientId id, Change change, PageSpan span, Page to, std::uint8_t prot, Cookie cookie);
+  void start_unmap(std::uint32_t request);
+  void start_discard(std::uint32_t request);
+  void start_protect(std::uint32_t request, std::uint8_t prot);
+  void change_granules(std::uint32_t request, Block& block);
+  void change_granule(std::uint32_t request, Block& block, std::uint32_t granule);
+  void change_part_done(std::uint32_t request);
+  void set_protection(Client& client, PageSpan span, std::uint8_t prot);
+  void protect_block(const Client& client, Block& block) const;
+  void zero(Op& op);
+  void revoke_for_change(Op& op);
+  void resume_changes();
+  void forget_changes(const Client& client);
+  void verify_changes(const Client& client) const;
+  /// The page was unmapped after the device saw `seen`.
+  [[nodiscard]] static bool unmapped_since(const Client& client, Page page, std::uint64_t seen);
+  [[nodiscard]] static bool is_protected(const Block& block, unsigned bit, Access access) {
+    return block.protection != nullptr &&
+           (access == Access::read ? block.protection->no_read : block.protection->no_write).test(bit);
+  }
 
   // svm/moves.cpp: moves on request. svm/pin.cpp: pins
   Status migrate(ClientId id, PageSpan span, DeviceId device, FenceId fence);
@@ -346,7 +398,8 @@ class Core::Impl {
   }
 
   // block/fault.cpp
-  void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu);
+  void device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu,
+                    std::uint64_t seen);
   void cpu_fault(ClientId id, Page page, Access access);
   void not_allocated(Client& client, const Waiter& waiter);
   void serve_device_waiter(Block& block, const Waiter& waiter);
@@ -527,6 +580,8 @@ class Core::Impl {
   std::vector<PrefetchRequest> prefetches;
   std::vector<SvmRequest> svm_requests;
   std::vector<KeptFree> kept_frees;
+  std::vector<KeptFree> kept_changes;  ///< `request` is a ChangeRequest
+  std::vector<ChangeRequest> changes;
   std::vector<Action> actions;
   std::vector<std::vector<Waiter>> spare_waiters;  ///< kept for their capacity
   graph::Graph graph;

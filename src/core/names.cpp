@@ -2,6 +2,7 @@
 #include "core/action.h"
 #include "core/config.h"
 #include "core/observer.h"
+#include "core/svm/types.h"
 
 namespace ferry::core {
 
@@ -18,6 +19,7 @@ const char* to_string(Cause cause) {
     case Cause::client_gone: return "application gone";
     case Cause::device_gone: return "device gone";
     case Cause::pressure: return "memory pressure";
+    case Cause::change: return "address space changed";
     case Cause::preempted: return "preemption";
     case Cause::invalidated: return "invalidation";
   }
@@ -50,6 +52,17 @@ const char* to_string(LeaveKind kind) {
     case LeaveKind::never: return "never";
     case LeaveKind::thrash: return "thrash";
     case LeaveKind::cost: return "cost";
+  }
+  return "unknown";
+}
+
+const char* to_string(Change change) {
+  switch (change) {
+    case Change::unmap: return "unmap";
+    case Change::move: return "move";
+    case Change::protect: return "protect";
+    case Change::discard: return "discard";
+    case Change::lazy_free: return "lazy free";
   }
   return "unknown";
 }
@@ -153,6 +166,9 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::leak_attributes: return "leak_attributes";
     case PlantedBug::move_pinned: return "move_pinned";
     case PlantedBug::discard_shows_others: return "discard_shows_others";
+    case PlantedBug::keep_discarded: return "keep_discarded";
+    case PlantedBug::keep_protected_mapping: return "keep_protected_mapping";
+    case PlantedBug::serve_old_fault: return "serve_old_fault";
   }
   return "unknown";
 }

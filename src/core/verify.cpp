@@ -83,6 +83,9 @@ void Core::Impl::verify() const {
     verify_svm(*client);
     verify_pins(*client);  // I-60
     FERRY_CHECK_EQ(own_operations, client->ops);
+    if (!client->dying) {
+      verify_changes(*client);
+    }
     for (const FreeRequest& free : frees) {
       held += free.in_use && free.client == client.get() ? free.charged_pages : 0;
     }

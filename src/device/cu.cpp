@@ -255,6 +255,7 @@ void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t in
   record.generation = fiber.generation;
   record.queue = fiber.wave.queue;
   record.launch = fiber.wave.launch;
+  record.value = control_->changes.load(std::memory_order_acquire);
   record.time_ns = linux::monotonic_ns();
   post(record);
   leave(Leave::waiting);

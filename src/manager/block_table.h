@@ -44,6 +44,7 @@ struct BlockState {
   PageMask revoked;                     ///< the core took them from the CPU and has not given them back
   PageMask refused;                     ///< poisoned, as attributes keep CPU threads from what VRAM holds
   PageMask backed;                      ///< known to have memory in the system file
+  PageMask own_protection;              ///< the application has protected them itself (mprotect)
   std::uint16_t steered = 0;            ///< times that it was taken from the CPU whole
   bool huge = false;                    ///< known to be one huge page in the system file
   bool huge_refused = false;            ///< was tried

@@ -170,7 +170,13 @@ bool Manager::serve_forks() {
       continue;
     }
     late_frees_.erase(late_frees_.begin() + static_cast<std::ptrdiff_t>(i));
-    if (client != nullptr && !client->closing) free_span(*client, late.pages, late.request);
+    if (client != nullptr && !client->closing) {
+      if (late.is_change) {
+        make_change(*client, late.change, late.request);
+      } else {
+        free_span(*client, late.pages, late.request);
+      }
+    }
     progress = true;
   }
   for (std::size_t i = 0; i < clients_.size(); ++i) {

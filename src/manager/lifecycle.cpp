@@ -314,6 +314,7 @@ void Manager::device_control(Client& client) {
     answer(client, request, s);
     return;
   }
+  tell_changes(client);
   peer.state = DeviceState::absent;
   const int fds[] = {peer.control_file.get(), peer.queue_file.get()};
   const Status sent =

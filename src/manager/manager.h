@@ -108,6 +108,10 @@ class Manager final : private Household {
   bool on_administration(Client& client);
   void on_request(Client& client);
   void count_converted(Client& client, PageSpan pages);
+  // change_requests.cpp
+  bool on_change(Client& client);
+  void tell_changes(Client& client);
+  void make_change(Client& client, const wire::Change& body, std::uint64_t request);
   static void remove_span(Client& client, PageSpan pages);
   void answer(Client& client, std::uint64_t request, Status status);
   void refuse(Client& client, Code code, const char* text);
@@ -249,6 +253,8 @@ class Manager final : private Household {
     ClientId client;
     PageSpan pages;
     std::uint64_t request;
+    bool is_change = false;  ///< not a free: `change`
+    wire::Change change{};
   };
   std::vector<LateFree> late_frees_;
   bool stop_after_forks_ = false;  ///< private, and the application has gone

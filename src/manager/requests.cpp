@@ -92,7 +92,7 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::fork_end: fork_end(client); return;
     default: break;
   }
-  if (on_work(client) || on_svm(client)) return;
+  if (on_work(client) || on_svm(client) || on_change(client)) return;
   wire::Span span{};
   if (!incoming_->body(span)) {
     misunderstood(client);
@@ -126,7 +126,7 @@ void Manager::on_request(Client& client) {
       if (executor_->give_children(client, pages)) {
         free_span(client, pages, request);
       } else {
-        late_frees_.push_back({client.id, pages, request});
+        late_frees_.push_back({client.id, pages, request, false, {}});
       }
       return;
     }
@@ -148,7 +148,12 @@ void Manager::on_request(Client& client) {
 
 void Manager::free_span(Client& client, PageSpan pages, std::uint64_t request) {
   const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request);
-  const Status s = core_->free(now_ns_, client.id, pages, cookie);
+  Status s = core_->free(now_ns_, client.id, pages, cookie);
+  if (s.code == Code::not_allocated) {
+    // Parts of it may have been unmapped before.
+    s = core_->change(now_ns_, client.id, core::Change::unmap, pages, 0, 0, cookie);
+    tell_changes(client);
+  }
   if (!s.ok()) {
     on_reply(cookie, s);
     return;

@@ -127,7 +127,8 @@ std::string World::who_waits() const {
         " waits for page " + std::to_string(a.page));
   }
   for (const auto& [cookie, r] : requests_) {
-    const char* kinds[] = {"free", "prefetch", "client_gone", "pin", "discard", "migrate", "svm_set"};
+    const char* kinds[] = {"free",    "prefetch", "client_gone", "pin",  "discard",
+                           "migrate", "svm_set",  "unmap",       "zero", "protect"};
     const char* kind = kinds[static_cast<unsigned>(r.kind)];
     add(std::string(kind) + " (cookie " + std::to_string(cookie) + ") of client " +
         std::to_string(clients_[r.slot].id) + " for pages " + std::to_string(r.span.first) + "+" +
@@ -330,7 +331,8 @@ void World::check_effects() {
     if (!r.system_current || r.vram_device != no_device) {
       violate(Invariant::answers_right, "page %llu of client %u was brought home, but is not there", u(page), c.id);
     }
-    if (r.contended) continue;
+    // A protected page's fault fails.
+    if (r.contended || memory_.was_protected(slot, page)) continue;
     const std::uint64_t pins = seen_.contention_pins;
     const std::uint64_t asked_ns = now_ns_;
 

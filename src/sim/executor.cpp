@@ -169,6 +169,12 @@ void World::check_wake(const Action& a) {
                 static_cast<unsigned long long>(f.page), a.client, to_string(a.status.code));
       }
       break;
+    case Code::kernel_fault:
+      if (!never_there &&
+          (memory_.was_protected(f.slot, f.page) || memory_.generation(f.slot, f.page) != f.page_generation))
+        break;
+      violate(Invariant::answers_right, "the fault at page %llu of client %u fails, which nothing forbids",
+              static_cast<unsigned long long>(f.page), a.client);
     default:
       // A device that is lost ends its faults by being gone.
       if (a.status.code == Code::device_lost && clients_[f.slot].devices[f.device].state != DeviceState::attached)
@@ -215,7 +221,10 @@ void World::check_reply(const Action& a) {
     if (!f.in_use || f.action.id == 0 || f.action.client != a.client) continue;
     const bool concerns =
         r.kind == RequestKind::gone ||
-        (r.kind == RequestKind::free && f.action.verb != Verb::release_chunk && f.action.pages.overlaps(r.span));
+        (r.kind == RequestKind::free && f.action.verb != Verb::release_chunk && f.action.pages.overlaps(r.span)) ||
+        (r.kind == RequestKind::unmap && f.action.verb != Verb::release_chunk &&
+         std::any_of(r.parts.begin(), r.parts.end(),
+                     [&](const PageSpan& part) { return f.action.pages.overlaps(part); }));
     if (concerns) {
       violate(r.kind == RequestKind::gone ? Invariant::all_given_back : Invariant::free_is_final,
               "the %s of client %u is answered while %s #%llu of %llu+%llu is under way",
@@ -236,6 +245,7 @@ void World::check_reply(const Action& a) {
     if (a.status.ok() && clients_[r.slot].state == ClientState::running) pinned(r);
   }
   if (r.kind == RequestKind::discard) memory_.end_discard(r.slot, r.span);
+  change_replied(r);
 }
 
 Status World::inject_failure(const Action& a) {
@@ -426,6 +436,8 @@ void World::perform_reply(const Action& a) {
     client_closed(r.slot);
   } else if (r.kind == RequestKind::free && clients_[r.slot].state == ClientState::running) {
     clients_[r.slot].freed.push_back(r.span);
+  } else if (r.kind == RequestKind::unmap && clients_[r.slot].state == ClientState::running) {
+    for (const PageSpan& part : r.parts) clients_[r.slot].freed.push_back(part);
   }
 }
 

@@ -77,6 +77,8 @@ void Memory::client_close(unsigned slot) {
     p.discarded = false;
     p.alloc = AllocState::none;
     p.cpu = CpuEntry::none;
+    p.zeroing = false;
+    p.prot = p.enforced = 7;
     ++p.generation;
   }
 }
@@ -97,6 +99,8 @@ void Memory::alloc(unsigned slot, PageSpan span, bool in_place) {
     p.discarding = 0;
     p.discarded = false;
     p.in_place = in_place;
+    p.prot = p.enforced = 7;
+    p.was_protected = false;
     p.cpu = counted_ ? CpuEntry::revoked : CpuEntry::mapped;
     p.shadow = 0;
     ++p.generation;
@@ -126,6 +130,51 @@ void Memory::end_free(unsigned slot, PageSpan span) {
   }
 }
 
+void Memory::begin_zero(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    at(slot, page).alloc = AllocState::freeing;
+    at(slot, page).zeroing = true;
+  }
+}
+
+void Memory::end_zero(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    auto& p = at(slot, page);
+    p.alloc = AllocState::allocated;
+    p.zeroing = false;
+    p.shadow = 0;
+    const auto holds_rest = [&](Word word) { return word != 0; };
+    if (p.cpu == CpuEntry::mapped && holds_rest(p.system)) {
+      violate(Invariant::discarded_pages, "the discard of page %lld of client %u is answered, and the CPU reads %s",
+              rel(page), clients_[slot].id, describe(p.system).c_str());
+    }
+    for (DeviceId d = 0; d < devices_; ++d) {
+      const DeviceEntry e = device_entry(slot, d, page);
+      if (e.kind == DeviceKind::absent) continue;
+      const Word word = e.kind == DeviceKind::system ? p.system : vram_at(slot, d, e.vram).word;
+      if (holds_rest(word)) {
+        violate(Invariant::discarded_pages, "the discard of page %lld of client %u is answered, and device %u reads %s",
+                rel(page), clients_[slot].id, unsigned{d}, describe(word).c_str());
+      }
+    }
+    check_current(slot, page, "it was discarded");
+  }
+}
+
+void Memory::begin_protect(unsigned slot, PageSpan span, std::uint8_t prot) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    auto& p = at(slot, page);
+    if (p.alloc != AllocState::allocated) continue;
+    p.prot = prot;
+    p.enforced = static_cast<std::uint8_t>(p.enforced | prot);
+    p.was_protected |= prot != 7;
+  }
+}
+
+void Memory::end_protect(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) at(slot, page).enforced = at(slot, page).prot;
+}
+
 void Memory::cpu_died(unsigned slot) {
   for (auto& p : clients_[slot].pages) p.cpu = CpuEntry::none;
 }
@@ -137,6 +186,7 @@ void Memory::device_died(unsigned slot, DeviceId device) {
 Touch Memory::cpu_access(unsigned slot, Page page, Op op) {
   auto& p = at(slot, page);
   if (p.cpu == CpuEntry::none) return Touch::segv;
+  if ((p.prot & (op == Op::read ? core::span_read : core::span_write)) == 0) return Touch::segv;
   if (p.cpu == CpuEntry::revoked) return Touch::fault;
   apply(slot, page, p.system, op, "a CPU thread", 0);
   return Touch::done;
@@ -145,6 +195,11 @@ Touch Memory::cpu_access(unsigned slot, Page page, Op op) {
 Touch Memory::device_access(unsigned slot, DeviceId device, Page page, Op op) {
   const DeviceEntry e = device_entry(slot, device, page);
   if (e.kind == DeviceKind::absent || (op != Op::read && !e.writable)) return Touch::fault;
+  const auto& p = at(slot, page);
+  if (p.alloc == AllocState::allocated && (p.enforced & (op == Op::read ? core::span_read : core::span_write)) == 0) {
+    violate(Invariant::protected_pages, "device %u %s page %lld of client %u, which is protected from that",
+            unsigned{device}, op == Op::read ? "reads" : "writes", rel(page), clients_[slot].id);
+  }
   Word& word = e.kind == DeviceKind::system ? at(slot, page).system : vram_at(slot, device, e.vram).word;
   apply(slot, page, word, op, e.kind == DeviceKind::system ? "device (in place)" : "device (VRAM)", device);
   return Touch::done;
@@ -177,7 +232,7 @@ void Memory::revoke_cpu(unsigned slot, Page page) {
 void Memory::map_cpu(unsigned slot, Page page) {
   auto& p = at(slot, page);
   if (p.cpu == CpuEntry::none) return;
-  if (!reads_right(p, p.system)) {
+  if (!reads_right(p, p.system) && !p.zeroing) {
     violate(Invariant::maps_current, "page %lld of client %u is mapped for the CPU, but its system copy is stale: %s",
             rel(page), clients_[slot].id, copies_of(slot, page).c_str());
   }

@@ -12,6 +12,7 @@
 
 #include "base/types.h"
 #include "core/action.h"
+#include "core/svm/types.h"
 #include "sim/sim.h"
 
 namespace ferry::sim {
@@ -56,6 +57,15 @@ class Memory {
   void begin_free(unsigned slot, PageSpan span);
   /// I-15: nothing maps the span any more.
   void end_free(unsigned slot, PageSpan span);
+  /// Contents do not matter until end_zero(), from when on they are zeros (I-72). No thread or wave uses the span.
+  void begin_zero(unsigned slot, PageSpan span);
+  void end_zero(unsigned slot, PageSpan span);
+  [[nodiscard]] bool zeroing(unsigned slot, Page page) const { return at(slot, page).zeroing; }
+  /// core::SpanProt bits. Threads obey at once, devices by end_protect() at the latest (I-70).
+  void begin_protect(unsigned slot, PageSpan span, std::uint8_t prot);
+  void end_protect(unsigned slot, PageSpan span);
+  /// A touch of the page may fail for its protection: now, or some time since it was allocated.
+  [[nodiscard]] bool was_protected(unsigned slot, Page page) const { return at(slot, page).was_protected; }
   void cpu_died(unsigned slot);
   void device_died(unsigned slot, DeviceId device);
 
@@ -146,6 +156,10 @@ class Memory {
     bool in_place = false;
     bool resident = false;
     bool in_store = false;
+    bool zeroing = false;
+    bool was_protected = false;
+    std::uint8_t prot = 7;      ///< what threads may do, core::SpanProt
+    std::uint8_t enforced = 7;  ///< what devices may do at the most
     Word stored = 0;
     std::uint16_t pins = 0;
     DeviceId pin_device = no_device;

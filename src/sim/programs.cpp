@@ -73,11 +73,13 @@ bool World::pick_access(Agent& a) {
     a.page = random_.chance(700) ? memory_.window().first + random_.below(memory_.window().count_pages)
                                  : memory_.window().end() + random_.below(huge_pages >> 20);
     a.op = random_.chance(500) ? Op::read : Op::write;
+    // What is written to a page while it is discarded may or may not be there afterwards.
+    if (memory_.inside({a.page, 1}) && memory_.zeroing(a.slot, a.page)) return false;
     a.has_op = true;
     return true;
   }
   if (c.spans.empty()) return false;
-  if (a.left == 0) pick_pattern(a);
+  if (a.left == 0 || (a.pattern == Pattern::hot && c.hot.empty())) pick_pattern(a);
   --a.left;
   switch (a.pattern) {
     case Pattern::hot: a.page = c.hot[random_.below(c.hot.size())]; break;
@@ -154,6 +156,7 @@ void World::post_fault(std::uint32_t index, Page page, Access access) {
   f.device = a.device;
   f.page = page;
   f.access = access;
+  f.seen = core_->changes(clients_[a.slot].id);
   line(Line::post_fault, a.slot, a.device, page, static_cast<std::uint64_t>(access), a.token);
   schedule(delay(), Kind::post, 0, 0, a.token);
 }
@@ -174,7 +177,8 @@ void World::deliver_fault(std::uint64_t token) {
   ++stats_.device_faults;
   if (clients_[f.slot].state != ClientState::leaving) ++seen_.device_faults;
   line(Line::device_fault, f.slot, f.device, f.page, static_cast<std::uint64_t>(f.access), token);
-  core_->device_fault(now_ns_, clients_[f.slot].id, f.device, f.page, f.access, {token});
+  core_->device_fault(now_ns_, clients_[f.slot].id, f.device, f.page, f.access, {token}, core::AllocContext::no_cu,
+                      f.seen);
 }
 
 void World::deliver_cpu_fault(unsigned slot, Page page, Access access) {
@@ -210,8 +214,9 @@ void World::manage(unsigned slot) {
     c.parked = true;
     return;
   }
+  const unsigned changes = swarm_.unmap_weight + swarm_.zero_weight + swarm_.protect_weight;
   const unsigned total = swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight +
-                         swarm_.places_weight + swarm_.attributes_weight;
+                         swarm_.places_weight + swarm_.attributes_weight + changes;
   auto dice = static_cast<unsigned>(random_.below(total));
   if (c.spans.empty() || dice < swarm_.alloc_weight) {
     do_alloc(slot);
@@ -223,6 +228,12 @@ void World::manage(unsigned slot) {
     ask_places(slot);
   } else if ((dice -= swarm_.places_weight) < swarm_.attributes_weight) {
     ask_attributes(slot);
+  } else if ((dice -= swarm_.attributes_weight) < swarm_.unmap_weight) {
+    do_unmap(slot);
+  } else if ((dice -= swarm_.unmap_weight) < swarm_.zero_weight) {
+    do_zero(slot);
+  } else if ((dice -= swarm_.zero_weight) < swarm_.protect_weight) {
+    do_protect(slot);
   } else {
     do_bad_request(slot);
   }
@@ -253,13 +264,17 @@ bool World::span_has(unsigned slot, PageSpan span, AllocState state) const {
 std::uint64_t World::new_cookie(RequestKind kind, unsigned slot, PageSpan span) {
   ++stats_.requests;
   const std::uint64_t cookie = next_cookie_++;
-  requests_[cookie] = Request{kind, slot, clients_[slot].life, span, no_device, false};
+  requests_[cookie] = Request{kind, slot, clients_[slot].life, span, no_device, false, {}};
   return cookie;
 }
 
 void World::do_alloc(unsigned slot) {
   Client& c = clients_[slot];
   const PageSpan span = random_span(slot);
+  for (const auto& [cookie, r] : requests_) {
+    // Parts of it may be free before all of it is.
+    if (r.kind == RequestKind::unmap && r.slot == slot && r.span.overlaps(span)) return;
+  }
   const bool in_place = random_.chance(swarm_.in_place_share);
   const bool clash = span_has(slot, span, AllocState::allocated) || span_has(slot, span, AllocState::freeing);
   const Status status =
@@ -294,6 +309,11 @@ void World::drop_span(unsigned slot, PageSpan gone) {
 
 void World::free_span(unsigned slot, PageSpan span) {
   Client& c = clients_[slot];
+  if (memory_.inside(span)) {
+    for (Page p = span.first; p < span.end(); ++p) {
+      if (memory_.zeroing(slot, p)) return;
+    }
+  }
   const bool fair = !span_has(slot, span, AllocState::none) && !span_has(slot, span, AllocState::freeing);
   if (fair) {
     // munmap comes first: threads that wait in the span get their own fault.

@@ -50,6 +50,8 @@ const char* to_string(Invariant invariant) {
     case Invariant::charged_first: return "system memory is charged before it is used";
     case Invariant::nothing_forbidden: return "a device maps only what attributes let it";
     case Invariant::attributes_are_true: return "attributes are what was said";
+    case Invariant::protected_pages: return "protection binds devices";
+    case Invariant::discarded_pages: return "what was discarded reads as zeros";
     case Invariant::over_is_told: return "what exceeds the budget is told";
     case Invariant::pinned_stays: return "a pinned page stays";
   }
@@ -68,6 +70,7 @@ void SimStats::add(const SimStats& o) {
   stops += o.stops;
   waves_failed += o.waves_failed;
   requests += o.requests;
+  changes += o.changes;
   budgets += o.budgets;
   stored_pages += o.stored_pages;
   loaded_pages += o.loaded_pages;

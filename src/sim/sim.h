@@ -41,6 +41,8 @@ enum class Invariant : std::uint8_t {
   nothing_forbidden = 50,    ///< a device maps only what attributes let it
   attributes_are_true = 51,  ///< what was said about a page is what is read back, and nothing else
   pinned_stays = 60,         ///< a pinned page keeps its place and memory
+  protected_pages = 70,      ///< from the answer to a protection on no device does what it forbids
+  discarded_pages = 72,      ///< from the answer to a discard on the pages read as zeros until they are written
 };
 [[nodiscard]] const char* to_string(Invariant invariant);
 
@@ -72,6 +74,7 @@ struct SimStats {
   std::uint64_t stops = 0;
   std::uint64_t waves_failed = 0;
   std::uint64_t requests = 0;
+  std::uint64_t changes = 0;  ///< of address spaces: unmaps, discards, protections
   std::uint64_t budgets = 0;  ///< runs with a budget of system memory
   std::uint64_t stored_pages = 0;
   std::uint64_t loaded_pages = 0;

@@ -63,6 +63,15 @@ void draw_attributes(Swarm& s, const SimOptions& options) {
   if (!r.chance(500)) return;
   s.attributes_weight = pick(r, 10, 80);
 }
+
+void draw_changes(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0xc4a6'9e00'51de'0070);
+  // Pins make free and discard wait or fail, attributes make faults fail: each has programs of its own.
+  if (s.places_weight != 0 || s.attributes_weight != 0) return;
+  s.unmap_weight = r.chance(300) ? 0 : pick(r, 2, 15);
+  s.zero_weight = r.chance(300) ? 0 : pick(r, 5, 30);
+  s.protect_weight = r.chance(300) ? 0 : pick(r, 5, 30);
+}
 }  // namespace
 
 Swarm make_swarm(Random& r, const SimOptions& options) {
@@ -119,6 +128,7 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   draw_policies(s, options);
   draw_places(s, options);
   draw_attributes(s, options);
+  draw_changes(s, options);
   return s;
 }
 

@@ -50,6 +50,7 @@ struct Swarm {
   unsigned alloc_weight = 30, free_weight = 12, prefetch_weight = 20, bad_weight = 3;
   unsigned places_weight = 0;      ///< pins, discards, moves with a fence
   unsigned attributes_weight = 0;  ///< svm_set and its like
+  unsigned unmap_weight = 0, zero_weight = 0, protect_weight = 0;
   std::uint64_t max_alloc_pages = 2048;
   bool free_while_used = true;  ///< programs free what their own threads and waves still touch
   bool same_client_id = true;   ///< an id that became free is used again
@@ -61,7 +62,7 @@ struct Swarm {
   core::Config core;
 };
 
-/// What concerns the budget of system memory is drawn from numbers of its own: seeds without one keep their meaning.
+/// What concerns the budget of system memory, or changes of the address space, is drawn from numbers of its own: seeds without one keep their meaning.
 [[nodiscard]] Swarm make_swarm(Random& random, const SimOptions& options);
 
 }  // namespace ferry::sim

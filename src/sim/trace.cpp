@@ -2,6 +2,8 @@
 
 #include <cstdio>
 
+#include "core/svm/types.h"
+
 namespace ferry::sim {
 namespace {
 using core::Verb;
@@ -91,6 +93,7 @@ bool Trace::concerns_watched(const Record& r) const {
     case Line::migrate:
     case Line::action:
     case Line::part:
+    case Line::change:
     case Line::core_event: return PageSpan{r.a, r.b}.contains(watched_page_);
     case Line::open:
     case Line::attach:
@@ -203,6 +206,11 @@ std::string Trace::text_of(const Record& r) {
       break;
     case Line::budget:
       std::snprintf(what, sizeof what, "> system memory: %llu pages, store %llu", u(r.a), u(r.b));
+      break;
+    case Line::change:
+      std::snprintf(what, sizeof what, "> change %s %llu+%llu cookie %llu prot %llu: %s",
+                    core::to_string(static_cast<core::Change>(byte_of(r.d, 0))), u(r.a), u(r.b), u(r.c >> 16),
+                    u(byte_of(r.d, 1)), status_name(r.c & 0xffff));
       break;
     case Line::pressure: std::snprintf(what, sizeof what, "> pressure %llu pages", u(r.a)); break;
     case Line::open: std::snprintf(what, sizeof what, "> client_open %llu", u(r.a)); break;

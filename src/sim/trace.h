@@ -48,6 +48,7 @@ enum class Line : std::uint8_t {
   resume_process,
   budget,    ///< a: pages, b: room in the store
   pressure,  ///< a: pages
+  change,    ///< a: first page, b: pages, c: status and cookie, d: change, e: protection
 };
 
 class Trace {

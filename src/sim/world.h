@@ -5,7 +5,7 @@
 //   executor.cpp  the core's actions                  programs.cpp  threads, waves and requests
 //   places.cpp    pins, discards, moves with a fence
 //   attributes.cpp  what programs say about their memory
-//   checks.cpp    what needs both the core and the machine
+//   changes.cpp   unmaps, discards, protections      checks.cpp    what needs both the core and the machine
 #pragma once
 
 #include <cstdint>
@@ -147,9 +147,21 @@ class World final : public core::Observer {
     bool delivered = false;
     bool carried = false;    ///< a map_device with the token is under way
     bool forgotten = false;  ///< its device was reported gone
+    std::uint64_t seen = 0;  ///< Core::changes() when the wave touched the page
     bool ended = false;      ///< its wake is decided, not yet performed
   };
-  enum class RequestKind : std::uint8_t { free, prefetch, gone, pin, discard, migrate, attributes };
+  enum class RequestKind : std::uint8_t {
+    free,
+    prefetch,
+    gone,
+    pin,
+    discard,
+    migrate,
+    attributes,
+    unmap,
+    zero,
+    protect
+  };
   struct Request {
     RequestKind kind = RequestKind::free;
     unsigned slot = 0;
@@ -157,6 +169,7 @@ class World final : public core::Observer {
     PageSpan span;
     DeviceId device = no_device;  ///< pin
     bool replied = false;         ///< decided, not yet performed
+    std::vector<PageSpan> parts;  ///< unmap, zero: of the span, what was allocated
   };
   /// An action from the core's decision to its answer (or, without id, to its effect).
   struct Flight {
@@ -212,6 +225,13 @@ class World final : public core::Observer {
   void free_span(unsigned slot, PageSpan span);
   void do_prefetch(unsigned slot);
   void do_bad_request(unsigned slot);
+  // changes.cpp
+  void do_unmap(unsigned slot);
+  void do_zero(unsigned slot);
+  void do_protect(unsigned slot);
+  void change_replied(const Request& request);
+  [[nodiscard]] bool leave_alone(unsigned slot, PageSpan span);
+  [[nodiscard]] std::vector<PageSpan> allocated_in(unsigned slot, PageSpan span) const;
   void call_the_dead(unsigned slot);
   [[nodiscard]] PageSpan random_span(unsigned slot);
   [[nodiscard]] bool span_has(unsigned slot, PageSpan span, AllocState state) const;
@@ -225,7 +245,7 @@ class World final : public core::Observer {
   void do_pin(unsigned slot);
   void do_unpin(unsigned slot, bool all);
   void do_dma(unsigned slot);
-  void do_discard(unsigned slot);
+  void do_zero(unsigned slot);
   void do_populate(unsigned slot);
   void do_migrate(unsigned slot);
   void pinned(const Request& request);

@@ -89,6 +89,8 @@ struct DeviceControl {
   /// Waves of one compute unit that may wait in faults before it begins no more; 0: no limit. Advice of the manager,
   /// against waves that evict each other's granules.
   std::atomic<std::uint32_t> wave_limit;
+  /// Number of the application's last unmap. A fault names the number that stood when it was posted.
+  std::atomic<std::uint64_t> changes;
   alignas(64) Port agent;
   Port cus[max_cus];  ///< cus[0 .. cu_count)
   alignas(64) UnitControl units;

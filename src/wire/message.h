@@ -77,6 +77,7 @@
 #include <type_traits>
 
 #include "base/types.h"
+#include "wire/change.h"
 #include "wire/control.h"
 #include "wire/svm.h"
 #include "wire/work.h"
@@ -145,6 +146,8 @@ enum class MessageType : std::uint32_t {
   events_open = 77,
   events_close = 78,
   svm_answer = 79,
+  change = 80,   ///< change.h
+  changed = 81,  ///< change.h
   fork_begin = 96,
   fork_end = 97,
   fork_child = 98,

@@ -41,7 +41,7 @@ struct UpRecord {
   std::uint64_t action;      ///< done: ActionId of the command
   std::int32_t error;        ///< done: errno, 0 if well
   std::uint32_t queue;       ///< kernel_*: queue number
-  std::uint64_t value;       ///< kernel_begin: waves of the grid; kernel_end: Code
+  std::uint64_t value;       ///< kernel_begin: waves of the grid; kernel_end: Code; fault: DeviceControl::changes
   std::uint64_t launch;      ///< kernel_*: launch number on its queue
   std::uint64_t time_ns;     ///< CLOCK_MONOTONIC at posting
 };

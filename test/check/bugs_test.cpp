@@ -17,7 +17,9 @@ using core::PlantedBug;
 /// for. `ferry sim` finds it.
 constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page,     PlantedBug::keep_lost_access,
                                       PlantedBug::write_map_read_only, PlantedBug::leak_attributes,
-                                      PlantedBug::move_pinned,         PlantedBug::discard_shows_others};
+                                      PlantedBug::move_pinned,         PlantedBug::discard_shows_others,
+                                      PlantedBug::keep_discarded,      PlantedBug::keep_protected_mapping,
+                                      PlantedBug::serve_old_fault};
 
 std::vector<std::shared_ptr<const Scenario>> scenarios_that_show(PlantedBug bug) {
   std::vector<std::shared_ptr<const Scenario>> out;

@@ -30,6 +30,7 @@ TEST(SimRunTest, BlockOfSeedsIsClean) {
   EXPECT_GT(total.kills, 200U);
   EXPECT_GT(total.stops, 100U);
   EXPECT_GT(total.waves_failed, 100U);
+  EXPECT_GT(total.changes, 300U);
   EXPECT_GT(total.budgets, 50U);
   EXPECT_LT(total.budgets, 150U);
   EXPECT_GT(total.stored_pages, 100'000U);
@@ -173,7 +174,9 @@ TEST(SimMainTest, NumberOfJobsDoesNotChangeWhatIsFound) {
     texts[jobs == 1 ? 0 : 1] = ::testing::internal::GetCapturedStdout();
   }
   EXPECT_EQ(texts[0], texts[1]);
-  EXPECT_NE(texts[0].find("I-04"), std::string::npos) << texts[0];
+  // Its own invariant, or the core's check of the same.
+  EXPECT_TRUE(texts[0].find("I-04") != std::string::npos || texts[0].find("chunk_owned") != std::string::npos)
+      << texts[0];
 }
 
 }  // namespace

@@ -87,6 +87,12 @@ struct Granule {
   std::uint64_t lru = 0;  ///< Reclaim's entry while some page is held; 0: none
 };
 
+/// What an application forbade its pages (mprotect), whoever touches them. Blocks that nobody forbade anything have none.
+struct Protection {
+  PageMask no_read;   ///< no device maps them at all; set with no_write
+  PageMask no_write;  ///< devices map them read-only
+};
+
 struct Block {
   Client* client = nullptr;
   BlockIndex index = 0;
@@ -102,7 +108,8 @@ struct Block {
   PageMask cpu_waiting;  ///< CPU threads wait in a fault on them
   /// Set: nothing was said about any page of it (svm/): faults look no further. Cleared: they are routed page by page.
   bool plain = true;
-  std::unique_ptr<Extras> extras;  ///< null: nothing is pinned or discarded
+  std::unique_ptr<Extras> extras;          ///< null: nothing is pinned or discarded
+  std::unique_ptr<Protection> protection;  ///< null: everything is allowed
   std::vector<DeviceView> devices;
   std::vector<Granule> granules;
 };

@@ -20,15 +20,20 @@ void Core::Impl::wake(Client& client, const Waiter& waiter, Status status) {
   }
 }
 
-void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu) {
+void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access access, FaultToken token, unsigned cu,
+                              std::uint64_t seen) {
   Client* client = find_client(id);
   if (client == nullptr || client->dying || !client->devices[device].attached) {
     return;
   }
-  const Waiter waiter{token, page, device, access, cu};
+  const Waiter waiter{token, page, device, access, cu, seen};
   count(*client, [](Stats& s) { ++s.device_faults; });
   tell(EventKind::device_fault, *client, device, {page, 1}, Cause::device_fault, access);
   work.fault_begins(id, device, cu, token.value);
+  if (seen < client->changes && unmapped_since(*client, page, seen) && !planted(PlantedBug::serve_old_fault)) {
+    wake(*client, waiter, {});
+    return;
+  }
   Block* block = find_block(*client, block_of(page));
   if (block == nullptr) {
     if (!all_allocated(*client, {page, 1})) {
@@ -50,6 +55,10 @@ void Core::Impl::device_fault(ClientId id, DeviceId device, Page page, Access ac
   }
   if (const Work::Stray stray = work.stray_fault(id, device); stray != Work::Stray::none) {
     wake(*client, waiter, stray == Work::Stray::again ? Status() : Status(Code::kernel_fault));
+    return;
+  }
+  if (is_protected(*block, bit, access)) {
+    wake(*client, waiter, Code::kernel_fault);
     return;
   }
   const std::uint32_t granule = granule_of(page);
@@ -192,7 +201,12 @@ void Core::Impl::after_op(Block& block, std::uint32_t granule, std::vector<Waite
       continue;
     }
     if (!block.allocated.test(bit) || block.freeing.test(bit)) {
-      wake(client, waiter, Code::not_allocated);
+      const bool old = unmapped_since(client, waiter.page, waiter.seen) && !planted(PlantedBug::serve_old_fault);
+      wake(client, waiter, old ? Status() : Status(Code::not_allocated));
+      continue;
+    }
+    if (is_protected(block, bit, waiter.access)) {
+      wake(client, waiter, Code::kernel_fault);
       continue;
     }
     if (!block.plain) {

@@ -218,7 +218,7 @@ void Core::Impl::map_in_place(Op& op) {
   PageMask pages = op.pages & block.system_current;
   pages.remove(block.vram_current);
   const RightsList list = rights_of(block, op.granule, op.device, pages, true);
-  if (!block.plain) {
+  if (!block.plain || block.protection != nullptr) {
     pages = list[0].pages | list[1].pages | list[2].pages | list[3].pages;
   }
   written(block, pages);

@@ -28,6 +28,8 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
   PageMask need;
   switch (op.goal) {
     case Goal::discard:
+    case Goal::zero:
+    case Goal::protect:
     case Goal::store:
     case Goal::freeze:
     case Goal::take:
@@ -297,12 +299,12 @@ bool Core::Impl::load_failed(Op& op) {
 void Core::Impl::forget_stored(Op& op, const PageMask& pages) {
   Block& block = *op.block;
   const PageMask stale = block.stored & pages;
-  if (stale.none() || (planted(PlantedBug::stale_store) && op.goal != Goal::discard)) {
+  if (stale.none() || (planted(PlantedBug::stale_store) && op.goal != Goal::discard && op.goal != Goal::zero)) {
     return;
   }
   block.stored.remove(stale);
-  if (op.goal == Goal::discard) {
-    block.system_current |= stale;  // as zeros, once they are allocated again
+  if (op.goal == Goal::discard || op.goal == Goal::zero) {
+    block.system_current |= stale;  // as zeros, from when they can be touched again
   }
   const std::uint64_t forgotten = stale.count();
   count(*block.client, [forgotten](Stats& s) { s.stored_pages -= forgotten; });

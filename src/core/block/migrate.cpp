@@ -52,6 +52,8 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   if (block.extras != nullptr) {
     keep_pinned(op);
   }
+  op.changes.clear();
+  op.next_changes.clear();
   block.granules[granule].op = index;
   ++block.client->ops;
   ++ops_in_use;
@@ -111,6 +113,9 @@ bool Core::Impl::step(Op& op) {
         for_spans(*op.block, op.pages & op.block->cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
         revoke_everything(op);
         op.stage = Stage::forget;
+      } else if (op.goal == Goal::zero || op.goal == Goal::protect) {
+        revoke_for_change(op);
+        op.stage = op.goal == Goal::zero ? Stage::zero : Stage::finished;
       } else if (op.goal == Goal::probe) {
         revoke_vram(op);
         op.stage = Stage::finished;
@@ -176,6 +181,14 @@ bool Core::Impl::step(Op& op) {
       forgotten(op);
       op.stage = Stage::finished;
       return true;
+    case Stage::zero:
+      if (op.block->stored.intersects(op.pages)) {
+        forget_stored(op, op.pages);
+        return true;
+      }
+      op.stage = Stage::finished;
+      zero(op);
+      return true;
     case Stage::store:
       op.stage = Stage::drop_system;
       store(op);
@@ -202,6 +215,8 @@ void Core::Impl::route(Op& op) {
   const Granule& state = granule_state(op);
   switch (op.goal) {
     case Goal::discard:
+    case Goal::zero:
+    case Goal::protect:
     case Goal::store:
     case Goal::freeze:
     case Goal::take:
@@ -425,6 +440,10 @@ void Core::Impl::end_op(OpIndex index) {
   std::vector<std::uint32_t> told;
   told.swap(op.svm);
   const PageMask remap = op.remap_next;
+  std::vector<std::uint32_t> changes_told;
+  changes_told.swap(op.changes);
+  std::vector<std::uint32_t> next_changes;
+  next_changes.swap(op.next_changes);
   op.frees.clear();
   if (op.reclaim) {
     --devices[op.reclaim_device].reclaims;
@@ -459,6 +478,7 @@ void Core::Impl::end_op(OpIndex index) {
       }
       return again;
     });
+    next.next_changes.swap(next_changes);
     run_op(next.self);
   } else {
     if (!prefetches_told.empty()) {
@@ -468,8 +488,11 @@ void Core::Impl::end_op(OpIndex index) {
       ops[begun].remap_next |= remap;
       ops[begun].svm.insert(ops[begun].svm.end(), told.begin(), told.end());
       told.clear();
-    } else if (!block.plain && take_next(block, granule, remap, told, waiters)) {
+    } else if (!block.plain && take_next(block, granule, remap, told, waiters, next_changes)) {
       // Whoever waits joins it below.
+    }
+    for (const std::uint32_t request : next_changes) {
+      change_granule(request, block, granule);
     }
     after_op(block, granule, waiters);
   }
@@ -477,6 +500,9 @@ void Core::Impl::end_op(OpIndex index) {
   spare_waiters.push_back(std::move(waiters));
   if (draining_check && block.granules[granule].slot != none_index && block.granules[granule].op == none_index) {
     evict_if_draining(block, granule);
+  }
+  for (const std::uint32_t request : changes_told) {
+    change_part_done(request);
   }
   for (const std::uint32_t request : prefetches_told) {
     prefetch_op_done(request);

@@ -84,6 +84,7 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
     }
   }
   std::erase_if(kept_frees, [&](const KeptFree& kept) { return frees[kept.request].client == client; });
+  forget_changes(*client);
   // Operations that wait for room have nothing under way: they end here. All others end with their last answer.
   std::vector<OpIndex> waiting;
   for (auto& device : devices) {

@@ -99,6 +99,9 @@ Block& Core::Impl::make_block(Client& client, BlockIndex index) {
       take_range(*block, it->first, it->second);
     }
   }
+  if (!client.protections.empty()) {
+    protect_block(client, *block);
+  }
   std::uint32_t at = 0;
   if (client.block_holes.empty()) {
     at = static_cast<std::uint32_t>(client.blocks.size());
@@ -202,16 +205,29 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
   if (!well_formed(span) || !all_allocated(*client, span)) {
     return Code::not_allocated;
   }
+  start_free(*client, span, cookie, none_index);
+  return {};
+}
+
+/// REQUIRES: all of the span is allocated, and not being freed.
+void Core::Impl::start_free(Client& owner, PageSpan span, Cookie cookie, std::uint32_t change) {
+  Client* const client = &owner;
+  const ClientId id = owner.id;
   split_range(*client, span.first);
   split_range(*client, span.end());
   for (auto it = client->ranges.find(span.first); it != client->ranges.end() && it->first < span.end(); ++it) {
     it->second.freeing = true;
+  }
+  if (!client->protections.empty()) {
+    set_protection(*client, span, span_all);
+    for_blocks(*client, span, [&](Block& block) { protect_block(*client, block); });
   }
   const std::uint32_t index = new_request(frees);
   frees[index].in_use = true;
   frees[index].client = client;
   frees[index].span = span;
   frees[index].cookie = cookie;
+  frees[index].change = change;
   frees[index].remaining = 1;  // held until every granule was asked
   tell(EventKind::free, *client, no_device, span, Cause::freed);
   work.userptr_invalidate(id, span);
@@ -258,7 +274,6 @@ Status Core::Impl::free(ClientId id, PageSpan span, Cookie cookie) {
     kept_frees.push_back({index, no_block, 0});
   }
   free_granule_done(index);
-  return {};
 }
 
 PageSpan Core::Impl::freed_in(std::uint32_t request, const Block& block, std::uint32_t granule) const {
@@ -290,6 +305,7 @@ void Core::Impl::free_granule(std::uint32_t request, Block& block, std::uint32_t
 
 /// A userptr buffer is in use no more: frees that were kept from going on for it go on.
 void Core::Impl::resume_frees() {
+  resume_changes();
   for (std::size_t i = 0; i < kept_frees.size();) {
     const KeptFree kept = kept_frees[i];
     Client& client = *frees[kept.request].client;
@@ -334,7 +350,11 @@ void Core::Impl::free_forgotten(std::uint32_t request) {
     while (it != client.ranges.end() && it->first < free.span.end()) {
       it = client.ranges.erase(it);
     }
-    reply(free.cookie, client, {});
+    if (free.change != none_index) {
+      change_part_done(free.change);
+    } else {
+      reply(free.cookie, client, {});
+    }
   }
   free.in_use = false;
   if (charged != 0) {

@@ -1,4 +1,4 @@
-// What clients have asked for and the core has not answered yet: frees, and walks over spans.
+// What clients have asked for and the core has not answered yet: frees, changes, and walks over spans.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "base/types.h"
 #include "core/block/block.h"
+#include "core/svm/types.h"
 #include "core/work/types.h"
 
 namespace ferry::core {
@@ -18,7 +19,18 @@ struct FreeRequest {
   std::uint64_t remaining = 0;      ///< granules still to discard
   std::uint64_t charged_pages = 0;  ///< to be given back when the machine has taken the memory
   bool in_use = false;
-  bool started = false;  ///< the machine was asked to take the memory
+  bool started = false;               ///< the machine was asked to take the memory
+  std::uint32_t change = none_index;  ///< of that request's unmap, which is told instead of the cookie
+};
+
+/// A change of the address space under way.
+struct ChangeRequest {
+  Client* client = nullptr;
+  Change change = Change::unmap;
+  PageSpan span;
+  Cookie cookie;
+  std::uint64_t remaining = 0;  ///< granules, and parts that are freed, still to come
+  bool in_use = false;
 };
 
 /// A walk over a span, granule by granule.

@@ -271,13 +271,14 @@ void Core::Impl::take_mappings(Op& op) {
 /// The operation that has just ended may have mapped what may not be mapped any more. True: the next one takes it, and
 /// whoever waits for the granule waits for that. REQUIRES: the granule has no operation.
 bool Core::Impl::take_next(Block& block, std::uint32_t granule, const PageMask& remap, std::vector<std::uint32_t>& told,
-                           std::vector<Waiter>& waiters) {
+                           std::vector<Waiter>& waiters, std::vector<std::uint32_t>& changes) {
   if (!start_taking(block, granule, remap)) {
     return false;
   }
   Op& op = ops[block.granules[granule].op];
   op.svm.swap(told);
   op.waiters.swap(waiters);
+  op.next_changes.swap(changes);
   run_op(op.self);
   return true;
 }

@@ -19,6 +19,9 @@ bool Core::Impl::maps_ahead(const Client& client, DeviceId device) const {
 PageMask Core::Impl::must_map(const Block& block, std::uint32_t granule, DeviceId device) const {
   PageMask out = block.allocated & granule_mask(granule);
   out.remove(block.freeing);
+  if (block.protection != nullptr) {
+    out.remove(block.protection->no_read);
+  }
   const bool retries = retry_faults(*block.client, device);
   if (block.plain) {
     return retries ? PageMask() : out;
@@ -41,6 +44,9 @@ PageMask Core::Impl::not_mapped(const Block& block, std::uint32_t granule, Devic
     return {};
   }
   PageMask good = view.mapped & view.writable;
+  if (block.protection != nullptr) {
+    good |= view.mapped & block.protection->no_write;
+  }
   if (!block.plain) {
     block.client->svm.map.for_runs(granule_span(block, granule), [&](PageSpan span, const Attributes& a) {
       if ((a.flags & (svm_gpu_ro | svm_read_mostly)) != 0) {

@@ -11,6 +11,19 @@ unsigned bit_of(Page page) { return static_cast<unsigned>(page & (block_pages - 
 
 PageMask mask_of(PageSpan span) { return PageMask::range(bit_of(span.first), static_cast<unsigned>(span.count_pages)); }
 
+/// What the application forbade, whatever attributes say.
+void protect(const Block& block, RightsList& list) {
+  if (block.protection == nullptr) {
+    return;
+  }
+  for (unsigned i = 0; i < list.size(); i += 2) {
+    const PageMask held_back = list[i + 1].pages & block.protection->no_write;
+    list[i].pages |= held_back;
+    list[i + 1].pages.remove(held_back);
+    list[i].pages.remove(block.protection->no_read);
+  }
+}
+
 /// A fault serves both alike.
 bool alike(const Attributes& a, const Attributes& b) {
   return a.preferred == b.preferred && a.granularity == b.granularity && a.flags == b.flags && a.access == b.access;
@@ -66,6 +79,7 @@ RightsList Core::Impl::rights_of(const Block& block, std::uint32_t granule, Devi
   }
   if (block.plain) {
     list[write ? 1 : 0].pages = pages;
+    protect(block, list);
     return list;
   }
   for_attributes(block, granule, [&](const PageMask& mask, const Attributes& a) {
@@ -74,6 +88,7 @@ RightsList Core::Impl::rights_of(const Block& block, std::uint32_t granule, Devi
       list[(write && !read_only ? 1U : 0U) | ((a.flags & svm_gpu_exec) != 0 ? 2U : 0U)].pages |= mask & pages;
     }
   });
+  protect(block, list);
   return list;
 }
 

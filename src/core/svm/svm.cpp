@@ -19,10 +19,5 @@ Status Core::unpin(std::uint64_t now_ns, ClientId client, PageSpan span) {
   impl_->now_ns = now_ns;
   return impl_->unpin(client, span);
 }
-Status Core::change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page, std::uint8_t,
-                    Cookie cookie) {
-  impl_->now_ns = now_ns;
-  return change == Change::lazy_free ? impl_->discard_contents(client, span, cookie) : Code::unsupported;
-}
 
 }  // namespace ferry::core

@@ -100,6 +100,7 @@ inline constexpr unsigned attributes_max = 64;  ///< in one call
 /// | lazy_free | read as before or as zeros (MADV_FREE, ferry_discard)                            |
 enum class Change : std::uint8_t { unmap, move, protect, discard, lazy_free };
 inline constexpr unsigned change_count = 5;
+[[nodiscard]] const char* to_string(Change change);
 
 /// What an application may do with pages of its own, whoever it is (mprotect). Bit set: allowed.
 enum SpanProt : std::uint8_t { span_read = 1, span_write = 2, span_exec = 4, span_all = 7 };

@@ -171,6 +171,7 @@ void Executor::discard_system(Client& client, const core::Action& action) {
     freed.remove(b.managed);
     if (!client.closing) disarm(client, index, b, freed);
     b.revoked.remove(freed);
+    b.own_protection.remove(freed);
     b.backed.remove(mask);
     b.huge = false;
     b.huge_refused = false;

@@ -164,7 +164,7 @@ void Executor::map_cpu(Client& client, const core::Action& action) {
   }
   // One entry instead of 512, and the block is the kernel's again. Where the folio is small, 512 entries made from here
   // cost less than the way through the agent.
-  if (action.pages.count_pages == block_pages && b.huge && b.managed == PageMask::all()) {
+  if (action.pages.count_pages == block_pages && b.huge && b.managed == PageMask::all() && b.own_protection.none()) {
     const std::uint32_t command = make_command(client, no_device, CommandKind::map_home, action.pages, action.id);
     commands_.at(command).record.file_offset = action.pages.first * page_bytes;
     close_open(client, no_device);

@@ -58,7 +58,8 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
       now_ns_, client.id, device, page, record.access == wire::fault_write ? Access::write : Access::read,
       make_token(cu, record.slot, slot.serial),
       record.unit < peer.cus.size() && (peer.lent_units >> record.unit & 1) != 0 ? record.unit
-                                                                                 : core::AllocContext::no_cu);
+                                                                                 : core::AllocContext::no_cu,
+      record.value);
 }
 
 /// A kernel called what lies on the page. False: it may not, or has it mapped already, without that right: the core would

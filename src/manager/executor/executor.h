@@ -4,6 +4,7 @@
 //   protect.cpp   protect_cpu, map_cpu for reading
 //   copy.cpp      copy, release_chunk, discard_system   store.cpp   store, load, discard_store
 //   buffer.cpp    *_buffer                              job.cpp     run_job, cancel_job, signal_fence
+//   change.cpp    what the application did to its mappings
 //   video.cpp     the video engine's threads
 //   fork.cpp      forks come and go       fork_pages.cpp  what children still need of the application's pages
 //   unit.cpp      grant_cus, revoke_cus, graphics jobs on the device process, reset_device
@@ -111,6 +112,10 @@ class Executor final : private StoreUser {
   void on_job_done(Client& client, DeviceId device, const wire::UpRecord& record);
   /// `thread`: whose touch it is, in its own numbering; 0: unknown.
   void on_cpu_fault(Client& client, std::uint64_t address, Access access, std::uint32_t thread = 0);
+
+  // --- changes of the application's mappings (change.cpp) ---
+  void protected_by_application(Client& client, PageSpan pages, bool back_to_normal);
+  void mapped_over(Client& client, PageSpan pages);
 
   // --- endings ---
   /// The device process is gone, and the core does not know yet: aborts if what it could reach is not what the core had

@@ -1,0 +1,332 @@
+#include "client/change/change.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+
+#include "client/change/mappings.h"
+#include "client/heap/process_heap.h"
+#include "client/process_state.h"
+#include "client/session.h"
+#include "core/svm/types.h"
+
+// Of kernels that are newer than the C library.
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
+// Where this library begins in memory, and where its code ends; the linker's.
+extern "C" {
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
+extern const char etext[] __attribute__((visibility("hidden")));
+}
+
+namespace ferry::client {
+namespace {
+
+// By number: libc's functions come here.
+int raw_munmap(std::uint64_t at, std::size_t bytes) { return static_cast<int>(::syscall(SYS_munmap, at, bytes)); }
+int raw_mprotect(std::uint64_t at, std::size_t bytes, int prot) {
+  return static_cast<int>(::syscall(SYS_mprotect, at, bytes, prot));
+}
+int raw_madvise(std::uint64_t at, std::size_t bytes, int advice) {
+  return static_cast<int>(::syscall(SYS_madvise, at, bytes, advice));
+}
+void* raw_mmap(std::uint64_t at, std::size_t bytes, int prot, int flags, int fd, std::int64_t offset) {
+  return reinterpret_cast<void*>(::syscall(SYS_mmap, at, bytes, prot, flags, fd, offset));
+}
+
+std::uint64_t number(const void* address) { return reinterpret_cast<std::uint64_t>(address); }
+std::uint64_t round_up(std::uint64_t bytes) { return (bytes + page_bytes - 1) & ~(page_bytes - 1); }
+
+struct Part {
+  std::uint64_t first = 0;
+  std::uint64_t end = 0;
+  [[nodiscard]] std::size_t bytes() const { return end - first; }
+  [[nodiscard]] bool empty() const { return end <= first; }
+};
+
+/// A span cut at the window's ends.
+struct Cut {
+  Part below;
+  Part inside;
+  Part above;
+};
+
+Cut cut(const Session& s, std::uint64_t at, std::size_t bytes) {
+  const std::uint64_t end = at + round_up(bytes);
+  const std::uint64_t window_end = s.window_base + s.window_bytes;
+  return {{at, std::min(end, s.window_base)},
+          {std::max(at, s.window_base), std::min(end, window_end)},
+          {std::max(at, window_end), end}};
+}
+
+Status tell(Session& s, core::Change change, const Part& part, unsigned prot = 0) {
+  wire::Change body{};
+  body.first_page = s.page_of(reinterpret_cast<void*>(part.first));
+  body.count_pages = part.bytes() / page_bytes;
+  body.change = static_cast<std::uint32_t>(change);
+  body.prot = prot;
+  return s.requests.tell(wire::MessageType::change, body);
+}
+
+/// What the manager could not do, as errno.
+int errno_of(Status status) {
+  if (status.sys_errno != 0) return status.sys_errno;
+  switch (status.code) {
+    case Code::not_allocated: return ENOMEM;
+    case Code::in_use: return EBUSY;
+    case Code::bad_range: return EINVAL;
+    default: return EAGAIN;
+  }
+}
+
+bool well_formed(std::uint64_t at, std::size_t bytes) {
+  return at % page_bytes == 0 && bytes != 0 && at + round_up(bytes) > at;
+}
+
+bool hide(const Part& part) {
+  return raw_mmap(part.first, part.bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+                  0) != MAP_FAILED;
+}
+
+/// Out of everybody's reach, and the addresses stay the heap's until the allocation is freed.
+Status unmap_inside(Session& s, const Part& part) {
+  if (!hide(part)) return Status(Code::no_mappings, errno);
+  const Status told = tell(s, core::Change::unmap, part);
+  // Once more: a command of the manager that was on its way may have mapped it again.
+  if (!hide(part)) return Status(Code::no_mappings, errno);
+  // Nothing was there: as with munmap.
+  return told.code == Code::not_allocated ? Status() : told;
+}
+
+unsigned span_prot(int prot) {
+  return ((prot & PROT_READ) != 0 ? unsigned{core::span_read} : 0U) |
+         ((prot & PROT_WRITE) != 0 ? unsigned{core::span_write} : 0U) |
+         ((prot & PROT_EXEC) != 0 ? unsigned{core::span_exec} : 0U);
+}
+
+/// A session's devices obey read and write; with both allowed, code may lie there as on any managed page.
+unsigned device_prot(int prot) {
+  const unsigned bits = span_prot(prot);
+  return (bits & (core::span_read | core::span_write)) == (core::span_read | core::span_write)
+             ? unsigned{core::span_all}
+             : bits;
+}
+
+int fail_with(int error) {
+  errno = error;
+  return -1;
+}
+
+}  // namespace
+
+bool touches_managed(const void* address, std::size_t bytes) {
+  const Session* s = session_if_open();
+  if (s == nullptr) return false;
+  const std::uint64_t at = number(address);
+  if (at >= s->window_base + s->window_bytes || at + bytes <= s->window_base) return false;
+  return process_kind.load(std::memory_order_relaxed) == ProcessKind::application;
+}
+
+bool is_own_code(const void* at) {
+  const std::uint64_t first = number(__ehdr_start);
+  return number(at) - first < number(etext) - first;
+}
+
+int change_unmap(void* address, std::size_t bytes) {
+  Session& s = *session_if_open();
+  const std::uint64_t at = number(address);
+  if (!well_formed(at, bytes)) return fail_with(EINVAL);
+  const Cut parts = cut(s, at, bytes);
+  if (!parts.below.empty() && raw_munmap(parts.below.first, parts.below.bytes()) != 0) return -1;
+  if (!parts.above.empty() && raw_munmap(parts.above.first, parts.above.bytes()) != 0) return -1;
+  const Status done = unmap_inside(s, parts.inside);
+  return done.ok() ? 0 : fail_with(errno_of(done));
+}
+
+void* change_map_over(void* address, std::size_t bytes, int prot, int flags, int fd, std::int64_t offset) {
+  Session& s = *session_if_open();
+  const std::uint64_t at = number(address);
+  if (!well_formed(at, bytes) || (flags & MAP_FIXED_NOREPLACE) == MAP_FIXED_NOREPLACE) {
+    return raw_mmap(at, bytes, prot, flags, fd, offset);
+  }
+  const Part inside = cut(s, at, bytes).inside;
+  const Status told = tell(s, core::Change::unmap, inside);
+  if (!told.ok() && told.code != Code::not_allocated) {
+    errno = errno_of(told);
+    return MAP_FAILED;
+  }
+  void* const mapped = raw_mmap(at, bytes, prot, flags, fd, offset);
+  const int error = errno;
+  if (mapped == MAP_FAILED) hide(inside);  // the kernel, too, has unmapped what was there by then
+  wire::Span over{};
+  over.first_page = s.page_of(reinterpret_cast<void*>(inside.first));
+  over.count_pages = inside.bytes() / page_bytes;
+  over.device = wire::to_system;
+  [[maybe_unused]] const Status forgotten = s.requests.tell(wire::MessageType::changed, over);
+  errno = error;
+  return mapped;
+}
+
+int change_protect(void* address, std::size_t bytes, int prot) {
+  Session& s = *session_if_open();
+  const std::uint64_t at = number(address);
+  if (!well_formed(at, bytes) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) != 0) {
+    return raw_mprotect(at, bytes, prot);
+  }
+  const Status told = tell(s, core::Change::protect, cut(s, at, bytes).inside, device_prot(prot));
+  if (!told.ok()) return fail_with(errno_of(told));
+  return raw_mprotect(at, bytes, prot);
+}
+
+int change_advise(void* address, std::size_t bytes, int advice) {
+  Session& s = *session_if_open();
+  const std::uint64_t at = number(address);
+  core::Change change = core::Change::discard;
+  switch (advice) {
+    case MADV_DONTNEED:
+    case MADV_DONTNEED_LOCKED:
+    case MADV_REMOVE: break;
+    case MADV_FREE: change = core::Change::lazy_free; break;
+    case MADV_DONTFORK:
+    case MADV_DOFORK:
+    case MADV_WIPEONFORK:
+    case MADV_KEEPONFORK:
+      // What a child gets of managed memory is Ferry's to say; the kernel would give it the parent's own pages.
+      return at % page_bytes == 0 ? 0 : fail_with(EINVAL);
+    default: return raw_madvise(at, bytes, advice);
+  }
+  if (at % page_bytes != 0) return fail_with(EINVAL);
+  if (bytes == 0) return 0;
+  if (!well_formed(at, bytes)) return fail_with(EINVAL);
+  const Cut parts = cut(s, at, bytes);
+  if (!parts.below.empty() && raw_madvise(parts.below.first, parts.below.bytes(), advice) != 0) return -1;
+  if (!parts.above.empty() && raw_madvise(parts.above.first, parts.above.bytes(), advice) != 0) return -1;
+  const Status told = tell(s, change, parts.inside);
+  return told.ok() ? 0 : fail_with(errno_of(told));
+}
+
+// --- mremap ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void* remap_failed(int error) {
+  errno = error;
+  return MAP_FAILED;
+}
+
+/// Where the pages go: of the heap, so that ferry_free takes it; or where the caller says.
+void* take_target(Session& s, void* to, std::size_t bytes, bool fixed) {
+  if (!fixed) {
+    void* target = process_heap().allocate(bytes, page_bytes);
+    return target == nullptr ? MAP_FAILED : target;
+  }
+  const std::uint64_t at = number(to);
+  if (!well_formed(at, bytes)) return remap_failed(EINVAL);
+  if (touches_managed(to, bytes)) {
+    const Part inside = cut(s, at, bytes).inside;
+    if (inside.bytes() != round_up(bytes)) return remap_failed(EINVAL);
+    const Status gone = unmap_inside(s, inside);
+    if (!gone.ok()) return remap_failed(errno_of(gone));
+    if (raw_mmap(at, inside.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, s.system_file.get(),
+                 static_cast<std::int64_t>(s.page_of(to) * page_bytes)) == MAP_FAILED) {
+      return MAP_FAILED;
+    }
+    raw_madvise(at, inside.bytes(), MADV_DONTFORK);
+    wire::Span span{};
+    span.first_page = s.page_of(to);
+    span.count_pages = inside.bytes() / page_bytes;
+    span.device = wire::to_system;
+    const Status managed = s.requests.tell(wire::MessageType::alloc, span);
+    if (managed.ok()) return to;
+    hide(inside);
+    return remap_failed(errno_of(managed));
+  }
+  return raw_mmap(at, round_up(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+}
+
+}  // namespace
+
+void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, void* to) {
+  Session& s = *session_if_open();
+  const std::uint64_t at = number(address);
+  constexpr int known = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+  const bool fixed = (flags & MREMAP_FIXED) != 0;
+  const bool keep = (flags & MREMAP_DONTUNMAP) != 0;
+  if ((flags & ~known) != 0 || !well_formed(at, old_bytes) || new_bytes == 0 ||
+      ((fixed || keep) && (flags & MREMAP_MAYMOVE) == 0) || (keep && round_up(old_bytes) != round_up(new_bytes))) {
+    return remap_failed(EINVAL);
+  }
+  const std::uint64_t had = round_up(old_bytes);
+  const std::uint64_t wanted = round_up(new_bytes);
+  const Part old = cut(s, at, had).inside;
+  if (old.bytes() != had) return remap_failed(EFAULT);  // more than one mapping
+  if (fixed && number(to) < at + had && at < number(to) + wanted) return remap_failed(EINVAL);
+  if (!fixed && !keep && wanted <= had) {
+    if (wanted == had) return address;
+    const Status gone = unmap_inside(s, {at + wanted, at + had});
+    return gone.ok() ? address : remap_failed(errno_of(gone));
+  }
+  // What lies behind an allocation is another's, or may become so.
+  if ((flags & MREMAP_MAYMOVE) == 0) return remap_failed(ENOMEM);
+
+  // Nobody writes the pages from here on: a thread that tries gets SIGSEGV, as when they have gone.
+  const std::size_t moved = std::min(had, wanted);
+  Status told = tell(s, core::Change::protect, old, core::span_read);
+  if (!told.ok()) return remap_failed(told.code == Code::not_allocated ? EFAULT : errno_of(told));
+  void* target = MAP_FAILED;
+  if (raw_mprotect(old.first, old.bytes(), PROT_READ) == 0) target = take_target(s, to, wanted, fixed);
+  if (target == MAP_FAILED) {
+    const int error = errno == 0 ? ENOMEM : errno;
+    raw_mprotect(old.first, old.bytes(), PROT_READ | PROT_WRITE);
+    [[maybe_unused]] const Status again = tell(s, core::Change::protect, old, core::span_all);
+    return remap_failed(error);
+  }
+  std::memcpy(target, address, moved);
+  if (keep) {
+    told = tell(s, core::Change::discard, old);
+    if (told.ok()) told = tell(s, core::Change::protect, old, core::span_all);
+    raw_mprotect(old.first, old.bytes(), PROT_READ | PROT_WRITE);
+  } else {
+    told = unmap_inside(s, old);
+  }
+  return told.ok() ? target : remap_failed(errno_of(told));
+}
+
+// --- system calls on managed memory ----------------------------------------------------------------------------------
+
+bool kernel_needs_help(const void* address) {
+  return touches_managed(address, 1) && !session_if_open()->userfault.full_service();
+}
+
+bool bring_for_kernel(const void* address, std::size_t bytes, bool kernel_writes) {
+  if (bytes == 0 || !touches_managed(address, bytes) || session_if_open()->userfault.full_service()) return false;
+  const std::uint64_t end = number(address) + bytes;
+  bool some = false;
+  for (std::uint64_t at = number(address) & ~(page_bytes - 1); at < end;) {
+    OwnMapping here;
+    // Where threads may not touch, the kernel was right.
+    if (!find_own_mapping(at, here) || !here.readable || (kernel_writes && !here.writable)) return some;
+    const std::uint64_t stop = std::min(end, here.end);
+    for (; at < stop; at += page_bytes) {
+      // As the kernel would: a write that changes nothing, or a read. This thread waits until the page is there.
+      auto* word = reinterpret_cast<unsigned char*>(at);
+      if (kernel_writes) {
+        __atomic_fetch_or(word, 0, __ATOMIC_RELAXED);
+      } else {
+        static_cast<void>(__atomic_load_n(word, __ATOMIC_RELAXED));
+      }
+    }
+    some = true;
+  }
+  return some;
+}
+
+}  // namespace ferry::client

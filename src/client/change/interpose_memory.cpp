@@ -1,0 +1,77 @@
+// munmap, mmap, mremap, mprotect, madvise as this library exports them: for memory that is not managed, one comparison
+// and then the system call. System calls that are made by number are not seen: docs/SVM.md says what that means.
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdarg>
+#include <cstddef>
+
+#include "client/change/change.h"
+#include "client/change/libc.h"
+
+using ferry::client::touches_managed;
+
+FERRY_INTERPOSED int munmap(void* address, std::size_t bytes) noexcept {
+  if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::change_unmap(address, bytes);
+  }
+  return static_cast<int>(::syscall(SYS_munmap, address, bytes));
+}
+
+FERRY_INTERPOSED void* mmap(void* address, std::size_t bytes, int prot, int flags, int fd, off_t offset) noexcept {
+  if ((flags & MAP_FIXED) != 0 && touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::change_map_over(address, bytes, prot, flags, fd, offset);
+  }
+  return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+}
+
+FERRY_INTERPOSED void* mmap64(void* address, std::size_t bytes, int prot, int flags, int fd, off64_t offset) noexcept {
+  if ((flags & MAP_FIXED) != 0 && touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::change_map_over(address, bytes, prot, flags, fd, offset);
+  }
+  return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+}
+
+FERRY_INTERPOSED int mprotect(void* address, std::size_t bytes, int prot) noexcept {
+  if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::change_protect(address, bytes, prot);
+  }
+  return static_cast<int>(::syscall(SYS_mprotect, address, bytes, prot));
+}
+
+FERRY_INTERPOSED int madvise(void* address, std::size_t bytes, int advice) noexcept {
+  if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::change_advise(address, bytes, advice);
+  }
+  return static_cast<int>(::syscall(SYS_madvise, address, bytes, advice));
+}
+
+FERRY_INTERPOSED int posix_madvise(void* address, std::size_t bytes, int advice) noexcept {
+  // As libc: what POSIX calls DONTNEED may not lose contents, and does nothing.
+  if (advice == POSIX_MADV_DONTNEED) return 0;
+  const int before = errno;
+  const int result = static_cast<int>(::syscall(SYS_madvise, address, bytes, advice)) == 0 ? 0 : errno;
+  errno = before;
+  return result;
+}
+
+FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, ...) noexcept {
+  void* to = nullptr;
+  if ((flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0) {
+    va_list more;
+    va_start(more, flags);
+    to = va_arg(more, void*);
+    va_end(more);
+  }
+  const bool over = (flags & MREMAP_FIXED) != 0 && touches_managed(to, new_bytes);
+  if ((over || touches_managed(address, old_bytes)) && !FERRY_CALLED_FROM_INSIDE()) {
+    if (touches_managed(address, old_bytes)) {
+      return ferry::client::change_remap(address, old_bytes, new_bytes, flags, to);
+    }
+    // Memory of its own comes to lie over managed memory: that goes first.
+    if (ferry::client::change_unmap(to, new_bytes) != 0) return MAP_FAILED;
+  }
+  return reinterpret_cast<void*>(::syscall(SYS_mremap, address, old_bytes, new_bytes, flags, to));
+}

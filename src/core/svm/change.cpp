@@ -1,0 +1,419 @@
+// What the application does to its own pages: unmap, protect, discard. Each is carried out granule by granule, after the
+// operation that is under way there, and before whoever waits there is looked at again.
+#include "core/impl.h"
+
+namespace ferry::core {
+namespace {
+
+constexpr Page page_limit = Page{1} << 52;
+/// Unmaps that are told apart. A fault that is older than all of them is tried again: then it is a new one.
+constexpr std::size_t past_unmaps_max = 64;
+
+bool well_formed(PageSpan span) {
+  return span.count_pages > 0 && span.first < page_limit && span.count_pages <= page_limit - span.first;
+}
+
+PageSpan cut(PageSpan span, PageSpan to) {
+  const Page first = std::max(span.first, to.first);
+  const Page end = std::min(span.end(), to.end());
+  return {first, end > first ? end - first : 0};
+}
+
+/// The parts of the span that are allocated and not being freed, neighbours together.
+std::vector<PageSpan> allocated_parts(const Client& client, PageSpan span) {
+  std::vector<PageSpan> parts;
+  auto it = client.ranges.upper_bound(span.first);
+  if (it != client.ranges.begin()) {
+    --it;
+  }
+  for (; it != client.ranges.end() && it->first < span.end(); ++it) {
+    const PageSpan part = cut({it->first, it->second.count_pages}, span);
+    if (part.count_pages == 0 || it->second.freeing) {
+      continue;
+    }
+    if (!parts.empty() && parts.back().end() == part.first) {
+      parts.back().count_pages += part.count_pages;
+    } else {
+      parts.push_back(part);
+    }
+  }
+  return parts;
+}
+
+PageMask mask_in(const Block& block, PageSpan span) {
+  const Page first = first_page_of(block.index);
+  const PageSpan part = cut(span, {first, block_pages});
+  return part.count_pages == 0
+             ? PageMask()
+             : PageMask::range(static_cast<unsigned>(part.first - first), static_cast<unsigned>(part.count_pages));
+}
+
+std::uint32_t new_change(std::vector<ChangeRequest>& changes) {
+  for (std::uint32_t i = 0; i < changes.size(); ++i) {
+    if (!changes[i].in_use) {
+      changes[i] = {};
+      return i;
+    }
+  }
+  changes.emplace_back();
+  return static_cast<std::uint32_t>(changes.size() - 1);
+}
+
+}  // namespace
+
+Status Core::change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page to, std::uint8_t prot,
+                    Cookie cookie) {
+  impl_->now_ns = now_ns;
+  return impl_->change(client, change, span, to, prot, cookie);
+}
+
+std::uint64_t Core::changes(ClientId client) const {
+  const Client* c = impl_->find_client(client);
+  return c == nullptr ? 0 : c->changes;
+}
+
+Status Core::Impl::change(ClientId id, Change change, PageSpan span, Page, std::uint8_t prot, Cookie cookie) {
+  Client* client = find_client(id);
+  if (client == nullptr || client->dying) {
+    return Code::client_gone;
+  }
+  if (!well_formed(span) || (change == Change::protect && (prot & ~span_all) != 0)) {
+    return Code::bad_range;
+  }
+  if (change == Change::move) {
+    return Code::unsupported;
+  }
+  if (change == Change::lazy_free) {
+    return discard_contents(id, span, cookie);
+  }
+  if (allocated_parts(*client, span).empty()) {
+    return Code::not_allocated;
+  }
+  if (change == Change::discard && pinned(*client, span)) {
+    return Code::in_use;
+  }
+  const std::uint32_t index = new_change(changes);
+  ChangeRequest& request = changes[index];
+  request.in_use = true;
+  request.client = client;
+  request.change = change;
+  request.span = span;
+  request.cookie = cookie;
+  request.remaining = 1;  // held until every part was asked
+  switch (change) {
+    case Change::unmap: start_unmap(index); break;
+    case Change::protect: start_protect(index, prot); break;
+    case Change::discard: start_discard(index); break;
+    case Change::lazy_free:
+    case Change::move: break;
+  }
+  change_part_done(index);
+  return {};
+}
+
+void Core::Impl::change_part_done(std::uint32_t index) {
+  ChangeRequest& request = changes[index];
+  FERRY_CHECK(request.in_use && request.remaining > 0);
+  if (--request.remaining != 0) {
+    return;
+  }
+  request.in_use = false;
+  reply(request.cookie, *request.client, {});
+}
+
+// --- unmap -----------------------------------------------------------------------------------------------------------
+
+void Core::Impl::start_unmap(std::uint32_t index) {
+  Client& client = *changes[index].client;
+  const PageSpan span = changes[index].span;
+  client.past_unmaps.push_back({++client.changes, span});
+  if (client.past_unmaps.size() > past_unmaps_max) {
+    client.past_unmaps.pop_front();
+  }
+  for (const PageSpan part : allocated_parts(client, span)) {
+    ++changes[index].remaining;
+    start_free(client, part, {}, index);
+  }
+}
+
+bool Core::Impl::unmapped_since(const Client& client, Page page, std::uint64_t seen) {
+  if (seen >= client.changes) {
+    return false;
+  }
+  for (auto it = client.past_unmaps.rbegin(); it != client.past_unmaps.rend(); ++it) {
+    if (it->number <= seen) {
+      return false;
+    }
+    if (it->span.contains(page)) {
+      return true;
+    }
+  }
+  // Older than what is remembered.
+  return client.past_unmaps.front().number > seen + 1;
+}
+
+// --- protection ------------------------------------------------------------------------------------------------------
+
+/// Says it of the allocated pages of the span, whatever was said before.
+void Core::Impl::set_protection(Client& client, PageSpan span, std::uint8_t prot) {
+  auto& map = client.protections;
+  auto it = map.upper_bound(span.first);
+  if (it != map.begin()) {
+    --it;
+  }
+  while (it != map.end() && it->first < span.end()) {
+    const PageSpan old{it->first, it->second.count_pages};
+    const std::uint8_t old_prot = it->second.prot;
+    if (!old.overlaps(span)) {
+      ++it;
+      continue;
+    }
+    it = map.erase(it);
+    if (old.first < span.first) {
+      map.emplace(old.first, ProtectedSpan{span.first - old.first, old_prot});
+    }
+    if (old.end() > span.end()) {
+      it = map.emplace(span.end(), ProtectedSpan{old.end() - span.end(), old_prot}).first;
+    }
+  }
+  if (prot == span_all) {
+    return;
+  }
+  for (const PageSpan part : allocated_parts(client, span)) {
+    auto here = map.emplace(part.first, ProtectedSpan{part.count_pages, prot}).first;
+    const auto next = std::next(here);
+    if (next != map.end() && next->first == part.end() && next->second.prot == prot) {
+      here->second.count_pages += next->second.count_pages;
+      map.erase(next);
+    }
+    if (here != map.begin()) {
+      const auto before = std::prev(here);
+      if (before->first + before->second.count_pages == here->first && before->second.prot == prot) {
+        before->second.count_pages += here->second.count_pages;
+        map.erase(here);
+      }
+    }
+  }
+}
+
+/// What the client's map says of the block's pages.
+void Core::Impl::protect_block(const Client& client, Block& block) const {
+  PageMask no_read;
+  PageMask no_write;
+  const Page first = first_page_of(block.index);
+  auto it = client.protections.upper_bound(first);
+  if (it != client.protections.begin()) {
+    --it;
+  }
+  for (; it != client.protections.end() && it->first < first + block_pages; ++it) {
+    const PageMask mask = mask_in(block, {it->first, it->second.count_pages});
+    // Page tables know no page that can be written and not read.
+    if ((it->second.prot & (span_read | span_write)) == 0) {
+      no_read |= mask;
+    }
+    if ((it->second.prot & span_write) == 0) {
+      no_write |= mask;
+    }
+  }
+  if (no_write.none()) {
+    block.protection.reset();
+    return;
+  }
+  if (block.protection == nullptr) {
+    block.protection = std::make_unique<Protection>();
+  }
+  block.protection->no_read = no_read;
+  block.protection->no_write = no_write;
+}
+
+void Core::Impl::start_protect(std::uint32_t index, std::uint8_t prot) {
+  Client& client = *changes[index].client;
+  const PageSpan span = changes[index].span;
+  set_protection(client, span, prot);
+  for (auto& block : client.blocks) {
+    if (block != nullptr && mask_in(*block, span).any()) {
+      // At once: what is mapped from now on obeys. What is mapped already follows.
+      protect_block(client, *block);
+      change_granules(index, *block);
+    }
+  }
+}
+
+// --- contents --------------------------------------------------------------------------------------------------------
+
+void Core::Impl::start_discard(std::uint32_t index) {
+  Client& client = *changes[index].client;
+  const PageSpan span = changes[index].span;
+  work.userptr_invalidate(client.id, span);
+  BlockIndex last = ~BlockIndex{0};
+  for (const PageSpan part : allocated_parts(client, span)) {
+    for (BlockIndex b = block_of(part.first); b <= block_of(part.end() - 1); ++b) {
+      if (b == last) {
+        continue;  // of the part before too, and done with it
+      }
+      last = b;
+      Block* block = find_block(client, b);
+      if (block == nullptr) {
+        // Under a budget such pages have no memory; without one the CPU alone has touched them, who knows which.
+        if (reclaim.counts()) {
+          continue;
+        }
+        block = &make_block(client, b);
+      }
+      change_granules(index, *block);
+    }
+  }
+}
+
+/// Revoked everywhere, the pages lose every copy; system memory reads as zeros once the machine has taken it.
+void Core::Impl::zero(Op& op) {
+  Block& block = *op.block;
+  const Granule& state = granule_state(op);
+  if (!planted(PlantedBug::keep_discarded)) {
+    block.vram_current.remove(op.pages);
+  }
+  block.system_current |= op.pages;
+  written(block, op.pages);  // nothing of theirs may be dropped any more: they are zeros
+  if (state.slot != none_index && !block.vram_current.intersects(granule_mask(op.granule))) {
+    release_slot(block, op.granule);
+  }
+  const PageMask give = reclaim.counts() ? op.pages & block.held : op.pages;
+  give.for_each_run([&](unsigned first, unsigned count) {
+    ask(Verb::discard_system, op, {first_page_of(block.index) + first, count});
+  });
+}
+
+// --- granule by granule ----------------------------------------------------------------------------------------------
+
+void Core::Impl::change_granules(std::uint32_t index, Block& block) {
+  Client& client = *block.client;
+  const PageMask pages = mask_in(block, changes[index].span) & block.allocated;
+  ++block.holds;
+  for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
+    if (pages.intersects(granule_mask(g))) {
+      ++changes[index].remaining;
+      change_granule(index, block, g);
+    }
+  }
+  --block.holds;
+  drop_block_if_empty(client, block);
+}
+
+void Core::Impl::change_granule(std::uint32_t index, Block& block, std::uint32_t granule) {
+  if (block.granules[granule].op != none_index) {
+    // It may have asked for mappings and copies already, as things were.
+    ops[block.granules[granule].op].next_changes.push_back(index);
+    return;
+  }
+  const Change kind = changes[index].change;
+  PageMask pages = mask_in(block, changes[index].span) & block.allocated & granule_mask(granule);
+  pages.remove(block.freeing);
+  if (kind == Change::protect) {
+    PageMask wrong;
+    for (const DeviceView& view : block.devices) {
+      wrong |= block.protection == nullptr
+                   ? PageMask()
+                   : (view.mapped & block.protection->no_read) | (view.writable & block.protection->no_write);
+    }
+    pages &= wrong;
+  }
+  if (pages.none()) {
+    change_part_done(index);
+    return;
+  }
+  if (kind != Change::protect && work.userptr_keeps(block.client->id, granule_span(block, granule))) {
+    kept_changes.push_back({index, block.index, granule});
+    return;
+  }
+  Op& op = start_op(block, granule, kind == Change::protect ? Goal::protect : Goal::zero, Cause::change, no_device,
+                    Access::read);
+  op.pages = pages;
+  op.changes.push_back(index);
+  run_op(op.self);
+}
+
+/// Goals zero and protect: who may not reach the pages any more lets go.
+void Core::Impl::revoke_for_change(Op& op) {
+  Block& block = *op.block;
+  if (op.goal == Goal::zero) {
+    revoke_everything(op);
+    (op.pages & block.cpu_mapped).for_each_run([&](unsigned first, unsigned count) {
+      ask(Verb::revoke_cpu, op, {first_page_of(block.index) + first, count});
+    });
+    return;
+  }
+  if (block.protection == nullptr || planted(PlantedBug::keep_protected_mapping)) {
+    return;
+  }
+  for (DeviceId d = 0; d < devices.size(); ++d) {
+    const DeviceView& view = block.devices[d];
+    revoke_device(
+        op, d, op.pages & ((view.mapped & block.protection->no_read) | (view.writable & block.protection->no_write)));
+  }
+}
+
+/// A userptr buffer is in use no more: changes that were kept from its pages go on.
+void Core::Impl::resume_changes() {
+  for (std::size_t i = 0; i < kept_changes.size();) {
+    const KeptFree kept = kept_changes[i];
+    Client& client = *changes[kept.request].client;
+    Block* block = find_block(client, kept.block);
+    if (block != nullptr && work.userptr_keeps(client.id, granule_span(*block, kept.granule))) {
+      ++i;
+      continue;
+    }
+    kept_changes.erase(kept_changes.begin() + static_cast<std::ptrdiff_t>(i));
+    if (block == nullptr) {
+      change_part_done(kept.request);
+    } else {
+      change_granule(kept.request, *block, kept.granule);
+    }
+  }
+}
+
+void Core::Impl::forget_changes(const Client& client) {
+  std::erase_if(kept_changes, [&](const KeptFree& kept) { return changes[kept.request].client == &client; });
+  for (ChangeRequest& request : changes) {
+    if (request.client == &client) {
+      request.in_use = false;
+    }
+  }
+}
+
+void Core::Impl::verify_changes(const Client& client) const {
+  // I-71: what is said of a page ends with its allocation.
+  for (auto it = client.protections.begin(); it != client.protections.end(); ++it) {
+    FERRY_CHECK(it->second.prot != span_all && it->second.count_pages != 0);
+    FERRY_CHECK(all_allocated(client, {it->first, it->second.count_pages}));
+    const auto next = std::next(it);
+    FERRY_CHECK(next == client.protections.end() || next->first >= it->first + it->second.count_pages);
+  }
+  FERRY_CHECK(client.past_unmaps.empty() || client.past_unmaps.back().number == client.changes);
+  for (const auto& block : client.blocks) {
+    if (block == nullptr) {
+      continue;
+    }
+    PageMask no_write;
+    for (const auto& [first, span] : client.protections) {
+      if ((span.prot & span_write) == 0) {
+        no_write |= mask_in(*block, {first, span.count_pages});
+      }
+    }
+    FERRY_CHECK((block->protection == nullptr ? PageMask() : block->protection->no_write) == no_write);
+    if (block->protection == nullptr) {
+      continue;
+    }
+    FERRY_CHECK(block->protection->no_write.contains(block->protection->no_read));
+    for (std::uint32_t g = 0; g < block->granules.size(); ++g) {
+      if (block->granules[g].op != none_index) {
+        continue;
+      }
+      for (const DeviceView& view : block->devices) {  // I-70
+        FERRY_CHECK(!(view.mapped & granule_mask(g)).intersects(block->protection->no_read));
+        FERRY_CHECK(!(view.writable & granule_mask(g)).intersects(block->protection->no_write));
+      }
+    }
+  }
+}
+
+}  // namespace ferry::core

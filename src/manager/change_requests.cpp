@@ -1,0 +1,71 @@
+// What applications do to their address space, as requests.
+#include "core/svm/types.h"
+#include "manager/manager.h"
+
+namespace ferry::manager {
+
+/// False: the message is about something else.
+bool Manager::on_change(Client& client) {
+  const std::uint64_t request = incoming_->head.request;
+  if (incoming_->type() == wire::MessageType::changed) {
+    wire::Span span{};
+    if (!incoming_->body(span)) {
+      misunderstood(client);
+      return true;
+    }
+    const PageSpan pages{span.first_page, span.count_pages};
+    const bool fits = client.contains(pages);
+    if (fits) executor_->mapped_over(client, pages);
+    answer(client, request, fits ? Status() : Status(Code::bad_range));
+    return true;
+  }
+  if (incoming_->type() != wire::MessageType::change) return false;
+  wire::Change body{};
+  if (!incoming_->body(body)) {
+    misunderstood(client);
+    return true;
+  }
+  const PageSpan pages{body.first_page, body.count_pages};
+  if (!client.contains(pages) || body.change >= core::change_count || body.prot > core::span_all) {
+    answer(client, request, Code::bad_range);
+    return true;
+  }
+  // Children of a fork get the pages as they are now.
+  const bool goes = static_cast<core::Change>(body.change) != core::Change::protect;
+  if (goes && !executor_->give_children(client, pages)) {
+    late_frees_.push_back({client.id, pages, request, true, body});
+  } else {
+    make_change(client, body, request);
+  }
+  return true;
+}
+
+void Manager::make_change(Client& client, const wire::Change& body, std::uint64_t request) {
+  const PageSpan pages{body.first_page, body.count_pages};
+  const auto change = static_cast<core::Change>(body.change);
+  const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request);
+  const Status s =
+      core_->change(now_ns_, client.id, change, pages, body.to_page, static_cast<std::uint8_t>(body.prot), cookie);
+  if (!s.ok()) {
+    on_reply(cookie, s);
+    return;
+  }
+  if (change == core::Change::unmap) {
+    remove_span(client, pages);
+    tell_changes(client);
+  } else if (change == core::Change::protect) {
+    executor_->protected_by_application(client, pages, body.prot == core::span_all);
+  }
+}
+
+/// Its devices name this number in their faults.
+void Manager::tell_changes(Client& client) {
+  const std::uint64_t number = core_->changes(client.id);
+  for (DevicePeer& peer : client.devices) {
+    if (wire::DeviceControl* control = peer.control(); control != nullptr) {
+      control->changes.store(number, std::memory_order_release);
+    }
+  }
+}
+
+}  // namespace ferry::manager

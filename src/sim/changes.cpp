@@ -1,0 +1,144 @@
+// What simulated applications do to their address space beside allocating and freeing: unmap anything, discard contents,
+// take rights away and give them back, all while migrations, evictions and faults go on.
+#include <algorithm>
+
+#include "sim/violation.h"
+#include "sim/world.h"
+
+namespace ferry::sim {
+
+/// The parts of the span that are allocated, neighbours together.
+std::vector<PageSpan> World::allocated_in(unsigned slot, PageSpan span) const {
+  std::vector<PageSpan> parts;
+  for (Page p = span.first; p < span.end(); ++p) {
+    if (memory_.state(slot, p) != AllocState::allocated) continue;
+    if (!parts.empty() && parts.back().end() == p) {
+      ++parts.back().count_pages;
+    } else {
+      parts.push_back({p, 1});
+    }
+  }
+  return parts;
+}
+
+/// Threads and waves choose other pages from now on. False: one of them is at the span at this moment.
+bool World::leave_alone(unsigned slot, PageSpan span) {
+  for (const auto index : clients_[slot].agents) {
+    Agent& a = agents_[index];
+    if (a.alive && a.has_op && span.contains(a.page)) return false;
+    if (a.alive && span.overlaps(a.target)) a.left = 0;
+  }
+  return true;
+}
+
+void World::do_unmap(unsigned slot) {
+  Client& c = clients_[slot];
+  PageSpan span = random_span(slot);
+  if (random_.chance(600)) {
+    span = c.spans[random_.below(c.spans.size())];
+    const std::uint64_t skip = random_.below(span.count_pages);
+    span = {span.first + skip, 1 + random_.below(span.count_pages - skip)};
+  }
+  for (Page p = span.first; p < span.end(); ++p) {
+    if (memory_.zeroing(slot, p)) return;
+  }
+  if (!swarm_.free_while_used && !leave_alone(slot, span)) return;
+  ++stats_.changes;
+  std::vector<PageSpan> parts = allocated_in(slot, span);
+  for (const PageSpan& part : parts) {
+    memory_.begin_free(slot, part);
+    drop_span(slot, part);
+    wake_cpu_waiters(slot, part, {});
+  }
+  const std::uint64_t cookie = new_cookie(RequestKind::unmap, slot, span);
+  const std::uint64_t before = core_->changes(c.id);
+  const Status status = core_->change(now_ns_, c.id, core::Change::unmap, span, 0, 0, {cookie});
+  line(Line::change, slot, no_device, span.first, span.count_pages,
+       cookie << 16 | static_cast<std::uint64_t>(status.code), static_cast<std::uint64_t>(core::Change::unmap));
+  if (status.code != (parts.empty() ? Code::not_allocated : Code::ok) ||
+      core_->changes(c.id) != before + (parts.empty() ? 0 : 1)) {
+    violate(Invariant::answers_right, "unmap of %llu+%llu of client %u gives: %s; the span is %s",
+            static_cast<unsigned long long>(span.first), static_cast<unsigned long long>(span.count_pages), c.id,
+            to_string(status.code), parts.empty() ? "free" : "allocated, in part at least");
+  }
+  if (!status.ok()) {
+    requests_.erase(cookie);
+    return;
+  }
+  requests_[cookie].parts = std::move(parts);
+}
+
+void World::do_zero(unsigned slot) {
+  Client& c = clients_[slot];
+  PageSpan span = c.spans[random_.below(c.spans.size())];
+  if (random_.chance(500)) {
+    const std::uint64_t skip = random_.below(span.count_pages);
+    span = {span.first + skip, 1 + random_.below(span.count_pages - skip)};
+  }
+  if (!leave_alone(slot, span)) return;
+  ++stats_.changes;
+  memory_.begin_zero(slot, span);
+  drop_span(slot, span);
+  const std::uint64_t cookie = new_cookie(RequestKind::zero, slot, span);
+  const Status status = core_->change(now_ns_, c.id, core::Change::discard, span, 0, 0, {cookie});
+  line(Line::change, slot, no_device, span.first, span.count_pages,
+       cookie << 16 | static_cast<std::uint64_t>(status.code), static_cast<std::uint64_t>(core::Change::discard));
+  if (!status.ok()) {
+    violate(Invariant::answers_right, "discard of %llu+%llu of client %u gives: %s; the span is allocated",
+            static_cast<unsigned long long>(span.first), static_cast<unsigned long long>(span.count_pages), c.id,
+            to_string(status.code));
+  }
+  requests_[cookie].parts = {span};
+}
+
+void World::do_protect(unsigned slot) {
+  const Client& c = clients_[slot];
+  // One at a time: with two over one page, which came last is known only when both are answered.
+  for (const auto& [cookie, r] : requests_) {
+    if (r.kind == RequestKind::protect && r.slot == slot) return;
+  }
+  PageSpan span = random_.chance(200) ? random_span(slot) : c.spans[random_.below(c.spans.size())];
+  if (random_.chance(500)) {
+    const std::uint64_t skip = random_.below(span.count_pages);
+    span = {span.first + skip, 1 + random_.below(span.count_pages - skip)};
+  }
+  for (Page p = span.first; p < span.end(); ++p) {
+    if (memory_.state(slot, p) == AllocState::freeing) return;
+  }
+  constexpr std::uint8_t prots[] = {0, core::span_read, core::span_read | core::span_exec, core::span_all,
+                                    core::span_all};
+  const std::uint8_t prot = prots[random_.below(std::size(prots))];
+  ++stats_.changes;
+  const bool some = span_has(slot, span, AllocState::allocated);
+  memory_.begin_protect(slot, span, prot);
+  const std::uint64_t cookie = new_cookie(RequestKind::protect, slot, span);
+  const Status status = core_->change(now_ns_, c.id, core::Change::protect, span, 0, prot, {cookie});
+  line(Line::change, slot, no_device, span.first, span.count_pages,
+       cookie << 16 | static_cast<std::uint64_t>(status.code),
+       static_cast<std::uint64_t>(core::Change::protect) | std::uint64_t{prot} << 8);
+  if (status.code != (some ? Code::ok : Code::not_allocated)) {
+    violate(Invariant::answers_right, "protect of %llu+%llu of client %u gives: %s; the span is %s",
+            static_cast<unsigned long long>(span.first), static_cast<unsigned long long>(span.count_pages), c.id,
+            to_string(status.code), some ? "allocated, in part at least" : "free");
+  }
+  if (!status.ok()) requests_.erase(cookie);
+}
+
+/// The core has decided the answer: from here on the change is a fact.
+void World::change_replied(const Request& r) {
+  switch (r.kind) {
+    case RequestKind::unmap:
+      for (const PageSpan& part : r.parts) memory_.end_free(r.slot, part);
+      return;
+    case RequestKind::zero:
+      for (const PageSpan& part : r.parts) {
+        memory_.end_zero(r.slot, part);
+        if (clients_[r.slot].state == ClientState::running) clients_[r.slot].spans.push_back(part);
+      }
+      return;
+    case RequestKind::protect: memory_.end_protect(r.slot, r.span); return;
+    default: return;
+  }
+}
+
+}  // namespace ferry::sim

@@ -1,0 +1,285 @@
+// munmap, mmap over it, mprotect, madvise, mremap of managed memory, wherever its pages are at that moment.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "change.h"
+
+namespace ferry::test {
+namespace {
+
+class Change : public testing::TestWithParam<Where> {};
+INSTANTIATE_TEST_SUITE_P(Of, Change, testing::ValuesIn(everywhere),
+                         [](const auto& info) { return name_of(info.param); });
+
+constexpr std::size_t count = 1200;  // more than two blocks
+
+TEST_P(Change, MunmapOfAPartLeavesTheRest) {
+  Pages pages(count, GetParam());
+  pages.use(100);
+  ASSERT_EQ(::munmap(pages.at(400), 300 * page), 0);
+  EXPECT_EQ(read_signal(pages.at(400)), SIGSEGV);
+  EXPECT_EQ(read_signal(pages.at(699)), SIGSEGV);
+  for (std::size_t p = 0; p < count; ++p) {
+    if (p < 400 || p >= 700) {
+      ASSERT_EQ(pages.word(p), stamp(p)) << p;
+    }
+  }
+  pages.stop();
+  FERRY_TEST_CRASHES_END_DEVICES();
+  std::string text;
+  EXPECT_EQ(kernel_code(pages.at(500), false, &text), FERRY_KERNEL_FAULT) << text;
+  EXPECT_EQ(pages.device_word(399), stamp(399));
+  EXPECT_EQ(pages.device_word(700), stamp(700));
+}
+
+TEST_P(Change, MunmapOfAllThenFree) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::munmap(pages.at(0), count * page), 0);
+  EXPECT_EQ(write_signal(pages.at(7)), SIGSEGV);
+  ASSERT_EQ(::munmap(pages.at(0), count * page), 0) << "what is not mapped can be unmapped, as elsewhere";
+}
+
+TEST_P(Change, DontneedReadsAsZerosEverywhere) {
+  for (const int advice : {MADV_DONTNEED, MADV_REMOVE}) {
+    Pages pages(count, GetParam());
+    pages.use(100);
+    ASSERT_EQ(::madvise(pages.at(300), 400 * page, advice), 0);
+    for (std::size_t p = 0; p < count; ++p) {
+      ASSERT_EQ(pages.word(p), p >= 300 && p < 700 ? 0 : stamp(p)) << p << ", advice " << advice;
+    }
+    pages.stop();
+    EXPECT_EQ(pages.device_word(300), 0U);
+    EXPECT_EQ(pages.device_word(299), stamp(299));
+    pages.word(300) = 17;
+    EXPECT_EQ(pages.device_word(300), 17U);
+  }
+}
+
+TEST_P(Change, DiscardedPagesAreZerosOnTheDeviceFirst) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::madvise(pages.at(0), count * page, MADV_DONTNEED), 0);
+  EXPECT_EQ(pages.device_word(5), 0U);
+  EXPECT_EQ(pages.device_word(1100), 0U);
+  EXPECT_EQ(pages.word(5), 0U);
+}
+
+TEST_P(Change, FreeReadsAsBeforeOrAsZeros) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::madvise(pages.at(0), count * page, MADV_FREE), 0);
+  for (std::size_t p = 0; p < count; ++p) {
+    const std::uint64_t now = pages.word(p);
+    ASSERT_TRUE(now == 0 || now == stamp(p)) << p << ": " << now;
+    pages.word(p) = p;
+  }
+  for (std::size_t p = 0; p < count; ++p) ASSERT_EQ(pages.word(p), p);
+  EXPECT_EQ(pages.device_word(1000), 1000U);
+}
+
+TEST_P(Change, ReadOnlyPagesCannotBeWrittenByAnybody) {
+  Pages pages(count, GetParam());
+  pages.use(100);
+  ASSERT_EQ(::mprotect(pages.at(300), 10 * page, PROT_READ), 0);
+  EXPECT_EQ(write_signal(pages.at(305)), SIGSEGV);
+  EXPECT_EQ(pages.word(305), stamp(305));
+  EXPECT_EQ(write_signal(pages.at(310)), 0);
+  pages.stop();
+  FERRY_TEST_CRASHES_END_DEVICES();
+  std::string text;
+  EXPECT_EQ(kernel_code(pages.at(305), true, &text), FERRY_KERNEL_FAULT);
+  EXPECT_NE(text.find("may not write"), std::string::npos) << text;
+  EXPECT_EQ(pages.device_word(305), stamp(305)) << "reading is allowed";
+  EXPECT_EQ(pages.word(305), stamp(305));
+  ASSERT_EQ(::mprotect(pages.at(300), 10 * page, PROT_READ | PROT_WRITE), 0);
+  EXPECT_EQ(kernel_code(pages.at(305), true), 0);
+  EXPECT_EQ(write_signal(pages.at(305)), 0);
+}
+
+TEST_P(Change, GuardPagesStopThreadsAndKernels) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::mprotect(pages.at(600), page, PROT_NONE), 0);
+  EXPECT_EQ(read_signal(pages.at(600)), SIGSEGV);
+  EXPECT_EQ(pages.word(599), stamp(599));
+  EXPECT_EQ(pages.word(601), stamp(601));
+  EXPECT_EQ(pages.device_word(599), stamp(599));
+  EXPECT_EQ(pages.device_word(601), stamp(601));
+  FERRY_TEST_CRASHES_END_DEVICES();
+  EXPECT_EQ(kernel_code(pages.at(600), false), FERRY_KERNEL_FAULT);
+  ASSERT_EQ(::mprotect(pages.at(600), page, PROT_READ | PROT_WRITE), 0);
+  EXPECT_EQ(pages.device_word(600), stamp(600)) << "the contents were kept";
+  EXPECT_EQ(pages.word(600), stamp(600));
+}
+
+TEST_P(Change, AMappingOverManagedPagesIsTheProgramsOwn) {
+  Pages pages(count, GetParam());
+  pages.use(100);
+  void* over =
+      ::mmap(pages.at(500), 200 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  ASSERT_EQ(over, pages.at(500));
+  for (std::size_t p = 0; p < count; ++p) {
+    ASSERT_EQ(pages.word(p), p >= 500 && p < 700 ? 0 : stamp(p)) << p;
+  }
+  pages.word(600) = 5;
+  pages.stop();
+  EXPECT_EQ(pages.device_word(499), stamp(499));
+  EXPECT_EQ(pages.device_word(700), stamp(700));
+  EXPECT_EQ(pages.word(600), 5U);
+}
+
+TEST_P(Change, MremapShrinksInPlace) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::mremap(pages.at(0), count * page, 300 * page, 0), pages.at(0));
+  EXPECT_EQ(pages.word(299), stamp(299));
+  EXPECT_EQ(read_signal(pages.at(300)), SIGSEGV);
+}
+
+TEST_P(Change, MremapGrowsByMoving) {
+  Pages pages(count, GetParam());
+  EXPECT_EQ(::mremap(pages.at(0), count * page, 2 * count * page, 0), MAP_FAILED);
+  EXPECT_EQ(errno, ENOMEM);
+  auto* moved = static_cast<char*>(::mremap(pages.at(0), count * page, 2 * count * page, MREMAP_MAYMOVE));
+  ASSERT_NE(moved, MAP_FAILED);
+  EXPECT_EQ(read_signal(pages.at(0)), SIGSEGV);
+  for (std::size_t p = 0; p < 2 * count; ++p) {
+    ASSERT_EQ(*reinterpret_cast<std::uint64_t*>(moved + p * page), p < count ? stamp(p) : 0) << p;
+  }
+  ferry::parallel_for(2 * count, [moved](std::size_t p) { ++*reinterpret_cast<std::uint64_t*>(moved + p * page); });
+  EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(moved + 5 * page), stamp(5) + 1);
+  ferry::free(moved);
+}
+
+TEST_P(Change, MremapToAnAddressAndWithoutUnmapping) {
+  Pages pages(count, GetParam());
+  Pages target(count, Where::vram_dirty);
+  ASSERT_EQ(::mremap(pages.at(100), 200 * page, 200 * page, MREMAP_MAYMOVE | MREMAP_FIXED, target.at(50)),
+            target.at(50));
+  EXPECT_EQ(target.word(50), stamp(100));
+  EXPECT_EQ(target.word(249), stamp(299));
+  EXPECT_EQ(target.word(49), stamp(49));
+  EXPECT_EQ(target.word(250), stamp(250));
+  EXPECT_EQ(target.device_word(60), stamp(110));
+  EXPECT_EQ(read_signal(pages.at(100)), SIGSEGV);
+  auto* copy =
+      static_cast<char*>(::mremap(pages.at(400), 10 * page, 10 * page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr));
+  ASSERT_NE(copy, MAP_FAILED);
+  EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(copy), stamp(400));
+  EXPECT_EQ(pages.word(400), 0U) << "still there, and empty";
+  pages.word(400) = 3;
+  EXPECT_EQ(pages.device_word(400), 3U);
+  ferry::free(copy);
+}
+
+TEST(ChangeErrors, AreThoseOfTheKernel) {
+  Pages pages(10, Where::in_system);
+  EXPECT_TRUE(::munmap(pages.at(0) + 1, page) == -1 && errno == EINVAL);
+  EXPECT_TRUE(::munmap(pages.at(0), 0) == -1 && errno == EINVAL);
+  EXPECT_TRUE(::mprotect(pages.at(0) + 1, page, PROT_READ) == -1 && errno == EINVAL);
+  EXPECT_TRUE(::madvise(pages.at(0) + 1, page, MADV_DONTNEED) == -1 && errno == EINVAL);
+  EXPECT_TRUE(::madvise(pages.at(0), page, 12345) == -1 && errno == EINVAL);
+  EXPECT_TRUE(::mremap(pages.at(0), page, 0, 0) == MAP_FAILED && errno == EINVAL);
+  EXPECT_TRUE(::mremap(pages.at(0), page, page, MREMAP_FIXED, pages.at(5)) == MAP_FAILED && errno == EINVAL);
+  for (std::size_t p = 0; p < 10; ++p) EXPECT_EQ(pages.word(p), stamp(p));
+}
+
+TEST(ChangeErrors, OtherMemoryIsTheKernelsAlone) {
+  auto* own = static_cast<char*>(::mmap(nullptr, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(own, MAP_FAILED);
+  own[0] = 1;
+  EXPECT_EQ(::mprotect(own, page, PROT_READ), 0);
+  EXPECT_EQ(write_signal(own), SIGSEGV);
+  EXPECT_EQ(::mprotect(own, page, PROT_READ | PROT_WRITE), 0);
+  EXPECT_EQ(::madvise(own, page, MADV_DONTNEED), 0);
+  EXPECT_EQ(own[0], 0);
+  auto* moved = static_cast<char*>(::mremap(own, 4 * page, 8 * page, MREMAP_MAYMOVE));
+  ASSERT_NE(moved, MAP_FAILED);
+  EXPECT_EQ(::munmap(moved, 8 * page), 0);
+}
+
+/// Four threads change memory of their own, while kernels work on all of it, each checked against what it must be.
+TEST(ChangeThreads, SequencesAgainstAShadow) {
+  constexpr unsigned threads = 4;
+  constexpr std::size_t own = 700;
+  std::atomic<bool> failed{false};
+  const auto work = [&](unsigned number) {
+    std::mt19937_64 random(number + 1);
+    std::vector<std::uint64_t> shadow(own);
+    auto* base = static_cast<char*>(ferry::alloc(own * page));
+    std::vector<bool> writable(own, true);
+    const auto word = [&](std::size_t p) -> std::uint64_t& {
+      return *reinterpret_cast<std::uint64_t*>(base + p * page);
+    };
+    for (std::size_t p = 0; p < own; ++p) word(p) = shadow[p] = p + 1;
+    for (unsigned round = 0; round < 120 && !failed; ++round) {
+      const std::size_t first = random() % own;
+      const std::size_t length = 1 + random() % std::min<std::size_t>(own - first, 200);
+      switch (random() % 6) {
+        case 0:
+          if (::madvise(base + first * page, length * page, MADV_DONTNEED) != 0) failed = true;
+          for (std::size_t p = first; p < first + length; ++p) shadow[p] = 0;
+          break;
+        case 1: {
+          const bool allow = random() % 2 == 0;
+          if (::mprotect(base + first * page, length * page, allow ? PROT_READ | PROT_WRITE : PROT_READ) != 0)
+            failed = true;
+          for (std::size_t p = first; p < first + length; ++p) writable[p] = allow;
+          break;
+        }
+        case 2:
+        case 3: {
+          std::size_t end = first;
+          while (end < first + length && writable[end]) ++end;
+          if (end == first) break;
+          ferry::parallel_for(end - first, [base, first](std::size_t i) {
+            *reinterpret_cast<std::uint64_t*>(base + (first + i) * page) += i + 1;
+          });
+          for (std::size_t p = first; p < end; ++p) shadow[p] += p - first + 1;
+          break;
+        }
+        case 4:
+          for (std::size_t p = first; p < first + length; ++p) {
+            if (writable[p]) word(p) = shadow[p] = random();
+          }
+          break;
+        default:
+          // All of it moves.
+          if (round % 20 == 0) {
+            auto* moved =
+                static_cast<char*>(::mremap(base, own * page, own * page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr));
+            if (moved == MAP_FAILED) {
+              failed = true;
+              break;
+            }
+            ::munmap(base, own * page);
+            ferry::free(base);
+            base = moved;
+            writable.assign(own, true);
+          }
+      }
+      for (std::size_t p = first; p < first + length; ++p) {
+        if (word(p) != shadow[p]) {
+          ADD_FAILURE() << "thread " << number << ", round " << round << ", page " << p << ": " << word(p)
+                        << " and not " << shadow[p];
+          failed = true;
+          break;
+        }
+      }
+    }
+    for (std::size_t p = 0; p < own && !failed; ++p) {
+      if (word(p) != shadow[p]) {
+        ADD_FAILURE() << "thread " << number << ", page " << p;
+        failed = true;
+      }
+    }
+    ferry::free(base);
+  };
+  std::vector<std::thread> all;
+  for (unsigned t = 0; t < threads; ++t) all.emplace_back(work, t);
+  for (auto& t : all) t.join();
+  EXPECT_FALSE(failed);
+}
+
+}  // namespace
+}  // namespace ferry::test

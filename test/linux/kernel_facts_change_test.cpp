@@ -1,0 +1,83 @@
+// Facts about changes of an address space under a userfaultfd. The numbers are those of docs/KERNEL.md.
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <thread>
+
+#include "kernel_harness.h"
+
+namespace ferry::linux::test {
+namespace {
+
+class ChangeFacts : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    file_ = std::move(make_memory_file("ferry-test", block_bytes).value());
+    memory_ = std::move(Mapping::map(file_.get(), 0, block_bytes).value());
+    std::memset(memory_.data(), 1, block_bytes);
+  }
+
+  Fd file_;
+  Mapping memory_;
+};
+
+TEST_F(ChangeFacts, K48_EventsOfUnmapAndRemoveHoldUpEveryCallUntilTheyAreRead) {
+  // Without privileges.
+  Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)));
+  ASSERT_TRUE(fd);
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features =
+      UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MISSING_SHMEM;
+  ASSERT_EQ(::ioctl(fd.get(), UFFDIO_API, &api), 0);
+  uffdio_register r{};
+  r.range = {as_address(memory_.data()), block_bytes};
+  r.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
+  ASSERT_EQ(::ioctl(fd.get(), UFFDIO_REGISTER, &r), 0);
+  for (const bool unmap : {false, true}) {
+    std::atomic<bool> returned{false};
+    std::thread caller([&] {
+      // What the application's agent does to take pages away raises the same event as the program's own call.
+      if (unmap) {
+        ::munmap(memory_.data() + 64 * page_bytes, page_bytes);
+      } else {
+        ::madvise(memory_.data(), page_bytes, MADV_DONTNEED);
+      }
+      returned = true;
+    });
+    pollfd poll{fd.get(), POLLIN, 0};
+    ASSERT_EQ(::poll(&poll, 1, patience_ms), 1);
+    // The call cannot return before the read: nobody else takes the event.
+    EXPECT_FALSE(returned);
+    uffd_msg message{};
+    ASSERT_EQ(::read(fd.get(), &message, sizeof message), static_cast<ssize_t>(sizeof message));
+    EXPECT_EQ(message.event, unmap ? UFFD_EVENT_UNMAP : UFFD_EVENT_REMOVE);
+    caller.join();
+    EXPECT_TRUE(returned);
+  }
+}
+
+TEST_F(ChangeFacts, K49_InUserModeOnlyASystemCallGetsEfaultOrStopsShort) {
+  auto opened = Userfaultfd::open({.sigbus = false, .prefer_full_service = false});
+  ASSERT_TRUE(opened.ok());
+  const Userfaultfd u = std::move(opened).value();
+  ASSERT_EQ(u.register_span(as_address(memory_.data()), block_bytes, track_missing | track_minor), Fault::ok);
+  ASSERT_EQ(::madvise(memory_.data() + 2 * page_bytes, page_bytes, MADV_DONTNEED), 0);
+  const Fd out(::memfd_create("ferry-test-out", MFD_CLOEXEC));
+  EXPECT_EQ(::pwrite(out.get(), memory_.data(), 4 * page_bytes, 0), static_cast<ssize_t>(2 * page_bytes))
+      << "as far as it is mapped";
+  EXPECT_TRUE(::pwrite(out.get(), memory_.data() + 2 * page_bytes, page_bytes, 0) == -1 && errno == EFAULT);
+  EXPECT_TRUE(::pread(out.get(), memory_.data() + 2 * page_bytes, page_bytes, 0) == -1 && errno == EFAULT);
+  uffd_msg message{};
+  EXPECT_EQ(u.read({&message, 1}), 0) << "nobody is asked for the page";
+}
+
+}  // namespace
+}  // namespace ferry::linux::test
