@@ -245,7 +245,7 @@ class World final : public core::Observer {
   void do_pin(unsigned slot);
   void do_unpin(unsigned slot, bool all);
   void do_dma(unsigned slot);
-  void do_zero(unsigned slot);
+  void do_discard(unsigned slot);
   void do_populate(unsigned slot);
   void do_migrate(unsigned slot);
   void pinned(const Request& request);

@@ -317,6 +317,9 @@ void Core::Impl::change_granule(std::uint32_t index, Block& block, std::uint32_t
     }
     pages &= wrong;
   }
+  if (kind == Change::discard) {
+    pages.remove(pinned(block, pages));  // pinned since it was asked for
+  }
   if (pages.none()) {
     change_part_done(index);
     return;

@@ -267,10 +267,12 @@ void Core::Impl::keep_pinned(Op& op) const {
     case Goal::system:
     case Goal::in_place: op.pages.remove(pins & op.block->vram_current); return;
     case Goal::store:
+    case Goal::zero:
     case Goal::forget: op.pages.remove(pins); return;
     case Goal::probe:
     case Goal::freeze:
     case Goal::take:
+    case Goal::protect:
     case Goal::discard: return;
   }
 }
