@@ -493,6 +493,10 @@ class Core::Impl {
   void account(DeviceId device, const Client& client);
   void count_vram(DeviceId device);
   bool drain_idle_chunk(DeviceId device, const Client* requester);
+  /// The free of pages that it has in VRAM is about to begin: nothing can be evicted before, and it gives the slot back.
+  [[nodiscard]] bool being_freed(const Block& block, std::uint32_t granule) const {
+    return (block.freeing & block.vram_current).intersects(granule_mask(granule));
+  }
   [[nodiscard]] std::uint32_t slots_per_chunk() const { return block_pages / config.granularity_pages; }
 
   // policy/contention.cpp

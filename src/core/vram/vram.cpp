@@ -276,7 +276,7 @@ bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
     const Slot& slot = dev.slots[index];
     return slot.block->granules[slot.granule].op == none_index && !slot.client->dying &&
            !slot.client->devices[device].chunks[slot.first / block_pages].draining &&
-           may_evict(device, slot, requester);
+           !being_freed(*slot.block, slot.granule) && may_evict(device, slot, requester);
   });
   if (victim == VictimPolicy::none) {
     return false;
@@ -307,7 +307,7 @@ void Core::Impl::start_drain(DeviceId device, Client& owner, std::uint32_t index
     const SlotIndex slot = own.slot_at[index * slots_per_chunk() + i];
     if (slot != none_index) {
       const Slot& in_use = devices[device].slots[slot];
-      if (in_use.block->granules[in_use.granule].op == none_index) {
+      if (in_use.block->granules[in_use.granule].op == none_index && !being_freed(*in_use.block, in_use.granule)) {
         start_evict(device, slot, false);
       }
     }
