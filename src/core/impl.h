@@ -1,3 +1,4 @@
+// Longer than 600 lines because it is one class, whose verbs lie in files of their own.
 // The core's whole state. Verbs live in files of their own:
 //   client/client.cpp   clients and devices come and go      block/fault.cpp    faults in, waiters out
 //   client/range.cpp    alloc, free, prefetch                block/migrate.cpp  an operation's stages

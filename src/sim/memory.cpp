@@ -1,3 +1,4 @@
+// Longer than 600 lines because every check of contents and page tables reads the same private state.
 #include "sim/memory.h"
 
 #include <cstdio>
