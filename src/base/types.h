@@ -27,6 +27,10 @@ using Page = std::uint64_t;
 /// Number of a block in the window: page / block_pages.
 using BlockIndex = std::uint64_t;
 
+/// User-space addresses end here (x86-64 with four page-table levels, arm64 with 48 bits has more that programs get only
+/// when they ask for it).
+inline constexpr std::uint64_t user_address_end = std::uint64_t{1} << 47;
+
 /// Where managed addresses are, and how pages are numbered. Memory outside the window that was adopted in place has
 /// numbers behind those of the window, so that each page of the address space has one number, and one place in the
 /// client's system file: number * page_bytes.
@@ -36,6 +40,18 @@ struct Window {
 
   [[nodiscard]] constexpr bool contains(std::uint64_t address) const { return address - base < bytes; }
   [[nodiscard]] constexpr Page pages() const { return bytes >> page_shift; }
+  /// Past the last number, and so the size of a system file.
+  [[nodiscard]] constexpr Page page_end() const { return pages() + (user_address_end >> page_shift); }
+  /// Every page of the span has the number that page_of_address gives, and no other: the window's own addresses are not
+  /// numbered twice, and the numbers of neighbours are those of neighbours.
+  [[nodiscard]] constexpr bool numbers(Page first, std::uint64_t count_pages) const {
+    if (count_pages == 0 || first >= page_end() || count_pages > page_end() - first) return false;
+    const Page end = first + count_pages;
+    if (end <= pages()) return true;
+    if (first < pages()) return false;
+    const Page twin_first = pages() + (base >> page_shift);
+    return end <= twin_first || first >= twin_first + pages();
+  }
   [[nodiscard]] constexpr Page page_of_address(std::uint64_t address) const {
     return contains(address) ? (address - base) >> page_shift : pages() + (address >> page_shift);
   }

@@ -151,9 +151,11 @@ Check check_file_size() {
   getrlimit(RLIMIT_FSIZE, &limit);
   check.found = limit_text(limit.rlim_cur);
   if (limit.rlim_cur != RLIM_INFINITY) {
-    check.state = limit.rlim_cur < default_window_bytes ? State::missing : State::ok;
+    check.state = limit.rlim_cur < Window{}.page_end() * page_bytes ? State::missing : State::ok;
     if (check.state == State::missing) {
-      check.cost = "memory files are as large as the window, sparse, and this limit counts them as written";
+      check.cost =
+          "memory files are as large as all addresses that can be managed, sparse, and this limit counts them as "
+          "written";
       check.mend = "ulimit -f unlimited";
     }
   }

@@ -208,16 +208,16 @@ int explain(const ExplainOptions& options) {
   }
   Target target;
   if (const int code = find_manager(options, target); code != exit_ok) return code;
-  if (*address < target.window_base || *address - target.window_base >= target.window_bytes) {
-    std::printf("0x%" PRIx64 ": not managed: outside the window of managed memory (0x%" PRIx64 " to 0x%" PRIx64 ")\n",
-                *address, target.window_base, target.window_base + target.window_bytes);
-    return exit_failed;
-  }
-  const std::uint64_t offset = *address - target.window_base;
-  const std::uint64_t last = std::min(offset + std::max<std::uint64_t>(options.bytes, 1) - 1, target.window_bytes - 1);
-  const std::uint64_t first_page = offset / page_bytes;
-  const std::uint64_t count = last / page_bytes - first_page + 1;
-  if (last < offset || count > pages_max) {
+  const Window window{target.window_base, target.window_bytes};
+  const bool inside = window.contains(*address);
+  // The window's pages are numbered apart from those outside: a span covers one kind only.
+  const std::uint64_t end = inside                   ? window.base + window.bytes
+                            : *address < window.base ? window.base
+                                                     : std::max(user_address_end, *address + 1);
+  const std::uint64_t last = std::min(*address + std::max<std::uint64_t>(options.bytes, 1) - 1, end - 1);
+  const std::uint64_t first_page = window.page_of_address(*address);
+  const std::uint64_t count = window.page_of_address(last) - first_page + 1;
+  if (last < *address || count > pages_max) {
     std::fprintf(stderr, "ferry explain: --bytes covers too many pages: at most %" PRIu64 " at a time\n", pages_max);
     return exit_usage;
   }
@@ -246,7 +246,7 @@ int explain(const ExplainOptions& options) {
       std::fprintf(stderr, "ferry explain: the manager at %s has no application %u: has it opened a context yet?\n",
                    target.socket.c_str(), options.pid);
       return exit_failed;
-    } else if (answer.status().code != Code::not_allocated) {
+    } else if (answer.status().code != Code::not_allocated && answer.status().code != Code::bad_range) {
       std::fprintf(stderr, "ferry explain: the manager at %s: %s%s\n", target.socket.c_str(),
                    to_string(answer.status().code),
                    answer.status().code == Code::bad_version ? "; use the ferry that came with it" : "");
@@ -255,12 +255,16 @@ int explain(const ExplainOptions& options) {
     if (!runs.empty() && alike(runs.back().page, residency)) {
       ++runs.back().count_pages;
     } else {
-      runs.push_back({target.window_base + page * page_bytes, 1, residency});
+      runs.push_back({window.address_of_page(page), 1, residency});
     }
   }
   bool any = false;
   for (const Run& run : runs) any = any || run.page.allocated != 0;
-  if (options.json) {
+  if (!any && !inside && !options.json) {
+    std::printf("0x%" PRIx64 ": not managed: outside the window of managed memory (0x%" PRIx64 " to 0x%" PRIx64
+                "), and not adopted\n",
+                *address, window.base, window.base + window.bytes);
+  } else if (options.json) {
     print_json(runs);
   } else {
     for (const Run& run : runs) {

@@ -8,9 +8,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 
+#include "client/adopt/places.h"
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
 #include "linux/event.h"
@@ -64,8 +66,10 @@ class Agent {
     for (unsigned i = 0; i < count; ++i) {
       errors_[i] = 0;
       const auto& c = batch_[i];
-      if (!in_window(c)) {
+      if (!is_managed(c)) {
         errors_[i] = EINVAL;
+      } else if (!in_window(c)) {
+        errors_[i] = c.kind == static_cast<std::uint32_t>(wire::DownKind::zap) ? zap_adopted(c) : EINVAL;
       } else if (c.kind == static_cast<std::uint32_t>(wire::DownKind::zap)) {
         zap_of_[zaps] = i;
         extents_[zaps++] = {reinterpret_cast<void*>(c.address), c.length_bytes};
@@ -83,10 +87,29 @@ class Agent {
     }
   }
 
+  /// In the window, or outside of it, where the program had memory of its own.
+  [[nodiscard]] static bool is_managed(const wire::DownRecord& c) {
+    const Window window{agent.window_base, agent.window_bytes};
+    return c.address < user_address_end && c.address % page_bytes == 0 && c.length_bytes % page_bytes == 0 &&
+           window.numbers(window.page_of_address(c.address), c.length_bytes / page_bytes);
+  }
+
   [[nodiscard]] static bool in_window(const wire::DownRecord& c) {
-    const std::uint64_t offset = c.address - agent.window_base;
-    return offset < agent.window_bytes && c.length_bytes != 0 && c.length_bytes <= agent.window_bytes - offset &&
-           c.address % page_bytes == 0 && c.length_bytes % page_bytes == 0;
+    return c.address - agent.window_base < agent.window_bytes;
+  }
+  /// Memory outside the window may be unmapped at any time, by a C library that tells nobody, and other memory be there:
+  /// only what is the session's file still is touched.
+  [[nodiscard]] static int zap_adopted(const wire::DownRecord& c) {
+    const std::uint64_t end = c.address + c.length_bytes;
+    for (std::uint64_t at = c.address; at < end;) {
+      const Place place = place_of(at);
+      const std::uint64_t stop = std::min(end, std::max(place.end, at + page_bytes));
+      if (place.adopted && ::madvise(reinterpret_cast<void*>(at), stop - at, zap_advice) != 0 && errno != ENOMEM) {
+        return errno;
+      }
+      at = stop;
+    }
+    return 0;
   }
 
   void zap(unsigned count) {
@@ -187,6 +210,7 @@ Status start_session_thread(void* (*body)(void*)) {
   const int error = ::pthread_create(&thread, &attributes, body, nullptr);
   ::pthread_attr_destroy(&attributes);
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (error == 0) note_own_memory(stack, stack_bytes);
   if (error != 0) {
     ::munmap(stack, stack_bytes);
     return Status(Code::no_memory, error);

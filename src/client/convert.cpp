@@ -14,11 +14,15 @@
 
 #include "base/types.h"
 #include "linux/fd.h"
+#include "linux/memory_file.h"
 
 namespace ferry::client {
 namespace {
 
-linux::Fd open_anonymous_userfault(int& error) {
+// Of Linux 5.19.
+constexpr std::uint64_t feature_protect_files = std::uint64_t{1} << 12;
+
+linux::Fd open_userfault(std::uint64_t features, int& error) {
   constexpr int flags = O_CLOEXEC | O_NONBLOCK;
   linux::Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, flags)));
   if (!fd) {
@@ -32,7 +36,7 @@ linux::Fd open_anonymous_userfault(int& error) {
   }
   uffdio_api api{};
   api.api = UFFD_API;
-  api.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+  api.features = features;
   if (::ioctl(fd.get(), UFFDIO_API, &api) != 0) {
     error = errno;
     return {};
@@ -62,11 +66,26 @@ Status copy_present(const std::byte* span, std::size_t bytes, std::byte* target,
   return {};
 }
 
+/// Holes stay holes of `to`.
+bool read_file(int file, std::uint64_t offset, std::byte* to, std::size_t bytes) {
+  const std::uint64_t end = offset + bytes;
+  for (std::uint64_t at = linux::next_data(file, offset, end); at < end; at = linux::next_data(file, at, end)) {
+    const std::uint64_t stop = linux::next_hole(file, at, end);
+    while (at < stop) {
+      const ssize_t n = ::pread(file, to + (at - offset), stop - at, static_cast<off_t>(at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return false;
+      at += static_cast<std::uint64_t>(n);
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
-Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t file_offset) {
+Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t file_offset, int prot) {
   int error = 0;
-  const linux::Fd userfault = open_anonymous_userfault(error);
+  const linux::Fd userfault = open_userfault(UFFD_FEATURE_PAGEFAULT_FLAG_WP, error);
   if (!userfault) return Status(Code::unsupported, error);
   const linux::Fd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   if (!pagemap) return Status(Code::unsupported, errno);
@@ -93,8 +112,8 @@ Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t 
     if (result.ok()) {
       result = copy_present(static_cast<const std::byte*>(span), bytes, static_cast<std::byte*>(target), pagemap.get());
     }
-    if (result.ok() && ::mmap(span, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file,
-                              static_cast<off_t>(file_offset)) == MAP_FAILED) {
+    if (result.ok() &&
+        ::mmap(span, bytes, prot, MAP_SHARED | MAP_FIXED, file, static_cast<off_t>(file_offset)) == MAP_FAILED) {
       result = Status(errno == ENOMEM ? Code::no_mappings : Code::no_memory, errno);
     }
     if (result.ok()) {
@@ -108,6 +127,43 @@ Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t 
     ::ioctl(userfault.get(), UFFDIO_WAKE, &wake);
   }
   ::munmap(target, bytes);
+  return result;
+}
+
+Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std::uint64_t file_offset) {
+  int error = 0;
+  const linux::Fd userfault = open_userfault(feature_protect_files | UFFD_FEATURE_PAGEFAULT_FLAG_WP, error);
+  if (!userfault) return Status(Code::unsupported, error);
+  auto* stage =
+      static_cast<std::byte*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (stage == MAP_FAILED) return Status(Code::no_memory, errno);
+  const uffdio_range range{reinterpret_cast<std::uint64_t>(span), bytes};
+  uffdio_register all{};
+  all.range = range;
+  all.mode = UFFDIO_REGISTER_MODE_WP;  // covers pages that have no entry, too, where a file is behind them
+  uffdio_writeprotect protect{};
+  protect.range = range;
+  protect.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+  Status result;
+  if (::ioctl(userfault.get(), UFFDIO_REGISTER, &all) != 0) result = Status(Code::unsupported, errno);
+  while (result.ok() && ::ioctl(userfault.get(), UFFDIO_WRITEPROTECT, &protect) != 0) {
+    if (errno != EAGAIN && errno != EINTR) result = Status(Code::unsupported, errno);
+  }
+  if (result.ok() && !read_file(file, file_offset, stage, bytes)) result = Status(Code::no_memory, errno);
+  if (result.ok() && prot != (PROT_READ | PROT_WRITE) && ::mprotect(stage, bytes, prot) != 0) {
+    result = Status(Code::no_memory, errno);
+  }
+  // One step: nobody ever finds nothing there.
+  if (result.ok() && ::mremap(stage, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, span) == MAP_FAILED) {
+    result = Status(errno == ENOMEM ? Code::no_mappings : Code::no_memory, errno);
+  }
+  if (!result.ok()) {
+    uffdio_range back = range;
+    ::ioctl(userfault.get(), UFFDIO_UNREGISTER, &back);
+    ::munmap(stage, bytes);
+  }
+  uffdio_range wake = range;
+  ::ioctl(userfault.get(), UFFDIO_WAKE, &wake);
   return result;
 }
 

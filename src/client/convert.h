@@ -14,6 +14,12 @@ namespace ferry::client {
 /// Where faults inside system calls cannot be held up (no privilege for a full userfaultfd), a system call of another
 /// thread that writes into the span at this very moment may fail with EFAULT.
 /// On error the span is as it was. ERRORS: unsupported, no_memory, no_mappings.
-Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t file_offset);
+/// `prot` of mmap: what the span has, and keeps.
+Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t file_offset, int prot);
+
+/// The way back: `span`, mapped from `file` at `file_offset`, becomes private anonymous memory with the same contents. The
+/// file's pages stay as they are. No userfaultfd may watch the span, and all of its contents must be in the file.
+/// On error the span is as it was. ERRORS: unsupported, no_memory, no_mappings.
+Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std::uint64_t file_offset);
 
 }  // namespace ferry::client

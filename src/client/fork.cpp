@@ -16,6 +16,7 @@
 #include <cstring>
 #include <span>
 
+#include "client/adopt/adopter.h"
 #include "client/devices.h"
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
@@ -40,6 +41,7 @@ constinit Way way = Way::none;
 constinit int child_end = -1;
 constinit int copied_pipe[2] = {-1, -1};
 constinit pid_t forking = 0;
+constinit bool adoption_suspended = false;
 constinit bool child_set_up = false;
 constinit struct sigaction former_segv {};
 
@@ -316,6 +318,11 @@ void before_fork() {
   }
   Session* session = session_of(ProcessKind::application);
   if (session == nullptr || !session->system_file) return;
+  if (has_adopted()) {
+    // The kernel's own copy-on-write covers it then, the stack that this thread runs on included.
+    adoption_suspended = true;
+    suspend_adoption();
+  }
   // Where faults in system calls are not served, no thread may find a page missing that was there before.
   way = session->userfault.full_service() ? Way::on_touch : Way::at_once;
   [[maybe_unused]] const bool asked = ask_manager(*session);
@@ -324,6 +331,8 @@ void before_fork() {
 }
 
 void after_fork_in_parent() {
+  if (adoption_suspended) resume_adoption();
+  adoption_suspended = false;
   if (way == Way::none || way == Way::from_child) {
     close_end(child_end);
     return;

@@ -6,7 +6,10 @@
 #include <cstdio>
 #include <cstring>
 
+#include <ferry/svm.h>
+
 #include "base/types.h"
+#include "client/adopt/adopter.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"
 #include "client/error.h"
@@ -65,6 +68,27 @@ ferry_code explain_bad_free(const void* pointer, const HeapObject& object, ferry
                 object.bytes, object.start);
   }
   return fail(error, Code::not_allocated, 0, "free(%p): freed before, or never allocated", pointer);
+}
+
+/// Outside the window, of one piece. False, with `error` filled.
+bool may_adopt_span(const Session& s, const void* pointer, std::size_t bytes, ferry_error* error) {
+  const auto first = reinterpret_cast<std::uint64_t>(pointer);
+  if (bytes == 0) {
+    fail(error, Code::bad_range, 0, "a range of 0 bytes");
+    return false;
+  }
+  const std::uint64_t begin = first & ~(page_bytes - 1);
+  if (first >= user_address_end || bytes > user_address_end - first || first < page_bytes ||
+      !s.window().numbers(s.window().page_of_address(begin), (first - begin + bytes + page_bytes - 1) / page_bytes)) {
+    fail(error, Code::bad_range, 0, "%p and %zu bytes from there are no memory that a program can have", pointer,
+         bytes);
+    return false;
+  }
+  if (s.in_window(pointer)) {
+    fail(error, Code::bad_range, 0, "%p is managed memory as it is", pointer);
+    return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -262,4 +286,34 @@ void ferry_print_format(const char* format, size_t format_bytes, const ferry_pri
   char text[print_bytes_max];
   const std::size_t bytes = format_output(text, {format, format_bytes}, {args, count});
   output(text, bytes);
+}
+
+ferry_code ferry_adopt(void* pointer, size_t bytes, ferry_error* error) {
+  ferry_error own{};
+  const Session* s = open_session(nullptr, &own);
+  if (s == nullptr) {
+    if (error != nullptr) *error = own;
+    return own.code;
+  }
+  if (!may_adopt_span(*s, pointer, bytes, error)) return FERRY_BAD_RANGE;
+  const AdoptResult result = adopt(reinterpret_cast<std::uint64_t>(pointer), bytes);
+  if (result.status.ok()) return FERRY_OK;
+  if (result.refusal == wire::Refusal::none) return fail(error, result.status, "cannot adopt memory");
+  const char* system = result.status.sys_errno != 0 ? strerrordesc_np(result.status.sys_errno) : nullptr;
+  return fail(error, result.status.code, result.status.sys_errno, "0x%llx cannot be adopted: %s%s%s",
+              static_cast<unsigned long long>(result.address), wire::to_text(result.refusal),
+              system != nullptr ? ": " : "", system != nullptr ? system : "");
+}
+
+ferry_code ferry_release(void* pointer, size_t bytes, ferry_error* error) {
+  ferry_error own{};
+  const Session* s = open_session(nullptr, &own);
+  if (s == nullptr) {
+    if (error != nullptr) *error = own;
+    return own.code;
+  }
+  if (!may_adopt_span(*s, pointer, bytes, error)) return FERRY_BAD_RANGE;
+  if (!has_adopted()) return FERRY_OK;
+  const AdoptResult result = give_back(reinterpret_cast<std::uint64_t>(pointer), bytes);
+  return result.status.ok() ? FERRY_OK : fail(error, result.status, "cannot give adopted memory back");
 }

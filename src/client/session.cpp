@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "client/adopt/adopter.h"
 #include "client/agent.h"
 #include "client/connection.h"
 #include "client/devices.h"
@@ -56,6 +57,11 @@ void on_message(linux::Incoming& in) {
   if (in.type() == wire::MessageType::device_lost) {
     wire::AttachDevice which{};
     if (in.body(which)) device_lost(which.device);
+    return;
+  }
+  if (in.type() == wire::MessageType::adopt_ask) {
+    wire::AdoptAsk ask{};
+    if (s != nullptr && in.body(ask)) adopt_for_device(ask);
     return;
   }
   if (s != nullptr) s->requests.deliver(in);
@@ -208,7 +214,8 @@ Session* open_new(const char* socket, ferry_error* error) {
   }
   s->requests.start(s->socket.get());
   opened.store(s, std::memory_order_release);
-  const Status reader = start_reader(s->socket.get(), {on_message, on_closed});
+  Status reader = start_adopter(*s);
+  if (reader.ok()) reader = start_reader(s->socket.get(), {on_message, on_closed});
   if (!reader.ok() || !begin_spans(*s)) {
     // Threads of ours hold on to the session: it cannot be taken down and tried again.
     say("ferry: the session could not be completed; managed memory cannot be used\n");

@@ -23,6 +23,8 @@ struct Session {
   /// Never closed while the process lives: when the last descriptor goes, registrations vanish and missing pages read
   /// as zeros.
   linux::Userfaultfd userfault;
+  /// Of memory outside the window, from the first adoption on. Never closed, too.
+  linux::Userfaultfd outside_userfault;
   wire::AppControl* control = nullptr;  ///< mapped for the life of the process
   wire::Welcome machine{};
   std::uint64_t window_base = 0;
@@ -31,9 +33,12 @@ struct Session {
   [[nodiscard]] bool in_window(const void* p) const {
     return reinterpret_cast<std::uint64_t>(p) - window_base < window_bytes;
   }
+  [[nodiscard]] Window window() const { return {window_base, window_bytes}; }
   [[nodiscard]] Page page_of(const void* p) const {
-    return (reinterpret_cast<std::uint64_t>(p) - window_base) >> page_shift;
+    return window().page_of_address(reinterpret_cast<std::uint64_t>(p));
   }
+  /// Where the page of `p` lies in the system file.
+  [[nodiscard]] std::uint64_t file_offset_of(const void* p) const { return page_of(p) * page_bytes; }
 };
 
 /// Opens the session if need be: with the manager at `socket`, or (null) where the environment says, or a private one.

@@ -16,7 +16,7 @@ thread_local std::uint32_t span_flags = 0;
 thread_local Status span_status;
 
 Status map_span(Session& session, void* span, std::size_t bytes) {
-  const auto offset = static_cast<off_t>(reinterpret_cast<std::uint64_t>(span) - session.window_base);
+  const auto offset = static_cast<off_t>(session.file_offset_of(span));
   if (::mmap(span, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, session.system_file.get(), offset) ==
       MAP_FAILED) {
     return Status(errno == ENOMEM ? Code::no_mappings : Code::no_memory, errno);
@@ -64,8 +64,8 @@ bool convert(void* context, void* span, std::size_t bytes) noexcept {
   message.flags |= wire::span_converts;
   span_status = session.requests.tell(wire::MessageType::alloc, message);
   if (!span_status.ok()) return false;
-  span_status = convert_to_shared(span, bytes, session.system_file.get(),
-                                  reinterpret_cast<std::uint64_t>(span) - session.window_base);
+  span_status =
+      convert_to_shared(span, bytes, session.system_file.get(), session.file_offset_of(span), PROT_READ | PROT_WRITE);
   if (span_status.ok()) span_status = session.requests.tell(wire::MessageType::converted, message);
   return span_status.ok();
 }

@@ -46,7 +46,20 @@ void part_address_spaces() {
 #if !defined(__SANITIZE_THREAD__)
   // Mappings are placed from the top: below this one, so far from those of the program.
   constexpr std::size_t gap_bytes = std::size_t{1} << 40;
-  ::mmap(nullptr, gap_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* const gap = ::mmap(nullptr, gap_bytes, PROT_NONE, flags, -1, 0);
+  // The kernel aligns what is large: holes above it are left, which the program's next mappings will have.
+  for (std::size_t bytes = std::size_t{4} << 20; gap != MAP_FAILED && bytes >= page_bytes; bytes /= 2) {
+    for (;;) {
+      void* const hole = ::mmap(nullptr, bytes, PROT_NONE, flags, -1, 0);
+      if (hole == MAP_FAILED || hole > gap) {
+        if (hole == MAP_FAILED) break;
+        continue;
+      }
+      ::munmap(hole, bytes);
+      break;
+    }
+  }
 #endif
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
   // The break: give back what is unused, and make malloc grow elsewhere.

@@ -103,6 +103,9 @@ class Agent {
         error = 0;
       } else if (change_units(command)) {
         error = 0;
+      } else if (is(command, wire::DownKind::admit)) {
+        error = memory_.admit(command.address, command.length_bytes);
+        while (error == ENOMEM && spare_.release()) error = memory_.admit(command.address, command.length_bytes);
       } else if (is(command, wire::DownKind::rearm)) {
         error = memory_.rearm(command.address, command.length_bytes);
         while (error == ENOMEM && spare_.release()) error = memory_.rearm(command.address, command.length_bytes);

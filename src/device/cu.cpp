@@ -269,6 +269,7 @@ void Cu::fault(std::uint64_t address, bool write, bool execute, std::uint64_t in
     c.write = write;
     c.execute = execute;
     c.status = fiber.resume_status;
+    c.refusal = fiber.resume_refusal;
     alternate_owner_ = nullptr;  // only a return from the handler would have restored it
     crash(c);
   }
@@ -356,6 +357,7 @@ void Cu::answer(const wire::DownRecord& record) {
   }
   if (!current || error != 0) return;
   fiber->resume_status = kind == wire::DownKind::resume ? record.status : 0;
+  fiber->resume_refusal = kind == wire::DownKind::resume ? record.buffer : 0;
   fiber->state = SlotState::ready;
   --waiting_;
   ready_[(ready_head_ + ready_count_++) % wire::max_waves_per_cu] = static_cast<std::uint8_t>(record.slot);

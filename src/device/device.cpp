@@ -128,7 +128,7 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   const int error =
       process->memory.open(start.window_base, start.window_bytes, start.system_fd, start.vram_fd, &failed);
   if (error != 0) give_up(failed, error);
-  install_signals(process->memory);
+  install_signals(process->memory, process->control->adopts != 0);
   process->queues.open(*process->queue_control, start.cu_count);
   process->units.open(*process->control, process->queues, start.cu_count);
   process->cus = static_cast<Cu*>(map_own(sizeof(Cu) * start.cu_count));

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdint>
 #include <cstring>
@@ -10,6 +11,7 @@
 
 #include "base/status.h"
 #include "device/process.h"
+#include "wire/adopt.h"
 
 namespace ferry::device {
 namespace {
@@ -32,10 +34,13 @@ bool parse(std::string_view line, MappingInfo& m) {
   m.readable = line[at] == 'r';
   m.writable = line[at + 1] == 'w';
   m.executable = line[at + 2] == 'x';
+  m.shared = line[at + 3] == 's';
   at += 5;
   m.offset = hex(' ');
-  for (unsigned skipped = 0; skipped < 2 && at < line.size(); ++at) {
-    if (line[at] == ' ') ++skipped;
+  m.major = static_cast<std::uint32_t>(hex(':'));
+  m.minor = static_cast<std::uint32_t>(hex(' '));
+  for (; at < line.size() && line[at] >= '0' && line[at] <= '9'; ++at) {
+    m.inode = m.inode * 10 + static_cast<std::uint64_t>(line[at] - '0');
   }
   while (at < line.size() && line[at] == ' ') ++at;
   Text(m.path, sizeof m.path) << line.substr(at < line.size() ? at : line.size());
@@ -92,32 +97,38 @@ void describe_instruction(std::uint64_t instruction, Text& text) {
 
 }  // namespace
 
-bool find_mapping(std::uint64_t address, MappingInfo& found) {
+bool visit_mappings(bool (*fn)(void* context, const MappingInfo& mapping), void* context) {
   const int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
   if (fd < 0) return false;
   char buffer[4096];
   std::size_t held = 0;
-  bool hit = false;
-  for (;;) {
+  for (bool more = true; more;) {
     const ssize_t got = read(fd, buffer + held, sizeof buffer - held);
+    if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     held += static_cast<std::size_t>(got);
     std::size_t start = 0;
-    for (std::size_t i = 0; i < held && !hit; ++i) {
+    for (std::size_t i = 0; i < held && more; ++i) {
       if (buffer[i] != '\n') continue;
       MappingInfo m;
-      if (parse({buffer + start, i - start}, m) && address >= m.begin && address < m.end) {
-        found = m;
-        hit = true;
-      }
+      if (parse({buffer + start, i - start}, m)) more = fn(context, m);
       start = i + 1;
     }
-    if (hit) break;
     held -= start;
     std::memmove(buffer, buffer + start, held);
     if (held == sizeof buffer) held = 0;  // no path is that long
   }
   close(fd);
+  return true;
+}
+
+bool find_mapping(std::uint64_t address, MappingInfo& found) {
+  bool hit = false;
+  visit_mappings([&](const MappingInfo& m) {
+    hit = address >= m.begin && address < m.end;
+    if (hit) found = m;
+    return !hit && m.begin <= address;
+  });
   return hit;
 }
 
@@ -149,10 +160,14 @@ void describe_crash(const Fiber& fiber, const DeviceMemory& memory, Text& text) 
     } else if (crash.status == static_cast<std::uint32_t>(Code::kernel_fault) ||
                crash.status == static_cast<std::uint32_t>(Code::not_permitted)) {
       text << "managed memory that the device may not " << (crash.write ? "write" : "touch");
-    } else if (crash.status != 0) {
+    } else if (crash.status != 0 && crash.refusal == 0) {
       text << "no usable managed memory (" << to_string(static_cast<Code>(crash.status)) << ")";
     } else {
       describe_place(crash.address, fiber, memory, text);
+      if (crash.refusal > static_cast<std::uint32_t>(wire::Refusal::unmapped) && crash.refusal < wire::refusal_count) {
+        text << " (memory of the program that cannot be adopted: " << to_text(static_cast<wire::Refusal>(crash.refusal))
+             << ")";
+      }
     }
   }
   describe_instruction(crash.instruction, text);

@@ -9,16 +9,28 @@
 namespace ferry::device {
 
 /// A line of /proc/self/maps.
+struct MappingInfo;
+bool visit_mappings(bool (*fn)(void* context, const MappingInfo& mapping), void* context);
+
 struct MappingInfo {
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
   std::uint64_t offset = 0;
+  std::uint64_t inode = 0;  ///< 0: no file
+  std::uint32_t major = 0;  ///< of the file's device
+  std::uint32_t minor = 0;
   bool readable = false;
   bool writable = false;
   bool executable = false;
+  bool shared = false;
   char path[160] = {};
 };
 
+/// Calls fn(mapping) in order of addresses until it returns false. False: the kernel does not list them. No malloc.
+template <typename Fn>
+bool visit_mappings(Fn&& fn) {
+  return visit_mappings([](void* context, const MappingInfo& m) { return (*static_cast<Fn*>(context))(m); }, &fn);
+}
 /// The mapping that holds the address. False: there is none.
 [[nodiscard]] bool find_mapping(std::uint64_t address, MappingInfo& found);
 

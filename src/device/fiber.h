@@ -40,7 +40,8 @@ struct Crash {
   std::uint64_t instruction = 0;  ///< address of the instruction
   bool write = false;
   bool execute = false;
-  std::uint32_t status = 0;  ///< ferry::Code of the manager's answer, for managed memory; else 0
+  std::uint32_t status = 0;   ///< ferry::Code of the manager's answer, for managed memory; else 0
+  std::uint32_t refusal = 0;  ///< wire::Refusal: why the application's memory there cannot be had
 };
 
 struct Fiber {
@@ -48,7 +49,8 @@ struct Fiber {
   SlotState state = SlotState::free;
   /// Rises with every fault, so that an answer to an older one is known.
   std::uint64_t generation = 0;
-  std::uint32_t resume_status = 0;  ///< ferry::Code of the answer
+  std::uint32_t resume_status = 0;   ///< ferry::Code of the answer
+  std::uint32_t resume_refusal = 0;  ///< wire::Refusal of the answer
   DeviceQueue* queue = nullptr;
   bool graphics = false;  ///< runs a graphics job: its fence must not wait for a page fault or for a user
   WaveInfo wave;

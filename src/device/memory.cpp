@@ -6,9 +6,11 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "base/types.h"
+#include "device/explain.h"
 
 namespace ferry::device {
 namespace {
@@ -16,6 +18,8 @@ namespace {
 /// Own memory lies in [own_begin, own_end). Far from where the kernel puts an application's mappings (high) and from
 /// the default window.
 constexpr std::uint64_t own_begin = 0x1000'0000'0000;
+/// Below it are null pointers and members of what they point to.
+constexpr std::uint64_t lowest_adopted = 0x10000;
 constexpr std::uint64_t own_limit = 0x1100'0000'0000;
 std::atomic<std::uint64_t> own_end{own_begin};
 
@@ -37,8 +41,7 @@ void* map_own_at_hint(std::size_t bytes, int flags, int fd) {
 
 int DeviceMemory::open(std::uint64_t window_base, std::uint64_t window_bytes, int system_fd, int vram_fd,
                        const char** failed) {
-  base_ = window_base;
-  bytes_ = window_bytes;
+  window_ = {window_base, window_bytes};
   system_fd_ = system_fd;
   vram_fd_ = vram_fd;
   *failed = "userfaultfd with SIGBUS, MINOR and MISSING on shared memory (`ferry doctor` says more)";
@@ -50,9 +53,9 @@ int DeviceMemory::open(std::uint64_t window_base, std::uint64_t window_bytes, in
   userfaultfd_ = std::move(opened).value();
   self_ = linux::Fd(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
   *failed = "mapping and registering the window";
-  if (const int error = arm(base_, bytes_); error != 0) return error;
+  if (const int error = arm(window_base, window_bytes); error != 0) return error;
   // A core file of a crashed device would otherwise walk the whole window.
-  madvise(pointer(base_), bytes_, MADV_DONTDUMP);
+  madvise(pointer(window_base), window_bytes, MADV_DONTDUMP);
   *failed = nullptr;
   return 0;
 }
@@ -80,8 +83,34 @@ int DeviceMemory::file_of(const wire::DownRecord& command) const {
 }
 
 bool DeviceMemory::valid(std::uint64_t address, std::uint64_t length_bytes) const {
-  return address % page_bytes == 0 && length_bytes % page_bytes == 0 && length_bytes != 0 && contains(address) &&
-         length_bytes <= bytes_ - (address - base_);
+  if (address % page_bytes != 0 || length_bytes % page_bytes != 0) return false;
+  const Page first = window_.page_of_address(address);
+  if (!window_.numbers(first, length_bytes / page_bytes)) return false;
+  return contains(address) || (may_adopt(address) && may_adopt(address + length_bytes - 1));
+}
+
+bool DeviceMemory::may_adopt(std::uint64_t address) {
+  return address >= lowest_adopted && address < user_address_end && !is_own(address);
+}
+
+int DeviceMemory::admit(std::uint64_t address, std::uint64_t length_bytes) const {
+  if (!valid(address, length_bytes) || contains(address)) return EINVAL;
+  const std::uint64_t end = address + length_bytes;
+  bool taken = false;
+  const bool seen = visit_mappings([&](const MappingInfo& m) {
+    if (m.begin >= end) return false;
+    if (m.end <= address) return true;
+    // What cannot be touched is room that was left for the application, or what it had and the device gave up; what the
+    // manager mapped before is its own.
+    const bool reachable = m.readable || m.writable || m.executable;
+    const bool managed =
+        std::strncmp(m.path, "/memfd:ferry-system", 19) == 0 || std::strncmp(m.path, "/memfd:ferry-vram", 17) == 0;
+    taken = reachable && !managed;
+    return !taken;
+  });
+  if (!seen) return EIO;
+  if (taken) return EEXIST;
+  return arm(address, length_bytes);
 }
 
 int DeviceMemory::map(const wire::DownRecord& command) const {
@@ -136,7 +165,7 @@ int DeviceMemory::arm(std::uint64_t address, std::uint64_t length_bytes) const {
   // Between the two calls the extent would be filled by native faults, in place of the manager's choice. The first is
   // therefore without access.
   void* p = mmap(pointer(address), length_bytes, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, system_fd_,
-                 static_cast<off_t>(address - base_));
+                 static_cast<off_t>(window_.page_of_address(address) * page_bytes));
   if (p == MAP_FAILED) return errno;
   const linux::Fault registered =
       userfaultfd_.register_span(address, length_bytes, linux::track_missing | linux::track_minor);

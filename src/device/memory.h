@@ -29,9 +29,11 @@ class DeviceMemory {
   /// then names what failed.
   int open(std::uint64_t window_base, std::uint64_t window_bytes, int system_fd, int vram_fd, const char** failed);
 
-  [[nodiscard]] bool contains(std::uint64_t address) const { return address - base_ < bytes_; }
-  [[nodiscard]] std::uint64_t base() const { return base_; }
-  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+  [[nodiscard]] bool contains(std::uint64_t address) const { return window_.contains(address); }
+  [[nodiscard]] std::uint64_t base() const { return window_.base; }
+  [[nodiscard]] std::uint64_t bytes() const { return window_.bytes; }
+  /// The application may have memory there that the device can get. Safe in a signal handler.
+  [[nodiscard]] static bool may_adopt(std::uint64_t address);
   [[nodiscard]] int userfaultfd() const { return userfaultfd_.fd(); }
 
   /// From now on File::buffer with this number is `fd`; -1: nothing. The descriptor is taken over. The agent only.
@@ -46,7 +48,8 @@ class DeviceMemory {
     return device < peer_files_.size() && peer_files_[device].load(std::memory_order_acquire) >= 0;
   }
 
-  // Each returns an errno, 0 if well. Extents outside of the window or not page aligned: EINVAL.
+  // Each returns an errno, 0 if well. Extents that are not page aligned, lie in the device's own memory, or only in part
+  // in the window: EINVAL. Outside the window the manager names only extents that were admitted.
 
   /// map and resume_map: the extent shows the file that the record names. Drops the extent's registration.
   int map(const wire::DownRecord& command) const;
@@ -59,6 +62,9 @@ class DeviceMemory {
   /// one by one. At most IOV_MAX (1024).
   std::size_t zap_many(std::span<const iovec> extents) const;
   [[nodiscard]] bool valid(std::uint64_t address, std::uint64_t length_bytes) const;
+  /// Makes an extent outside the window as the window is at the start: nothing there yet, registered. EEXIST where the
+  /// device has memory of its own: then nothing has changed. Not for signal handlers.
+  int admit(std::uint64_t address, std::uint64_t length_bytes) const;
   /// The extent is empty, and registered again.
   int rearm(std::uint64_t address, std::uint64_t length_bytes) const;
 
@@ -67,8 +73,7 @@ class DeviceMemory {
   [[nodiscard]] int file_of(const wire::DownRecord& command) const;
   [[nodiscard]] int arm(std::uint64_t address, std::uint64_t length_bytes) const;
 
-  std::uint64_t base_ = 0;
-  std::uint64_t bytes_ = 0;
+  Window window_;
   int system_fd_ = -1;
   int vram_fd_ = -1;
   linux::Userfaultfd userfaultfd_;

@@ -16,6 +16,7 @@ namespace ferry::device {
 namespace {
 
 const DeviceMemory* window = nullptr;
+bool adopts_memory = false;
 
 /// Code that must not be left for another wave of the same thread, because it keeps state per thread or takes locks
 /// that belong to threads: the C and C++ run-time libraries.
@@ -115,7 +116,10 @@ void on_fault(int signal, siginfo_t* info, void* raw_context) {
   const auto address = reinterpret_cast<std::uint64_t>(info->si_addr);
   const bool page_fault = (signal == SIGBUS && info->si_code == BUS_ADRERR) ||
                           (signal == SIGSEGV && (info->si_code == SEGV_MAPERR || info->si_code == SEGV_ACCERR));
-  if (page_fault && window->contains(address)) {
+  // A call of what cannot be executed is no touch of memory.
+  const bool adoptable =
+      adopts_memory && !machine.execute && !cu->running()->graphics && DeviceMemory::may_adopt(address);
+  if (page_fault && (window->contains(address) || adoptable)) {
     cu->fault(address, machine.write, machine.execute, machine.instruction);
     return;
   }
@@ -148,8 +152,9 @@ void on_clock(int, siginfo_t*, void* raw_context) {
 
 }  // namespace
 
-void install_signals(const DeviceMemory& memory) {
+void install_signals(const DeviceMemory& memory, bool adopts) {
   window = &memory;
+  adopts_memory = adopts;
   dl_iterate_phdr(note_runtime_code, nullptr);
 
   for (int signal = 1; signal < NSIG; ++signal) {

@@ -14,7 +14,8 @@ inline constexpr int clock_signal = SIGVTALRM;
 
 /// Sets the dispositions of the whole process and the mask of this thread (threads made later inherit it): faults and
 /// the clock handled, SIGINT and SIGPIPE ignored, everything else as in a fresh process. `memory` must stay.
-void install_signals(const DeviceMemory& memory);
+/// `adopts`: touches outside the window are told to the manager, too.
+void install_signals(const DeviceMemory& memory, bool adopts);
 
 /// The mask that waves run with.
 void unblock_signals();

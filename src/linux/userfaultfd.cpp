@@ -113,7 +113,8 @@ Result<Userfaultfd> Userfaultfd::open(const Options& options) {
   constexpr std::uint64_t changes = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
   const std::uint64_t features = needed_features | (options.sigbus ? std::uint64_t{UFFD_FEATURE_SIGBUS} : 0) |
                                  (options.thread_ids ? std::uint64_t{UFFD_FEATURE_THREAD_ID} : 0) |
-                                 (options.changes ? changes : 0);
+                                 (options.changes ? changes : 0) |
+                                 (options.tell_unmaps ? std::uint64_t{UFFD_FEATURE_EVENT_UNMAP} : 0);
   api.features = features | (options.protect ? std::uint64_t{feature_protect_files} : 0);
   if (options.protect && ::ioctl(u.fd_.get(), UFFDIO_API, &api) == 0) return u;
   // A refused handshake leaves the descriptor as new.

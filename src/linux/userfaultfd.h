@@ -54,6 +54,8 @@ class Userfaultfd {
     bool thread_ids = false;
     /// Messages tell of memory that is moved, unmapped or given up; the thread that does it waits until they are read.
     bool changes = false;
+    /// Unmapping registered memory raises a message, and waits until it was read.
+    bool tell_unmaps = false;
   };
 
   Userfaultfd() = default;

@@ -16,11 +16,15 @@ namespace ferry::manager {
 
 /// One block in one device process.
 struct DeviceBlock {
-  PageMask replaced;         ///< set: an extent, or nothing; cleared: the armed window mapping of the start
-  PageMask given;            ///< armed pages that UFFDIO_CONTINUE mapped and nobody took back
-  PageMask dma;              ///< system pages that the device may reach: set before it can, cleared when it cannot
-  PageMask exec;             ///< extents that kernels may call into
-  std::uint16_t pieces = 0;  ///< at most so many mappings more than one lie here
+  PageMask replaced;       ///< set: an extent, or nothing; cleared: the armed window mapping of the start
+  PageMask given;          ///< armed pages that UFFDIO_CONTINUE mapped and nobody took back
+  PageMask dma;            ///< system pages that the device may reach: set before it can, cleared when it cannot
+  PageMask exec;           ///< extents that kernels may call into
+  PageMask admitted;       ///< outside the window: the device has nothing of its own there, and the pages were armed
+  bool admitting = false;  ///< it was asked
+  PageMask denied;  ///< outside the window: the device has memory of its own there, for all we know until it ends
+  std::uint16_t admit_pages = block_pages;  ///< asked for at once; halved while the device has some of them itself
+  std::uint16_t pieces = 0;                 ///< at most so many mappings more than one lie here
 };
 
 /// What CPU threads may read and not write. A write to a page of `read_only` ends as a fault of the core's.

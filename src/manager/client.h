@@ -86,6 +86,19 @@ struct DevicePeer {
   }
 };
 
+/// A wave that touched memory which is not managed, or not known to its device, yet.
+struct HeldWave {
+  DeviceId device = no_device;
+  std::uint16_t cu = 0;
+  std::uint16_t slot = 0;
+  std::uint32_t serial = 0;
+  std::uint64_t address = 0;
+  std::uint8_t access = wire::fault_read;
+  std::uint64_t change = 0;  ///< number of the application's last unmap, as the device knew it
+
+  [[nodiscard]] Access wants() const { return access == wire::fault_write ? Access::write : Access::read; }
+};
+
 struct Client {
   ClientId id = 0;
   std::uint64_t serial = 0;  ///< of the connection, for epoll
@@ -113,20 +126,43 @@ struct Client {
   std::vector<DevicePeer> devices;
   std::map<Page, std::uint64_t> spans;  ///< allocated: first page, pages
   BlockTable blocks;
-  std::uint64_t armed_blocks = 0;       ///< blocks with armed pages, and buffers: 0 spares polling the userfaultfd
+  std::uint64_t armed_blocks = 0;        ///< blocks with armed pages, and buffers: 0 spares polling the userfaultfd
+  linux::Userfaultfd outside_userfault;  ///< of memory outside the window, from when some is adopted
+  struct Told {
+    bool unmapped = false;  ///< else a fault
+    Access access = Access::read;
+    std::uint64_t begin = 0;
+    std::uint64_t end = 0;
+  };
+  std::vector<Told> told;                   ///< read out of turn from outside_userfault
+  std::vector<core::Action> deferred_maps;  ///< map_device that waits for DeviceBlock::admitting
+  std::vector<HeldWave> held;
+  std::uint64_t asking = 0;        ///< address that the application was asked to adopt; 0: none
+  std::vector<PageSpan> unmapped;  ///< adopted, and unmapped by the application: the core has not let go of it yet
+  struct Beginning {
+    std::uint64_t request = 0;
+    PageSpan pages;
+  };
+  std::vector<Beginning> beginning;     ///< adopt_begin that waits for `unmapped`
+  std::vector<PageSpan> releasing;      ///< not managed any more, and not yet taken from the system file
   std::vector<linux::Mapping> mirrors;  ///< the system file, mapped a segment at a time
   ClientWork work;
   std::unique_ptr<ForkGate> gate;  ///< while it forks
   unsigned forks = 0;              ///< children that may still need pages of it
 
   [[nodiscard]] wire::AppControl* control() const { return reinterpret_cast<wire::AppControl*>(control_map.data()); }
-  [[nodiscard]] Page page_end() const { return window_bytes / page_bytes; }
-  [[nodiscard]] bool contains(PageSpan span) const {
-    return span.count_pages > 0 && span.first < page_end() && span.count_pages <= page_end() - span.first;
+  [[nodiscard]] Window window() const { return {window_base, window_bytes}; }
+  [[nodiscard]] Page page_end() const { return window().page_end(); }
+  /// Memory that the application had before and gave to be managed: it lies outside the window.
+  [[nodiscard]] bool is_adopted(Page page) const { return page >= window().pages(); }
+  /// The userfaultfd of the page.
+  [[nodiscard]] const linux::Userfaultfd& fault_of(Page page) const {
+    return is_adopted(page) ? outside_userfault : userfault;
   }
-  [[nodiscard]] std::uint64_t address_of(Page page) const { return window_base + page * page_bytes; }
+  [[nodiscard]] bool contains(PageSpan span) const { return window().numbers(span.first, span.count_pages); }
+  [[nodiscard]] std::uint64_t address_of(Page page) const { return window().address_of_page(page); }
 
-  /// 16 GiB: few enough mappings for a window of 16 TiB, small enough for many clients in 128 TiB of address space.
+  /// 16 GiB: few enough mappings for a window of 16 TiB and what lies scattered outside of it, small enough for many clients in 128 TiB of address space.
   static constexpr std::uint64_t segment_bytes = std::uint64_t{16} << 30;
   /// The manager's own view of a system page, or null if it cannot be mapped. Good for the rest of its block.
   [[nodiscard]] std::byte* mirror(Page page) {
@@ -134,7 +170,8 @@ struct Client {
     linux::Mapping& segment = mirrors[offset / segment_bytes];
     if (!segment) {
       const std::uint64_t start = offset / segment_bytes * segment_bytes;
-      auto mapped = linux::Mapping::map(system_file.get(), start, std::min(segment_bytes, window_bytes - start));
+      auto mapped =
+          linux::Mapping::map(system_file.get(), start, std::min(segment_bytes, page_end() * page_bytes - start));
       if (!mapped) return nullptr;
       segment = std::move(mapped).value();
     }
@@ -161,6 +198,18 @@ struct Client {
   DeviceBlock& device_block(BlockState& b, DeviceId device) const {
     if (b.devices.empty()) b.devices.resize(devices.size());
     return b.devices[device];
+  }
+  [[nodiscard]] bool is_allocated(Page page) const {
+    auto it = spans.upper_bound(page);
+    if (it == spans.begin()) return false;
+    --it;
+    return page - it->first < it->second;
+  }
+  [[nodiscard]] bool is_releasing(PageSpan span) const {
+    for (const PageSpan& r : releasing) {
+      if (r.overlaps(span)) return true;
+    }
+    return false;
   }
   [[nodiscard]] PageMask allocated_in(BlockIndex index) const {
     PageMask mask;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/bitmap.h"
 #include "base/types.h"
 #include "core/action.h"
 #include "wire/port.h"
@@ -30,6 +31,7 @@ enum class CommandKind : std::uint8_t {
   revoke_buffer_device,  ///< device agent: the window is armed again there
   drop_buffer_device,    ///< device agent: the same when arming failed: nothing is mapped
   forget_buffer,         ///< device agent
+  admit,                 ///< device agent: before anything else outside the window
   grant_units,           ///< device agent
   take_units,            ///< device agent
   run_graphics,          ///< device agent
@@ -47,7 +49,10 @@ struct Command {
   std::uint16_t slot = 0;  ///< resume_map
   Client* client = nullptr;
   PageSpan pages;
-  PageSpan wanted;  ///< rearm: the pages to give afterwards
+  PageSpan wanted;               ///< rearm: the pages to give afterwards
+  PageMask rest;                 ///< of the same block, still to be done by the same kind of command
+  std::uint64_t file_first = 0;  ///< map_extent in runs: page of the file that the block's first page has
+  core::Action deferred;         ///< admit: the map_device that waits for it, if `actions` is not empty
   std::uint64_t since_ns = 0;
   core::BufferId object = 0;            ///< map_buffer_device: the buffer
   DeviceId owner = no_device;           ///< map_extent, resume_map: whose VRAM, if not the device's own
@@ -72,6 +77,7 @@ class CommandPool {
     c.has_token = false;
     c.object = 0;
     c.owner = no_device;
+    c.rest = {};
     c.actions.clear();
     c.record = {};
     ++live_;

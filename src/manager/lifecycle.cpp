@@ -80,15 +80,15 @@ void Manager::hello(Client& client) {
   client.window_base = hello.window_base;
   client.window_bytes = hello.window_bytes;
   client.program = clean_text(hello.program, sizeof hello.program);
-  client.blocks = BlockTable(hello.window_bytes / block_bytes);
-  client.mirrors.resize((hello.window_bytes + Client::segment_bytes - 1) / Client::segment_bytes);
+  client.blocks = BlockTable(client.page_end() / block_pages);
+  client.mirrors.resize((client.page_end() * page_bytes + Client::segment_bytes - 1) / Client::segment_bytes);
 
   const auto fail = [&](Status s) {
     refuse(client, s.code, "no memory or descriptors for another application");
     close_client(client, "no memory or descriptors for it");
   };
   auto bell = linux::Bell::make();
-  auto system = linux::make_memory_file("ferry-system", hello.window_bytes);
+  auto system = linux::make_memory_file("ferry-system", client.page_end() * page_bytes);
   auto control = linux::make_memory_file("ferry-control", sizeof(wire::AppControl));
   if (!bell || !system || !control) return fail(Code::no_memory);
   client.kick = std::move(bell).value();
@@ -134,8 +134,7 @@ void Manager::hello(Client& client) {
   client.greeted = true;
   clients_.push_back(&client);
   core_->client_open(client.id);
-  recorder_->name_client(client.id, client.program, static_cast<std::uint32_t>(client.process.pid()),
-                         client.window_base);
+  recorder_->name_client(client.id, client.program, static_cast<std::uint32_t>(client.process.pid()), client.window());
   watch(client.kick.fd(), Source::kick, &client, no_device, EPOLLIN | EPOLLET);
   watch(client.process.fd(), Source::application, &client, no_device, EPOLLIN);
   watch(client.userfault.fd(), Source::userfault, &client, no_device, EPOLLIN);
@@ -158,6 +157,7 @@ Status Manager::make_control(DevicePeer& peer, unsigned device) {
   c.head.magic = wire::control_magic;
   c.head.version = wire::wire_version;
   c.cu_count = config_.machine.cu_count();
+  c.adopts = 1;
   const core::DeviceModel model = config_.machine.model(device);
   const bool preempt = model.preempts_while_faulting && model.policy == core::Policy::preempt;
   c.units.leave_while_faulting = preempt ? 1 : 0;
@@ -194,6 +194,7 @@ void Manager::close_client(Client& client, const char* why) {
   unwatch(client.kick.fd());
   unwatch(client.process.fd());
   unwatch(client.userfault.fd());
+  if (client.outside_userfault) unwatch(client.outside_userfault.fd());
   for (DeviceId d = 0; d < client.devices.size(); ++d) {
     const DeviceState state = client.devices[d].state;
     if (state == DeviceState::attached || state == DeviceState::starting) end_device(client, d);
@@ -203,6 +204,7 @@ void Manager::close_client(Client& client, const char* why) {
   // Not woken: a thread that waits for a page must not go on without it. The application keeps a descriptor of its own
   // and ends when it sees the connection closed.
   client.userfault.close();
+  client.outside_userfault.close();
   finish_close(client);
 }
 

@@ -301,6 +301,7 @@ bool Manager::poll_peers() {
     if (!client.awake) continue;
     bool some = poll_client(client);
     if (faults && client.armed_blocks != 0 && !client.closing) some |= poll_userfault(client);
+    if (faults && client.outside_userfault && !client.closing) some |= poll_outside(client);
     if (some) client.last_event_ns = now_ns_;
     progress |= some;
   }
@@ -498,6 +499,7 @@ void Manager::poll_events(int timeout_ms) {
           if (client.garbage > garbage_max) drop_client(client, "its userfaultfd does not stay non-blocking");
         }
         if (poll_userfault(client)) client.wake(now_ns_);
+        if (client.outside_userfault && poll_outside(client)) client.wake(now_ns_);
         break;
       case Source::application: close_client(client, nullptr); break;
       case Source::device: device_process_ended(client, device); break;

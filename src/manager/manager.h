@@ -64,12 +64,14 @@ class Manager final : private Household {
   struct Request {
     enum class Kind : std::uint8_t {
       none,
-      answer,  ///< the application, to its question `number`
-      gone,    ///< the application can be forgotten
-      unmap,   ///< as answer, after the buffer's address `page` was given up
-      job,     ///< whoever looks at fence `number`
-      svm,     ///< as answer; counts in ClientWork::asked
-      fork,    ///< the application may be taken its memory, for fork `number`
+      answer,     ///< the application, to its question `number`
+      gone,       ///< the application can be forgotten
+      unmap,      ///< as answer, after the buffer's address `page` was given up
+      job,        ///< whoever looks at fence `number`
+      svm,        ///< as answer; counts in ClientWork::asked
+      fork,       ///< the application may be taken its memory, for fork `number`
+      unmapped,   ///< Client::unmapped that begins at `page`: forgotten
+      come_home,  ///< `releasing` that begins at `page`: it is home, as far as that went
       nobody
     } kind = Kind::none;
     ClientId client = 0;
@@ -119,6 +121,17 @@ class Manager final : private Household {
   [[nodiscard]] core::Cookie make_cookie(Request::Kind kind, ClientId client, std::uint64_t number, Page page = 0);
   void forget_cookie(core::Cookie cookie);
   void misunderstood(Client& client);
+
+  // adopt_requests.cpp
+  bool on_adoption(Client& client);
+  void release(Client& client, PageSpan pages);
+  void released(Client& client, PageSpan pages);
+  bool poll_outside(Client& client);
+  void unmapped(Client& client, PageSpan gone);
+  void unmapped_done(Client& client, const Request& request);
+  void begin_adoption(Client& client, PageSpan pages);
+  void came_home(Client& client, const Request& request);
+
   [[nodiscard]] StatsDocument document() const;
 
   void tell_circles();

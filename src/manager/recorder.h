@@ -44,8 +44,8 @@ class Recorder final : public core::Observer {
     series_.device_gone(now_ns, client, device);
     if (trace_) trace_->device_gone(now_ns, client, device);
   }
-  void name_client(ClientId client, const std::string& program, std::uint32_t pid, std::uint64_t window_base) {
-    if (trace_) trace_->name_client(client, program, pid, window_base);
+  void name_client(ClientId client, const std::string& program, std::uint32_t pid, Window window) {
+    if (trace_) trace_->name_client(client, program, pid, window);
   }
 
   [[nodiscard]] EventStreams& streams() { return streams_; }

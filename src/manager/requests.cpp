@@ -92,7 +92,7 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::fork_end: fork_end(client); return;
     default: break;
   }
-  if (on_work(client) || on_svm(client) || on_change(client)) return;
+  if (on_work(client) || on_svm(client) || on_change(client) || on_adoption(client)) return;
   wire::Span span{};
   if (!incoming_->body(span)) {
     misunderstood(client);
@@ -112,8 +112,11 @@ void Manager::on_request(Client& client) {
         client.spans.emplace(pages.first, pages.count_pages);
         client.blocks.for_each(
             pages, [&](BlockIndex index, BlockState& b) { b.managed |= BlockTable::mask_in(index, pages); });
+        const bool has_contents = (span.flags & wire::span_has_contents) != 0;
         const bool later = (span.flags & wire::span_converts) != 0;
-        if (config_.machine.system_bytes != 0 && !later) executor_->steer(client, pages);
+        if (config_.machine.system_bytes != 0 && has_contents) count_converted(client, pages);
+        if (config_.machine.system_bytes != 0 && !has_contents && !later) executor_->steer(client, pages);
+        if (client.is_adopted(pages.first)) executor_->look_at_held(client, pages);
       }
       answer(client, request, s);
       return;
@@ -231,6 +234,14 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
   }
   Client* client = find_client(request.client);
   if (client == nullptr) return;
+  if (request.kind == Request::Kind::unmapped) {
+    unmapped_done(*client, request);
+    return;
+  }
+  if (request.kind == Request::Kind::come_home) {
+    came_home(*client, request);
+    return;
+  }
   switch (request.kind) {
     case Request::Kind::gone: forget(*client); return;
     case Request::Kind::svm:

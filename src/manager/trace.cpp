@@ -144,8 +144,8 @@ void Trace::device_gone(std::uint64_t now_ns, ClientId client, DeviceId device) 
         .status = {}});
 }
 
-void Trace::name_client(ClientId client, const std::string& program, std::uint32_t pid, std::uint64_t window_base) {
-  clients_[client] = {clean_text(program.data(), program.size()) + " (pid " + std::to_string(pid) + ")", window_base};
+void Trace::name_client(ClientId client, const std::string& program, std::uint32_t pid, Window window) {
+  clients_[client] = {clean_text(program.data(), program.size()) + " (pid " + std::to_string(pid) + ")", window};
 }
 
 /// Turns records, in order of time, into trace events. Durations become complete events ("X") once their end is known,
@@ -242,8 +242,8 @@ class Trace::Writer {
 
   [[nodiscard]] std::string pages_text(const Record& r) const {
     const auto named = trace_.clients_.find(r.client);
-    const std::uint64_t base = named != trace_.clients_.end() ? named->second.window_base : default_window_base;
-    return format(R"("address":"0x%)" PRIx64 R"(","pages":%)" PRIu64, base + r.first * page_bytes, r.count);
+    const Window window = named != trace_.clients_.end() ? named->second.window : Window{};
+    return format(R"("address":"0x%)" PRIx64 R"(","pages":%)" PRIu64, window.address_of_page(r.first), r.count);
   }
 
   template <typename Emit>

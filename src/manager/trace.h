@@ -26,10 +26,9 @@ class Trace final : public core::Observer {
   void kernel_begin(const KernelEvent& event);
   void kernel_end(const KernelEvent& event);
   void device_gone(std::uint64_t now_ns, ClientId client, DeviceId device);
-  /// What a client is called in the trace (`program` may hold anything), and where its page 0 is. Clients that were not
+  /// What a client is called in the trace (`program` may hold anything), and where its pages are. Clients that were not
   /// named have numbers, and the default window.
-  void name_client(ClientId client, const std::string& program, std::uint32_t pid,
-                   std::uint64_t window_base = default_window_base);
+  void name_client(ClientId client, const std::string& program, std::uint32_t pid, Window window = {});
 
   /// Records overwritten because the ring was full.
   [[nodiscard]] std::uint64_t dropped() const { return taken_ > capacity_ ? taken_ - capacity_ : 0; }
@@ -72,7 +71,7 @@ class Trace final : public core::Observer {
   std::map<std::string, std::uint32_t, std::less<>> name_index_;
   struct Named {
     std::string name;
-    std::uint64_t window_base;
+    Window window;
   };
   std::map<ClientId, Named> clients_;
 };

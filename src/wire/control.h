@@ -89,6 +89,9 @@ struct DeviceControl {
   /// Waves of one compute unit that may wait in faults before it begins no more; 0: no limit. Advice of the manager,
   /// against waves that evict each other's granules.
   std::atomic<std::uint32_t> wave_limit;
+  /// 1: touches of memory outside the window are faults as well, and adopt it; 0: they end the kernel. Written by the
+  /// manager before the device starts.
+  std::uint32_t adopts;
   /// Number of the application's last unmap. A fault names the number that stood when it was posted.
   std::atomic<std::uint64_t> changes;
   alignas(64) Port agent;

@@ -77,6 +77,7 @@
 #include <type_traits>
 
 #include "base/types.h"
+#include "wire/adopt.h"
 #include "wire/change.h"
 #include "wire/control.h"
 #include "wire/svm.h"
@@ -129,7 +130,13 @@ enum class MessageType : std::uint32_t {
   work_answer = 54,
   fence_hold = 55,
   peer_file = 57,
-  converted = 56,  ///< a span that was allocated with span_converts is mapped from the system file now
+  adopt_ask = 112,     ///< adopt.h
+  adopt_answer = 113,  ///< adopt.h
+  release = 114,       ///< adopt.h
+  adopt_begin = 117,   ///< adopt.h
+  adopt_faults = 116,  ///< adopt.h
+  released = 115,      ///< adopt.h
+  converted = 56,      ///< a span that was allocated with span_converts is mapped from the system file now
   svm_set = 64,
   svm_get = 65,
   svm_reset = 66,
@@ -210,6 +217,8 @@ struct DeviceHello {
 inline constexpr std::uint32_t span_place_system = 1;  ///< alloc: Placement::system; cleared: automatic
 /// alloc: memory with contents that becomes managed; `converted` follows, and until then nobody may be kept from it.
 inline constexpr std::uint32_t span_converts = 2;
+/// alloc: the pages are mapped from the system file already, with contents that the application wrote there.
+inline constexpr std::uint32_t span_has_contents = 4;
 inline constexpr std::uint32_t to_system = 0xffff'ffff;
 
 struct Span {

@@ -73,7 +73,10 @@ enum class DownKind : std::uint32_t {
   take_units = 12,     ///< device agent: compute has to leave those in `units`, post done at once; units_left follow
   run_job = 13,        ///< device agent: run the graphics job in JobSlot `slot` on `units`, post done at once; job_done
                        ///< follows
-  cancel_job = 14,     ///< device agent: the job in JobSlot `slot`, if it runs still, is to end soon, post done at once
+  admit =
+      15,  ///< device agent: as rearm, for an extent outside the window, where the device may have memory of its own:
+           ///< then EEXIST, and nothing has changed
+  cancel_job = 14,  ///< device agent: the job in JobSlot `slot`, if it runs still, is to end soon, post done at once
 };
 
 /// Which file an extent is mapped from.
@@ -101,7 +104,7 @@ struct DownRecord {
   std::uint64_t generation;   ///< resume*: must equal the slot's, else the record is dropped
   std::uint32_t status;       ///< resume: Code, 0 retry
   std::uint32_t buffer;       ///< File::buffer, forget_buffer: number of the buffer in this application; File::peer: of
-                              ///< the device
+                              ///< the device; resume: wire::Refusal
   std::uint64_t units;        ///< grant_units, take_units, run_job: bit u: compute unit u
 };
 static_assert(sizeof(DownRecord) == 64);

@@ -55,7 +55,7 @@ TEST(Trace, AnEmptyOneIsATrace) { expect_accepted(Trace(0), 10); }
 
 TEST(Trace, AMigrationIsOneSliceWithItsCause) {
   Trace trace(1000);
-  trace.name_client(1, "t", 1, 0x1000000000);
+  trace.name_client(1, "t", 1, {0x1000000000, default_window_bytes});
   trace.on_event(event(2000, EventKind::migrate_begin, 512, 512, Place::vram, Cause::prefetch));
   trace.on_event(event(5000, EventKind::migrate_end, 512, 512, Place::vram, Cause::prefetch));
   const auto slices = with_phase(trace, 9000, "X");

@@ -37,7 +37,7 @@ class ConvertTest : public ::testing::Test {
 TEST_F(ConvertTest, ContentsStayAndTheFileHasThem) {
   constexpr std::size_t words = bytes / sizeof(std::uint64_t);
   for (std::size_t i = 0; i < words; i += 1024) span_[i] = i + 1;
-  ASSERT_TRUE(convert_to_shared(span_, bytes, file_.get(), 0).ok());
+  ASSERT_TRUE(convert_to_shared(span_, bytes, file_.get(), 0, PROT_READ | PROT_WRITE).ok());
   auto other = linux::Mapping::map(file_.get(), 0, bytes);
   ASSERT_TRUE(other.ok());
   const auto* seen = reinterpret_cast<const std::uint64_t*>(other.value().data());
@@ -51,7 +51,7 @@ TEST_F(ConvertTest, ContentsStayAndTheFileHasThem) {
 
 TEST_F(ConvertTest, PagesNeverTouchedStayHoles) {
   span_[0] = 1;
-  ASSERT_TRUE(convert_to_shared(span_, bytes, file_.get(), 0).ok());
+  ASSERT_TRUE(convert_to_shared(span_, bytes, file_.get(), 0, PROT_READ | PROT_WRITE).ok());
   EXPECT_EQ(linux::next_hole(file_.get(), 0, bytes), page_bytes);
   EXPECT_EQ(linux::next_data(file_.get(), page_bytes, bytes), bytes);
 }
@@ -84,7 +84,7 @@ TEST_F(ConvertTest, NoUpdateOfRunningThreadsIsLost) {
     });
   }
   while (running.load() != writers) std::this_thread::yield();
-  const Status converted = convert_to_shared(span_, bytes, file_.get(), 0);
+  const Status converted = convert_to_shared(span_, bytes, file_.get(), 0, PROT_READ | PROT_WRITE);
   stop.store(true);
   threads.clear();
   ASSERT_TRUE(converted.ok()) << to_string(converted.code) << " " << converted.sys_errno;

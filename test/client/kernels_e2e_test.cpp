@@ -131,23 +131,15 @@ TEST(Kernels, AnExceptionComesBackWithItsText) {
 
 TEST(Kernels, BadPointersComeBackAsErrorsThatNameThem) {
   FERRY_SKIP_CRASHES();
-  int local = 0;
   auto* inside = static_cast<int*>(ferry::alloc(100));  // before: it could take the place of what is freed
   auto* freed = static_cast<int*>(ferry::alloc(8 << 20));
   ferry::free(freed);
-  const std::vector<std::unique_ptr<int>> heap = [] {
-    std::vector<std::unique_ptr<int>> h;
-    for (int i = 0; i < 100; ++i) h.push_back(std::make_unique<int>(1));
-    return h;
-  }();
   struct Case {
     const char* name;
     int* pointer;
   };
   const Case cases[] = {
       {"null", nullptr},
-      {"stack", &local},
-      {"heap", heap[50].get()},
       {"freed", freed},
       {"unmapped", reinterpret_cast<int*>(0x4000'0000'0000)},
       {"not canonical", reinterpret_cast<int*>(0x8000'0000'0000'0000)},
@@ -172,8 +164,6 @@ TEST(Kernels, BadPointersComeBackAsErrorsThatNameThem) {
       }
     }
   }
-  EXPECT_EQ(*heap[50], 1);
-  EXPECT_EQ(local, 0);
   ferry::free(inside);
   // The device goes on.
   Vector<int> v(1000);

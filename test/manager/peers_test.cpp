@@ -150,8 +150,8 @@ TEST_F(Peers, FaultOutsideEverythingFailsItsWave) {
   wire::Port& cu = device_control().cus[0];
   std::uint32_t seen = 0;
   std::uint64_t generation = 100;
-  for (const std::uint64_t address : {std::uint64_t{0}, window_base - 1, window_base + window_bytes, ~std::uint64_t{0},
-                                      window_base + 600 * page_bytes /* in the window, not allocated */}) {
+  for (const std::uint64_t address :
+       {user_address_end, ~std::uint64_t{0}, window_base + 600 * page_bytes /* in the window, not allocated */}) {
     wire::UpRecord record{};
     record.kind = static_cast<std::uint32_t>(wire::UpKind::fault);
     record.slot = 3;

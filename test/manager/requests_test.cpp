@@ -24,7 +24,8 @@ TEST_F(Requests, WelcomeDescribesTheMachineAndSealsTheFiles) {
   EXPECT_EQ(app_.welcome.vram_bytes, 8U << 20);
   EXPECT_EQ(app_.welcome.manager_pid, static_cast<std::uint32_t>(ferryd_.pid()));
   ASSERT_EQ(app_.files.size(), 3U + 3U * 2U);
-  EXPECT_EQ(linux::file_bytes(app_.files[1].get()).value(), window_bytes);
+  EXPECT_EQ(linux::file_bytes(app_.files[1].get()).value(),
+            (Window{window_base, window_bytes}.page_end() * page_bytes));
   for (std::size_t i = 1; i < app_.files.size(); ++i) EXPECT_TRUE(linux::is_sealed(app_.files[i].get())) << i;
 }
 
@@ -33,8 +34,8 @@ TEST_F(Requests, SpansThatCannotBeAreRefused) {
     std::uint64_t first;
     std::uint64_t count;
   };
-  for (const Case c : {Case{0, 0}, Case{window_pages, 1}, Case{window_pages - 1, 2}, Case{0, window_pages + 1},
-                       Case{huge, 1}, Case{1, huge}, Case{huge, huge}, Case{huge - 1, 2}}) {
+  for (const Case c : {Case{0, 0}, Case{window_pages + window_base / page_bytes, 1}, Case{window_pages - 1, 2},
+                       Case{0, window_pages + 1}, Case{huge, 1}, Case{1, huge}, Case{huge, huge}, Case{huge - 1, 2}}) {
     for (const MessageType type : {MessageType::alloc, MessageType::free, MessageType::prefetch}) {
       EXPECT_EQ(app_.ask(type, c.first, c.count), Code::bad_range) << c.first << '+' << c.count;
     }

@@ -17,6 +17,7 @@ wire::DownKind wire_kind(CommandKind kind) {
     case CommandKind::drop_device: return wire::DownKind::revoke;
     case CommandKind::revoke_device:
     case CommandKind::rearm: return wire::DownKind::rearm;
+    case CommandKind::admit: return wire::DownKind::admit;
     case CommandKind::map_extent: return wire::DownKind::map;
     case CommandKind::resume_map: return wire::DownKind::resume_map;
     case CommandKind::map_buffer_cpu: return wire::DownKind::map_buffer;
@@ -68,6 +69,7 @@ std::uint32_t Executor::make_command(Client& client, DeviceId device, CommandKin
 
 /// Lets a command of this turn cover the action too, if the action goes on where the command ends.
 bool Executor::grow_open(Client& client, DeviceId device, CommandKind kind, const core::Action& action) {
+  if (client.is_adopted(action.pages.first)) return false;  // its pages are what revoke_runs says
   Agent& agent = agent_of(client, device);
   if (agent.open == 0) return false;
   Command& c = commands_.at(agent.open - 1);
@@ -183,6 +185,10 @@ void Executor::finish(std::uint32_t index, Status status) {
   const DeviceId device = c.device;
   const PageSpan pages = c.pages;
   const bool gone = status.code == Code::client_gone || status.code == Code::device_lost;
+  if (kind == CommandKind::admit) {
+    admit_done(client, index, status);
+    return;
+  }
 
   if (!gone) {
     switch (kind) {
@@ -259,13 +265,18 @@ void Executor::finish(std::uint32_t index, Status status) {
         break;
       case CommandKind::map_buffer_device:
       case CommandKind::forget_buffer:
-      case CommandKind::resume_map: break;
+      case CommandKind::resume_map:
+      case CommandKind::admit: break;
       case CommandKind::rearm:
         if (status.ok()) armed_again(client, device, pages);
         break;
     }
   }
 
+  if (c.rest.any() && !gone) {
+    next_run(client, index);
+    return;
+  }
   if (kind == CommandKind::resume_map) {
     WaveSlot& slot = client.devices[device].cus[c.cu].slots[c.slot];
     // Well: the wave runs already. Not well: it has parked again, and the core knows its token.
@@ -323,6 +334,7 @@ void Executor::device_ended(Client& client, DeviceId device) {
     if (c.live && c.client == &client && c.device == device) finish(i, Code::device_lost);
   }
   units_ended(client, device);
+  std::erase_if(client.held, [&](const HeldWave& h) { return h.device == device; });
   client.blocks.for_each([&](BlockIndex, BlockState& b) {
     if (b.devices.empty()) return;
     close_dma(peer, b.devices[device], PageMask::all());

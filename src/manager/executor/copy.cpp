@@ -178,6 +178,11 @@ void Executor::discard_system(Client& client, const core::Action& action) {
     b.mirrored = false;
     if (freed.any()) b.steered = 0;
   });
+  if (client.is_releasing(action.pages)) {
+    // The application has still to take the bytes; it says when it has.
+    done(action.id, {});
+    return;
+  }
   linux::CopyJob job;
   job.punch_fd = client.system_file.get();
   job.source_offset = action.pages.first * page_bytes;

@@ -35,7 +35,8 @@ void Executor::arm(Client& client, BlockIndex index, BlockState& block) {
 /// False: registering would cut a mapping in pieces, and the process may have no more of them.
 bool Executor::arm_run(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count) {
   const std::uint64_t address = client.address_of(first_page_of(index) + first);
-  const linux::Fault fault = client.userfault.register_span(address, count * page_bytes, steer_modes);
+  const linux::Fault fault =
+      client.fault_of(first_page_of(index)).register_span(address, count * page_bytes, steer_modes);
   if (fault == linux::Fault::ok) {
     block.armed.set_range(first, count);
     return true;
@@ -57,7 +58,8 @@ void Executor::arm_allocations(Client& client, BlockIndex index) {
     const PageSpan span{it->first, it->second};
     if (!span.overlaps(block_span)) continue;
     const linux::Fault fault =
-        client.userfault.register_span(client.address_of(span.first), span.count_pages * page_bytes, steer_modes);
+        client.fault_of(span.first)
+            .register_span(client.address_of(span.first), span.count_pages * page_bytes, steer_modes);
     if (fault != linux::Fault::ok) {
       household_.drop_client(client, "it has no mappings left (vm.max_map_count)");
       return;
@@ -74,7 +76,8 @@ void Executor::arm_allocations(Client& client, BlockIndex index) {
 /// which cuts no mapping.
 void Executor::steer(Client& client, PageSpan pages) {
   const linux::Fault fault =
-      client.userfault.register_span(client.address_of(pages.first), pages.count_pages * page_bytes, steer_modes);
+      client.fault_of(pages.first)
+          .register_span(client.address_of(pages.first), pages.count_pages * page_bytes, steer_modes);
   for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
     BlockState& b = client.block(index);
     const PageMask mask = BlockTable::mask_in(index, pages);
@@ -94,8 +97,8 @@ void Executor::disarm(Client& client, BlockIndex index, BlockState& block, const
   if (gone.none()) return;
   gone.for_each_run([&](unsigned first, unsigned count) {
     const std::uint64_t address = client.address_of(first_page_of(index) + first);
-    client.userfault.unregister_span(address, count * page_bytes);
-    client.userfault.wake(address, count * page_bytes);
+    client.fault_of(first_page_of(index)).unregister_span(address, count * page_bytes);
+    client.fault_of(first_page_of(index)).wake(address, count * page_bytes);
   });
   block.armed.remove(gone);
   forget_guard(block, gone);
@@ -164,7 +167,9 @@ void Executor::map_cpu(Client& client, const core::Action& action) {
   }
   // One entry instead of 512, and the block is the kernel's again. Where the folio is small, 512 entries made from here
   // cost less than the way through the agent.
-  if (action.pages.count_pages == block_pages && b.huge && b.managed == PageMask::all() && b.own_protection.none()) {
+  // Not outside the window: what the application's mapping is like there (protection, advice) would be lost.
+  if (action.pages.count_pages == block_pages && b.huge && !client.is_adopted(action.pages.first) &&
+      b.managed == PageMask::all() && b.own_protection.none()) {
     const std::uint32_t command = make_command(client, no_device, CommandKind::map_home, action.pages, action.id);
     commands_.at(command).record.file_offset = action.pages.first * page_bytes;
     close_open(client, no_device);
@@ -185,7 +190,8 @@ Status Executor::give_cpu(Client& client, PageSpan pages) {
     allow_cpu_writes(client, index, b, mask);
   }
   absent.for_each_run([&](unsigned first, unsigned count) {
-    const Status s = give_span(client.userfault, client, {first_page_of(index) + first, count}, true);
+    const Status s =
+        give_span(client.fault_of(first_page_of(index)), client, {first_page_of(index) + first, count}, true);
     if (!s.ok()) status = s;
   });
   if (status.ok()) b.revoked.remove(mask);
@@ -225,6 +231,7 @@ Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, 
       }
       case linux::Fault::again:
         if (++retries > retries_max) return Code::no_memory;
+        if (&userfault == &client.outside_userfault) read_outside(client);
         break;
       case linux::Fault::process_gone: return Code::client_gone;
       case linux::Fault::no_memory: return Code::no_memory;
@@ -258,7 +265,7 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
       if (refused) b->refused |= BlockTable::mask_in(index, pages);
     }
   }
-  const linux::Fault fault = client.userfault.poison(address, pages.count_pages * page_bytes);
+  const linux::Fault fault = client.fault_of(pages.first).poison(address, pages.count_pages * page_bytes);
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
   household_.drop_client(client, "pages of it are lost, and this kernel has no other way to tell its threads");
 }
@@ -275,15 +282,15 @@ Status Executor::fill(Client& client, PageSpan pages) {
 // --- faults ----------------------------------------------------------------------------------------------------------
 
 void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access, std::uint32_t thread) {
+  const Page page = client.window().page_of_address(address);
   if (client.gate != nullptr && !client.gate->at_once) [[unlikely]] {
     if (thread != client.gate->thread) {
       client.gate->touches.push_back({address, access});
       return;
     }
-    client.gate->own_page = (address - client.window_base) / page_bytes;
+    client.gate->own_page = page;
   }
-  const Page page = (address - client.window_base) / page_bytes;
-  if (address < client.window_base || page >= client.page_end()) {
+  if (page >= client.page_end()) {
     // Registered by the application itself: its own affair, but nobody else will serve it.
     ++client.garbage;
     client.userfault.unregister_span(address & ~(page_bytes - 1), page_bytes);
@@ -302,6 +309,12 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
   BlockState& b = client.block(index);
   if (!b.managed.test(bit)) {
     // Freed under the thread's feet. It retries, and meets what the application has put there.
+    if (client.is_adopted(page)) {
+      // Not unregistered from here: the application may be about to take it back, and watch it with a descriptor of its
+      // own, which any other may undo.
+      client.outside_userfault.wake(address & ~(page_bytes - 1), page_bytes);
+      return;
+    }
     if (!b.armed.test(bit)) {
       b.armed.set(bit);
       if (b.armed == PageMask::range(bit, 1)) ++client.armed_blocks;
@@ -353,22 +366,23 @@ void Executor::give_around(Client& client, BlockState& b, Page page) {
   // way. Given too, or its thread would come back for ever.
   // Holes are filled only where they were touched.
   std::uint64_t done_bytes = 0;
-  if (client.userfault.map_present(client.address_of(page), page_bytes, true, done_bytes, rights) == linux::Fault::ok) {
+  const linux::Userfaultfd& userfault = client.fault_of(page);
+  if (userfault.map_present(client.address_of(page), page_bytes, true, done_bytes, rights) == linux::Fault::ok) {
     if (to > bit + 1) {
-      client.userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes, rights);
+      userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes, rights);
     }
     if (from < bit) {
-      client.userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true, done_bytes,
-                                   rights);
+      userfault.map_present(client.address_of(page - (bit - from)), (bit - from) * page_bytes, true, done_bytes,
+                            rights);
     }
     return;
   }
-  const Status given = give_span(client.userfault, client, {page, 1}, true, rights);
+  const Status given = give_span(userfault, client, {page, 1}, true, rights);
   if (!given.ok() && given.code != Code::client_gone) {
     if (!client.starved) log("no memory for a page of pid %d: its thread tries again", client.process.pid());
     client.starved = true;
     // Its message was read and comes once: only a thread that touches the page anew is heard of again.
-    client.userfault.wake(client.address_of(page), page_bytes);
+    client.fault_of(page).wake(client.address_of(page), page_bytes);
   }
 }
 

@@ -33,15 +33,33 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
   slot.address = record.address;
   slot.unit = record.unit;
   ++slot.serial;
-  const std::uint64_t offset = record.address - client.window_base;
-  if (record.address < client.window_base || offset >= client.window_bytes) {
-    resume_slot(client, device, cu, record.slot, Code::not_allocated);
-    return;
+  HeldWave wave;
+  wave.device = device;
+  wave.cu = static_cast<std::uint16_t>(cu);
+  wave.slot = record.slot;
+  wave.serial = slot.serial;
+  wave.address = record.address;
+  wave.access = record.access;
+  wave.change = record.value;
+  if (!client.window().contains(record.address)) {
+    if (client.window().page_of_address(record.address) >= client.page_end()) {
+      resume_slot(client, device, cu, record.slot, Code::not_allocated);
+      return;
+    }
+    if (hold_outside(client, wave)) return;
   }
-  const Page page = offset / page_bytes;
+  wave_to_core(client, wave);
+}
+
+/// The page is managed, as far as anybody knows, and the device can be given it.
+void Executor::wave_to_core(Client& client, const HeldWave& wave) {
+  const DeviceId device = wave.device;
+  DevicePeer& peer = client.devices[device];
+  const WaveSlot& slot = peer.cus[wave.cu].slots[wave.slot];
+  const Page page = client.window().page_of_address(wave.address);
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
-  if (record.access == wire::fault_exec && !may_call(client, device, page)) {
-    resume_slot(client, device, cu, record.slot, Code::kernel_fault);
+  if (wave.access == wire::fault_exec && !may_call(client, device, page)) {
+    resume_slot(client, device, wave.cu, wave.slot, Code::kernel_fault);
     return;
   }
   if (BlockState* b = client.blocks.find(block_of(page)); b != nullptr && !b->devices.empty()) {
@@ -49,17 +67,15 @@ void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const
       // The core has it mapped: the entry has just been made for another wave, or the kernel has taken it away since.
       const Status given = give_span(peer.userfault, client, {page, 1}, false);
       if (given.ok()) {
-        resume_slot(client, device, cu, record.slot, {});
+        resume_slot(client, device, wave.cu, wave.slot, {});
         return;
       }
     }
   }
   core_.device_fault(
-      now_ns_, client.id, device, page, record.access == wire::fault_write ? Access::write : Access::read,
-      make_token(cu, record.slot, slot.serial),
-      record.unit < peer.cus.size() && (peer.lent_units >> record.unit & 1) != 0 ? record.unit
-                                                                                 : core::AllocContext::no_cu,
-      record.value);
+      now_ns_, client.id, device, page, wave.wants(), make_token(wave.cu, wave.slot, wave.serial),
+      slot.unit < peer.cus.size() && (peer.lent_units >> slot.unit & 1) != 0 ? slot.unit : core::AllocContext::no_cu,
+      wave.change);
 }
 
 /// A kernel called what lies on the page. False: it may not, or has it mapped already, without that right: the core would
@@ -114,11 +130,23 @@ WaveSlot* Executor::slot_of(DevicePeer& peer, core::FaultToken token, unsigned& 
 void Executor::resume(Client& client, DeviceId device, core::FaultToken token, Status status) {
   unsigned cu = 0;
   unsigned slot = 0;
-  if (slot_of(client.devices[device], token, cu, slot) == nullptr) return;  // its device has ended since
+  const WaveSlot* wave = slot_of(client.devices[device], token, cu, slot);
+  if (wave == nullptr) return;  // its device has ended since
+  if (status.code == Code::not_allocated && !client.window().contains(wave->address)) {
+    // Given back to the application while the wave waited: it may have it again.
+    HeldWave again;
+    again.device = device;
+    again.cu = static_cast<std::uint16_t>(cu);
+    again.slot = static_cast<std::uint16_t>(slot);
+    again.serial = wave->serial;
+    again.address = wave->address;
+    if (hold_outside(client, again)) return;
+  }
   resume_slot(client, device, cu, slot, status);
 }
 
-void Executor::resume_slot(Client& client, DeviceId device, unsigned cu, unsigned slot, Status status) {
+void Executor::resume_slot(Client& client, DeviceId device, unsigned cu, unsigned slot, Status status,
+                           wire::Refusal refusal) {
   DevicePeer& peer = client.devices[device];
   if (peer.state != DeviceState::attached) return;
   ComputeUnit& unit = peer.cus[cu];
@@ -128,6 +156,7 @@ void Executor::resume_slot(Client& client, DeviceId device, unsigned cu, unsigne
   r.generation = unit.slots[slot].generation;
   r.address = unit.slots[slot].address;
   r.status = static_cast<std::uint32_t>(status.code);
+  r.buffer = static_cast<std::uint32_t>(refusal);
   unit.slots[slot].parked = false;
   if (!unit.port.post(r)) {
     household_.drop_device(client, device, "the ring of a compute unit is broken");
@@ -152,6 +181,7 @@ void Executor::map_device(Client& client, const core::Action& action) {
     if (action.prot == Prot::read_write) give_children_before(client, action);
   }
   BlockState& b = client.block(block_of(action.pages.first));
+  if (client.is_adopted(action.pages.first) && map_outside(client, action)) return;
   // What may be written and not called is given page by page; all else needs an extent with the rights that it has.
   if (action.place == core::Place::system && action.pages.count_pages < block_pages &&
       action.prot == Prot::read_write && !action.exec) {
@@ -181,11 +211,11 @@ void Executor::map_device(Client& client, const core::Action& action) {
   send_extent(client, peer, action);
 }
 
-/// Has the extent mapped by the wave that waits for it, else by the device's agent.
-void Executor::send_extent(Client& client, DevicePeer& peer, const core::Action& action) {
+/// What is mapped, and with which rights. `owner`: whose VRAM it is, if not the device's own.
+wire::DownRecord Executor::extent_record(const core::Action& action, DeviceId& owner) {
   wire::DownRecord r{};
   const bool vram = action.place == core::Place::vram;
-  const DeviceId owner = vram && action.owner != action.device ? action.owner : no_device;
+  owner = vram && action.owner != action.device ? action.owner : no_device;
   r.file = static_cast<std::uint8_t>(!vram                ? wire::File::system
                                      : owner == no_device ? wire::File::vram
                                                           : wire::File::peer);
@@ -193,6 +223,13 @@ void Executor::send_extent(Client& client, DevicePeer& peer, const core::Action&
   r.rights = static_cast<std::uint8_t>((action.prot == Prot::read_write ? wire::map_write : 0) |
                                        (action.exec ? wire::map_exec : 0));
   r.file_offset = (vram ? std::uint64_t{action.vram_first} : action.pages.first) * page_bytes;
+  return r;
+}
+
+/// Has the extent mapped by the wave that waits for it, else by the device's agent.
+void Executor::send_extent(Client& client, DevicePeer& peer, const core::Action& action) {
+  DeviceId owner = no_device;
+  const wire::DownRecord r = extent_record(action, owner);
 
   unsigned cu = 0;
   unsigned slot = 0;
@@ -287,6 +324,10 @@ void Executor::revoke_device(Client& client, const core::Action& action) {
   d.given.remove(mask);
   if (peer.state == DeviceState::ending) {
     make_command(client, action.device, kind, action.pages, action.id);
+    return;
+  }
+  if (client.is_adopted(action.pages.first)) {
+    revoke_runs(client, action.device, kind, action);
     return;
   }
   if (grow_open(client, action.device, kind, action)) return;

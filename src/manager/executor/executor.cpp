@@ -77,7 +77,8 @@ void Executor::perform(const core::Action& action) {
       }
       // Either it is mapped by now, or it is no longer watched: freed pages are disarmed before they are discarded.
       if (!client->closing) {
-        client->userfault.wake(client->address_of(action.pages.first), action.pages.count_pages * page_bytes);
+        client->fault_of(action.pages.first)
+            .wake(client->address_of(action.pages.first), action.pages.count_pages * page_bytes);
       }
       break;
     case core::Verb::revoke_device: revoke_device(*client, action); break;

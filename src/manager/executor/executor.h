@@ -7,6 +7,7 @@
 //   change.cpp    what the application did to its mappings
 //   video.cpp     the video engine's threads
 //   fork.cpp      forks come and go       fork_pages.cpp  what children still need of the application's pages
+//   adopt.cpp     device faults outside the window: asking the application and the device for the pages
 //   unit.cpp      grant_cus, revoke_cus, graphics jobs on the device process, reset_device
 // Main thread only. The path of a fault allocates nothing in steady state and takes no lock but the kernel's.
 // Never touches managed memory through an application's address, only through the manager's own mappings of the files.
@@ -27,6 +28,7 @@
 #include "manager/executor/video.h"
 #include "manager/fork.h"
 #include "manager/store_client.h"
+#include "wire/adopt.h"
 
 namespace ferry::manager {
 
@@ -116,6 +118,15 @@ class Executor final : private StoreUser {
   // --- changes of the application's mappings (change.cpp) ---
   void protected_by_application(Client& client, PageSpan pages, bool back_to_normal);
   void mapped_over(Client& client, PageSpan pages);
+
+  // --- memory outside the window (adopt.cpp) ---
+  void on_adopt_answer(Client& client, const wire::AdoptAnswer& body);
+  /// The span has become managed, or free again: waves that wait for it are looked at once more.
+  void look_at_held(Client& client, PageSpan span);
+
+  /// Reads what outside_userfault has to say into Client::told: the kernel refuses to give pages while it waits to be
+  /// heard. False: it cannot be read.
+  static bool read_outside(Client& client);
 
   // --- endings ---
   /// The device process is gone, and the core does not know yet: aborts if what it could reach is not what the core had
@@ -270,6 +281,7 @@ class Executor final : private StoreUser {
   // device.cpp
   void map_device(Client& client, const core::Action& action);
   void map_in_place(Client& client, BlockState& block, const core::Action& action);
+  [[nodiscard]] static wire::DownRecord extent_record(const core::Action& action, DeviceId& owner);
   void send_extent(Client& client, DevicePeer& peer, const core::Action& action);
   void revoke_device(Client& client, const core::Action& action);
   void give_device(Client& client, DeviceId device, PageSpan pages, core::ActionId action, bool has_token,
@@ -279,9 +291,22 @@ class Executor final : private StoreUser {
   static void open_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
   static void close_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
   void armed_again(Client& client, DeviceId device, PageSpan pages);
+  // adopt.cpp
+  bool hold_outside(Client& client, const HeldWave& wave);
+  void hold(Client& client, const HeldWave& wave);
+  void ask_next(Client& client);
+  void admit(Client& client, DeviceId device, Page page, const core::Action* action);
+  bool map_outside(Client& client, const core::Action& action);
+  void next_run(Client& client, std::uint32_t index);
+  void revoke_runs(Client& client, DeviceId device, CommandKind kind, const core::Action& action);
+  void admit_done(Client& client, std::uint32_t index, Status status);
+  void wave_to_core(Client& client, const HeldWave& wave);
+  void refuse_wave(Client& client, const HeldWave& wave, wire::Refusal why);
+
   WaveSlot* slot_of(DevicePeer& peer, core::FaultToken token, unsigned& cu, unsigned& slot);
   void resume(Client& client, DeviceId device, core::FaultToken token, Status status);
-  void resume_slot(Client& client, DeviceId device, unsigned cu, unsigned slot, Status status);
+  void resume_slot(Client& client, DeviceId device, unsigned cu, unsigned slot, Status status,
+                   wire::Refusal refusal = wire::Refusal::none);
 
   // copy.cpp
   void copy(Client& client, const core::Action& action);

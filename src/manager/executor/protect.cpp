@@ -12,9 +12,13 @@ constexpr unsigned guard_modes = linux::track_missing | linux::track_minor | lin
 constexpr unsigned retries_max = 1000;
 
 template <typename Call>
-linux::Fault while_again(Call&& call) {
+linux::Fault while_again(Client& client, Call&& call) {
   linux::Fault fault = linux::Fault::again;
-  for (unsigned tries = 0; fault == linux::Fault::again && tries < retries_max; ++tries) fault = call();
+  for (unsigned tries = 0; fault == linux::Fault::again && tries < retries_max; ++tries) {
+    fault = call();
+    // It may wait to be heard first.
+    if (fault == linux::Fault::again && client.outside_userfault) Executor::read_outside(client);
+  }
   return fault;
 }
 
@@ -34,7 +38,8 @@ void Executor::guard(Client& client, BlockIndex index, BlockState& block, const 
 
 void Executor::guard_run(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count) {
   const std::uint64_t address = client.address_of(first_page_of(index) + first);
-  const linux::Fault fault = client.userfault.register_span(address, count * page_bytes, guard_modes);
+  const linux::Fault fault =
+      client.fault_of(first_page_of(index)).register_span(address, count * page_bytes, guard_modes);
   if (fault == linux::Fault::ok) {
     block.armed.set_range(first, count);
     block.guard->guarded.set_range(first, count);
@@ -50,7 +55,8 @@ void Executor::guard_run(Client& client, BlockIndex index, BlockState& block, un
 /// False: some page of it may still be written.
 bool Executor::protect_run(Client& client, BlockIndex index, unsigned first, unsigned count) {
   const std::uint64_t address = client.address_of(first_page_of(index) + first);
-  const linux::Fault fault = while_again([&] { return client.userfault.protect(address, count * page_bytes); });
+  const linux::Fault fault =
+      while_again(client, [&] { return client.fault_of(first_page_of(index)).protect(address, count * page_bytes); });
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return true;
   if (fault != linux::Fault::range_gone) return false;
   // Nothing is mapped there any more, or not all of it.
@@ -80,7 +86,7 @@ void Executor::protect_cpu(Client& client, const core::Action& action) {
     // the faults of the readers would. Where that fails, those come.
     if (b.huge && mapped == PageMask::all()) {
       [[maybe_unused]] const Status given =
-          give_span(client.userfault, client, action.pages, true, linux::MapRights::read);
+          give_span(client.fault_of(action.pages.first), client, action.pages, true, linux::MapRights::read);
     }
     done(action.id, {});
     return;
@@ -107,8 +113,8 @@ Status Executor::give_cpu_reading(Client& client, PageSpan pages) {
   });
   Status status;
   (mask & g.guarded).for_each_run([&](unsigned first, unsigned count) {
-    const Status s =
-        give_span(client.userfault, client, {first_page_of(index) + first, count}, true, linux::MapRights::read);
+    const Status s = give_span(client.fault_of(first_page_of(index)), client, {first_page_of(index) + first, count},
+                               true, linux::MapRights::read);
     if (!s.ok()) status = s;
   });
   if (!status.ok()) return status;
@@ -121,7 +127,7 @@ Status Executor::give_cpu_reading(Client& client, PageSpan pages) {
   b.revoked.remove(mask);
   g.read_only |= mask;
   // Whoever waits for one that could not be given comes again, and then asks for more.
-  client.userfault.wake(client.address_of(pages.first), pages.count_pages * page_bytes);
+  client.fault_of(pages.first).wake(client.address_of(pages.first), pages.count_pages * page_bytes);
   return {};
 }
 
@@ -133,7 +139,7 @@ void Executor::allow_cpu_writes(Client& client, BlockIndex index, BlockState& bl
   (g.read_only & g.guarded & pages).for_each_run([&](unsigned first, unsigned count) {
     const std::uint64_t address = client.address_of(first_page_of(index) + first);
     const auto allow = [&](std::uint64_t at, std::uint64_t bytes) {
-      return while_again([&] { return client.userfault.allow_writes(at, bytes); });
+      return while_again(client, [&] { return client.fault_of(first_page_of(index)).allow_writes(at, bytes); });
     };
     if (allow(address, count * page_bytes) == linux::Fault::ok || count == 1) return;
     for (unsigned i = 0; i < count; ++i) allow(address + i * page_bytes, page_bytes);

@@ -1,0 +1,40 @@
+// The thread that makes memory outside the window managed, and private again. A thread of its own, because it takes memory
+// from all others while it copies it: their stacks, their heap. It touches nothing but its own stack and the session.
+// Nothing else is needed to bring a page (agent.h), so it may wait for pages itself.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/status.h"
+#include "wire/adopt.h"
+
+namespace ferry::client {
+
+struct Session;
+
+/// Starts the thread; it lives as long as the process. ERRORS: no_memory.
+Status start_adopter(Session& session);
+
+struct AdoptResult {
+  Status status;
+  wire::Refusal refusal = wire::Refusal::none;
+  std::uint64_t address = 0;  ///< where it stopped, if it did
+};
+
+/// Any thread but the session's own. Rounds out to pages. On an error nothing has changed.
+AdoptResult adopt(std::uint64_t address, std::uint64_t bytes);
+/// Parts of the span that are not adopted are left out. ERRORS: those of the manager.
+AdoptResult give_back(std::uint64_t address, std::uint64_t bytes);
+
+/// Reader thread: the manager asks for a page that a device touched. Answered by adopt_answer.
+void adopt_for_device(const wire::AdoptAsk& ask);
+
+/// Before a fork: everything adopted is given back, and nothing is adopted until resume_adoption().
+void suspend_adoption();
+void resume_adoption();
+
+/// Something was adopted since the process began. For calls that need not look otherwise.
+[[nodiscard]] bool has_adopted();
+
+}  // namespace ferry::client

@@ -1,0 +1,217 @@
+// Memory outside the window: what the application says of it (wire/adopt.h).
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "linux/memory_file.h"
+#include "manager/manager.h"
+
+namespace ferry::manager {
+
+namespace {
+/// Some of [begin, end) is mapped from a system file now. True too where that cannot be told.
+bool maps_system_file(const Client& client, std::uint64_t begin, std::uint64_t end) {
+  const std::string path = "/proc/" + std::to_string(client.process.pid()) + "/maps";
+  std::FILE* file = std::fopen(path.c_str(), "re");
+  if (file == nullptr) return true;
+  bool found = false;
+  std::array<char, 512> line;
+  while (!found && std::fgets(line.data(), line.size(), file) != nullptr) {
+    unsigned long long from = 0;
+    unsigned long long to = 0;
+    if (std::sscanf(line.data(), "%llx-%llx", &from, &to) != 2 || to <= begin) continue;
+    if (from >= end) break;
+    found = std::strstr(line.data(), "/memfd:ferry-system") != nullptr;
+  }
+  std::fclose(file);
+  return found;
+}
+}  // namespace
+
+bool Manager::on_adoption(Client& client) {
+  switch (incoming_->type()) {
+    case wire::MessageType::adopt_faults: {
+      wire::AdoptFaults body{};
+      const bool well = incoming_->body(body) && incoming_->fd_count == 1 && !client.outside_userfault;
+      auto userfault = well ? linux::Userfaultfd::adopt(std::move(incoming_->fds[0])) : Code::bad_message;
+      if (userfault) {
+        client.outside_userfault = std::move(userfault).value();
+        watch(client.outside_userfault.fd(), Source::userfault, &client, no_device, EPOLLIN);
+      }
+      answer(client, incoming_->head.request, userfault.status());
+      return true;
+    }
+    case wire::MessageType::adopt_answer: {
+      wire::AdoptAnswer body{};
+      if (incoming_->body(body)) {
+        executor_->on_adopt_answer(client, body);
+      } else {
+        misunderstood(client);
+      }
+      return true;
+    }
+    case wire::MessageType::adopt_begin:
+    case wire::MessageType::release:
+    case wire::MessageType::released: {
+      wire::Span span{};
+      if (!incoming_->body(span)) {
+        misunderstood(client);
+        return true;
+      }
+      const PageSpan pages{span.first_page, span.count_pages};
+      if (!client.contains(pages) || !client.is_adopted(pages.first)) {
+        answer(client, incoming_->head.request, Code::bad_range);
+      } else if (incoming_->type() == wire::MessageType::adopt_begin) {
+        begin_adoption(client, pages);
+      } else if (incoming_->type() == wire::MessageType::release) {
+        release(client, pages);
+      } else {
+        released(client, pages);
+      }
+      return true;
+    }
+    default: return false;
+  }
+}
+
+bool Manager::poll_outside(Client& client) {
+  if (!Executor::read_outside(client)) {
+    drop_client(client, "its userfaultfd cannot be read");
+    return false;
+  }
+  if (client.told.empty()) return false;
+  const std::vector<Client::Told> told = std::move(client.told);
+  client.told.clear();
+  for (const Client::Told& t : told) {
+    if (t.unmapped) {
+      const Window window = client.window();
+      if (t.begin >= t.end || t.end > user_address_end || window.contains(t.begin)) continue;
+      const PageSpan gone{window.page_of_address(t.begin), (t.end - t.begin) / page_bytes};
+      // The news may be older than an adoption at the same place.
+      if (client.contains(gone) && !maps_system_file(client, t.begin, t.end)) unmapped(client, gone);
+    } else {
+      executor_->on_cpu_fault(client, t.begin, t.access, 0);
+    }
+  }
+  return true;
+}
+
+/// The application, or its C library, has unmapped adopted memory. What it maps there next is something else.
+void Manager::unmapped(Client& client, PageSpan gone) {
+  std::vector<PageSpan> spans;
+  auto it = client.spans.upper_bound(gone.first);
+  if (it != client.spans.begin()) --it;
+  for (; it != client.spans.end() && it->first < gone.end(); ++it) {
+    const PageSpan span{it->first, it->second};
+    if (!span.overlaps(gone) || client.is_releasing(span)) continue;
+    const Page from = std::max(span.first, gone.first);
+    spans.push_back({from, std::min(span.end(), gone.end()) - from});
+  }
+  for (const PageSpan& span : spans) {
+    const core::Cookie cookie = make_cookie(Request::Kind::unmapped, client.id, 0, span.first);
+    if (core_->free(now_ns_, client.id, span, cookie).ok()) {
+      client.unmapped.push_back(span);
+      remove_span(client, span);
+    } else {
+      forget_cookie(cookie);
+    }
+  }
+}
+
+void Manager::unmapped_done(Client& client, const Request& request) {
+  std::erase_if(client.unmapped, [&](const PageSpan& s) { return s.first == request.page; });
+  std::vector<Client::Beginning> ready;
+  std::erase_if(client.beginning, [&](const Client::Beginning& b) {
+    const bool waits = std::any_of(client.unmapped.begin(), client.unmapped.end(),
+                                   [&](const PageSpan& s) { return s.overlaps(b.pages); });
+    if (!waits) ready.push_back(b);
+    return !waits;
+  });
+  for (const Client::Beginning& b : ready) {
+    if (!client.closing) answer(client, b.request, {});
+  }
+}
+
+/// The application has looked: nothing of the span is adopted. Where something was, the news of its end is on its way.
+void Manager::begin_adoption(Client& client, PageSpan pages) {
+  unmapped(client, pages);
+  const bool waits =
+      std::any_of(client.unmapped.begin(), client.unmapped.end(), [&](const PageSpan& s) { return s.overlaps(pages); });
+  if (waits) {
+    client.beginning.push_back({incoming_->head.request, pages});
+  } else {
+    answer(client, incoming_->head.request, {});
+  }
+}
+
+/// Waves that touch the span from here on are held, so the pages are home when the core says so.
+void Manager::release(Client& client, PageSpan pages) {
+  const std::uint64_t request = incoming_->head.request;
+  for (Page page = pages.first; page < pages.end(); ++page) {
+    if (client.is_allocated(page)) continue;
+    answer(client, request, Code::not_allocated);
+    return;
+  }
+  if (client.is_releasing(pages)) {
+    answer(client, request, Code::in_use);
+    return;
+  }
+  client.releasing.push_back(pages);
+  const core::Cookie cookie = make_cookie(Request::Kind::come_home, client.id, request, pages.first);
+  const Status s = core_->prefetch(now_ns_, client.id, pages, no_device, cookie);
+  if (!s.ok()) on_reply(cookie, s);
+}
+
+void Manager::came_home(Client& client, const Request& request) {
+  const auto found = std::find_if(client.releasing.begin(), client.releasing.end(),
+                                  [&](const PageSpan& r) { return r.first == request.page; });
+  if (found == client.releasing.end() || client.closing) return;
+  const PageSpan pages = *found;
+  bool home = true;
+  for (Page page = pages.first; page < pages.end() && home; ++page) {
+    const core::Residency r = core_->query(client.id, page);
+    home = r.system_current && !r.moving && !r.stored;
+  }
+  if (!home) {
+    // Waves that the core had before may have taken pages away again. There is an end to them: new ones are held.
+    const core::Cookie cookie = make_cookie(Request::Kind::come_home, client.id, request.number, pages.first);
+    const Status s = core_->prefetch(now_ns_, client.id, pages, no_device, cookie);
+    if (s.ok()) return;
+    forget_cookie(cookie);
+    client.releasing.erase(found);
+    answer(client, request.number, s);
+    executor_->look_at_held(client, pages);
+    return;
+  }
+  const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request.number);
+  const Status s = core_->free(now_ns_, client.id, pages, cookie);
+  if (s.ok()) {
+    remove_span(client, pages);
+    return;
+  }
+  client.releasing.erase(found);
+  on_reply(cookie, s);
+  executor_->look_at_held(client, pages);
+}
+
+void Manager::released(Client& client, PageSpan pages) {
+  const std::uint64_t request = incoming_->head.request;
+  const auto found = std::find(client.releasing.begin(), client.releasing.end(), pages);
+  const bool freed = found != client.releasing.end() && !client.is_allocated(pages.first);
+  if (!freed) {
+    answer(client, request, Code::not_allocated);
+    return;
+  }
+  client.releasing.erase(found);
+  // What the machine does not take back goes with the client's file.
+  [[maybe_unused]] const Status punched =
+      linux::punch_hole(client.system_file.get(), pages.first * page_bytes, pages.count_pages * page_bytes);
+  answer(client, request, {});
+  executor_->look_at_held(client, pages);
+}
+
+}  // namespace ferry::manager
