@@ -49,6 +49,11 @@ void Worker::make(Region& region) {
 void Worker::drop(Region& region) {
   settle(region, {0, region.pages});
   check(region, {0, region.pages});
+  // Memory is given back as it was got: what is allocated there next has the protection that is left.
+  if (std::any_of(region.states.begin(), region.states.end(), [](const PageState& p) { return (p.prot & 3) != 3; }) &&
+      mprotect(region.words, region.pages * page_size, PROT_READ | PROT_WRITE) != 0) {
+    common_.tell_wrong("protection cannot be given back");
+  }
   ferry::free(region.words);
   region.words = nullptr;
 }

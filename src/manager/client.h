@@ -3,7 +3,9 @@
 // Main thread only. Everything that a peer can write lies in the mapped control files and nowhere else.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -162,20 +164,25 @@ struct Client {
   [[nodiscard]] bool contains(PageSpan span) const { return window().numbers(span.first, span.count_pages); }
   [[nodiscard]] std::uint64_t address_of(Page page) const { return window().address_of_page(page); }
 
-  /// 16 GiB: few enough mappings for a window of 16 TiB and what lies scattered outside of it, small enough for many clients in 128 TiB of address space.
-  static constexpr std::uint64_t segment_bytes = std::uint64_t{16} << 30;
+  /// At most 16 GiB: few enough mappings for a window of 16 TiB and what lies scattered outside of it, small enough for
+  /// many clients in 128 TiB of address space. No more than the window: one that was made small has a limit to fit in.
+  [[nodiscard]] std::uint64_t segment_bytes() const {
+    constexpr std::uint64_t least = std::uint64_t{1} << 30;
+    constexpr std::uint64_t most = std::uint64_t{16} << 30;
+    return std::clamp(std::bit_floor(window_bytes), least, most);
+  }
   /// The manager's own view of a system page, or null if it cannot be mapped. Good for the rest of its block.
   [[nodiscard]] std::byte* mirror(Page page) {
     const std::uint64_t offset = page * page_bytes;
-    linux::Mapping& segment = mirrors[offset / segment_bytes];
+    linux::Mapping& segment = mirrors[offset / segment_bytes()];
     if (!segment) {
-      const std::uint64_t start = offset / segment_bytes * segment_bytes;
+      const std::uint64_t start = offset / segment_bytes() * segment_bytes();
       auto mapped =
-          linux::Mapping::map(system_file.get(), start, std::min(segment_bytes, page_end() * page_bytes - start));
+          linux::Mapping::map(system_file.get(), start, std::min(segment_bytes(), page_end() * page_bytes - start));
       if (!mapped) return nullptr;
       segment = std::move(mapped).value();
     }
-    return segment.data() + offset % segment_bytes;
+    return segment.data() + offset % segment_bytes();
   }
 
   /// Its peers need not ring: they are polled from now on, for a while.

@@ -81,7 +81,7 @@ void Manager::hello(Client& client) {
   client.window_bytes = hello.window_bytes;
   client.program = clean_text(hello.program, sizeof hello.program);
   client.blocks = BlockTable(client.page_end() / block_pages);
-  client.mirrors.resize((client.page_end() * page_bytes + Client::segment_bytes - 1) / Client::segment_bytes);
+  client.mirrors.resize((client.page_end() * page_bytes + client.segment_bytes() - 1) / client.segment_bytes());
 
   const auto fail = [&](Status s) {
     refuse(client, s.code, "no memory or descriptors for another application");
