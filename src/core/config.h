@@ -56,19 +56,20 @@ enum class PlantedBug : std::uint8_t {
   // places of pages
   move_pinned,           ///< a pinned page is evicted, stored or moved like any other
   discard_shows_others,  ///< a discarded page gets VRAM that still has another page's bytes
+  keep_peer_mapping,     ///< a device goes on reaching VRAM of another that its granule has left
   // changes of the address space
   keep_discarded,          ///< what VRAM has of discarded pages stays the newest
   keep_protected_mapping,  ///< a device goes on with a mapping that allows what was forbidden
   serve_old_fault,         ///< a fault from before an unmap is answered as if it were a new one
 };
-inline constexpr unsigned planted_bug_count = 42;
+inline constexpr unsigned planted_bug_count = 43;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
   const auto number = static_cast<unsigned>(bug);
   return (number > 0 && number < memory_bug_count) || bug == PlantedBug::refill_nothing ||
          (number >= static_cast<unsigned>(PlantedBug::drop_before_stored) &&
-          number <= static_cast<unsigned>(PlantedBug::discard_shows_others)) ||
+          number <= static_cast<unsigned>(PlantedBug::keep_peer_mapping)) ||
          bug == PlantedBug::keep_discarded || bug == PlantedBug::keep_protected_mapping;
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);

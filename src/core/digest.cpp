@@ -22,9 +22,15 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   Digest d;
   d.add(static_cast<std::uint64_t>(op.goal)).add(static_cast<std::uint64_t>(op.stage));
   d.add(static_cast<std::uint64_t>(op.cause)).add(op.device).add(static_cast<std::uint64_t>(op.access));
-  d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U)).add(op.reclaim_device).add(op.moved ? 1 : 0);
+  d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U) | (op.by_home ? 4U : 0U)).add(op.reclaim_device).add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
-  d.add(op.copy_failures).add(op.tries).add(op.pages).add(op.retry).add(op.vram_first).add(op.discard_next);
+  d.add(op.copy_failures)
+      .add(op.tries)
+      .add(op.arrived)
+      .add(op.pages)
+      .add(op.retry)
+      .add(op.vram_first)
+      .add(op.discard_next);
   d.add(op.remap).add(op.remap_next).add(op.svm.size());
   for (const std::uint32_t request : op.svm) {
     d.add(core.svm_requests[request].cookie.value);
@@ -59,7 +65,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
 std::uint64_t digest_of(const Core::Impl& core, const Block& block, std::uint32_t index) {
   const Granule& granule = block.granules[index];
   Digest d;
-  d.add(granule.owner);
+  d.add(granule.owner).add(granule.op_failed ? 1 : 0);
   d.add(granule.slot == none_index ? ~std::uint64_t{0} : core.devices[granule.owner].slots[granule.slot].first);
   d.add(static_cast<std::uint64_t>(granule.last_move_cause));
   if (core.config.contention_threshold != 0) {
@@ -211,6 +217,7 @@ std::uint64_t digest_of(const Action& a) {
   d.add(static_cast<std::uint64_t>(a.verb)).add(static_cast<std::uint64_t>(a.place));
   d.add(static_cast<std::uint64_t>(a.prot)).add(static_cast<std::uint64_t>(a.cause)).add(a.device).add(a.client);
   d.add(a.pages).add(a.vram_first).add(a.has_token ? 1 + a.token.value : 0).add(a.cookie.value).add(a.status);
+  d.add(a.vram_to).add(a.owner);
   d.add(static_cast<std::uint64_t>(a.to)).add(a.to_device).add(static_cast<std::uint64_t>(a.engine));
   d.add(static_cast<std::uint64_t>(a.access)).add(a.buffer).add(a.fence).add(a.cu_mask);
   return d.value();

@@ -144,6 +144,8 @@ enum class Stage : std::uint8_t {
   map_vram,
   map_in_place,
   map_cpu,
+  copy_direct,  ///< from one device's VRAM to another's
+  switch_home,
   discard,  ///< freed pages: forget them
   forget,   ///< pages are discarded from here on
   zero,     ///< pages lose their contents and stay allocated
@@ -162,6 +164,7 @@ enum class Goal : std::uint8_t {
   protect,  ///< where they are; devices that may not reach them any more let go
   probe,    ///< where they are, but unmapped on the owner, to see whether it asks for them
   freeze,   ///< where they are, out of every device's reach
+  peer,     ///< where they are, in VRAM of another device of the hive, mapped there
   take,     ///< where they are, but unmapped wherever attributes forbid the mapping
   store,    ///< out of system memory: to the store, or dropped where another copy is as new
   forget,   ///< where they are, reached by nobody: their contents may be dropped from then on
@@ -190,12 +193,15 @@ struct Op {
   std::uint32_t copy_failures = 0;
   std::uint32_t tries = 0;  ///< of a request that pins: operations before this one that did not do
   std::uint64_t serial = 0;
-  PageMask pages;                 ///< what the operation is about; pages freed meanwhile stay in until it ends
-  PageMask retry;                 ///< pages whose copy failed
-  PageMask load_failed;           ///< pages whose load failed
-  PageMask need;                  ///< stage wait_memory: pages to be charged
-  std::uint64_t memory = 0;       ///< stage wait_memory: Reclaim's request
-  std::uint64_t write_pages = 0;  ///< goal store: of Reclaim::store_begins
+  PageMask pages;                  ///< what the operation is about; pages freed meanwhile stay in until it ends
+  bool by_home = false;            ///< not directly, although the devices are linked
+  SlotIndex slot_to = none_index;  ///< stages of a direct move: the slot of `device` that the granule is copied to
+  PageMask arrived;                ///< ... and what is there already
+  PageMask retry;                  ///< pages whose copy failed
+  PageMask load_failed;            ///< pages whose load failed
+  PageMask need;                   ///< stage wait_memory: pages to be charged
+  std::uint64_t memory = 0;        ///< stage wait_memory: Reclaim's request
+  std::uint64_t write_pages = 0;   ///< goal store: of Reclaim::store_begins
   std::uint64_t leave_pages = 0;
   graph::NodeId node = graph::no_node;  ///< while it waits for memory, or for VRAM that waits for memory
   VramPage vram_first = 0;              ///< of the granule's slot when the stage began
@@ -438,6 +444,15 @@ class Core::Impl {
   void give_token(const Op& op, Action& action);
   void discard(Op& op);
   void mark_revoked(Block& block, DeviceId device, const PageMask& pages);
+
+  // block/direct.cpp
+  [[nodiscard]] bool moves_directly(const Op& op) const;
+  void take_target(Op& op);
+  void copy_direct(Op& op);
+  void switch_home(Op& op);
+  void drop_target(Op& op);
+  void revoke_peers(Op& op, const PageMask& pages);
+  bool serve_linked(Block& block, const Waiter& waiter, const Attributes& a);
 
   // block/memory.cpp: nothing of it runs without a budget of system memory
   bool acquire_memory(Op& op);

@@ -166,6 +166,7 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::leak_attributes: return "leak_attributes";
     case PlantedBug::move_pinned: return "move_pinned";
     case PlantedBug::discard_shows_others: return "discard_shows_others";
+    case PlantedBug::keep_peer_mapping: return "keep_peer_mapping";
     case PlantedBug::keep_discarded: return "keep_discarded";
     case PlantedBug::keep_protected_mapping: return "keep_protected_mapping";
     case PlantedBug::serve_old_fault: return "serve_old_fault";

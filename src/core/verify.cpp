@@ -138,6 +138,12 @@ void Core::Impl::verify_block(const Block& block) const {
       const PageMask mapped = view.mapped & mask;
       PageMask in_vram = mapped;
       in_vram.remove(view.in_place);
+      const PageMask peer = view.peer & mask;
+      FERRY_CHECK(in_vram.contains(peer));                                    // I-63
+      FERRY_CHECK(block.vram_current.contains(peer));                         // I-63
+      FERRY_CHECK(peer.none() || linked(granule.owner, d));                   // I-63
+      FERRY_CHECK(!(peer & view.writable).intersects(block.system_current));  // I-09
+      in_vram.remove(peer);
       FERRY_CHECK(mapped.contains(view.writable & mask));
       FERRY_CHECK(mapped.contains(view.in_place & mask));
       FERRY_CHECK(in_vram.none() || granule.owner == d);                         // I-03

@@ -232,6 +232,7 @@ constexpr Counter counters[] = {
     {"faults_failed", &core::Stats::faults_failed, true},
     {"pages_to_vram", &core::Stats::pages_to_vram, true},
     {"pages_to_system", &core::Stats::pages_to_system, true},
+    {"pages_direct", &core::Stats::pages_direct, true},
     {"copy_errors", &core::Stats::copy_errors, true},
     {"evictions", &core::Stats::evictions, true},
     {"refaults", &core::Stats::refaults, true},

@@ -56,7 +56,18 @@ void World::issue(const Action& a) {
             a.client, unsigned{a.device});
   }
   check_conflicts(a);
-  if (uses_vram(a)) memory_.use_vram(slot, a.device, a.vram_first, a.pages.count_pages);
+  if (uses_vram(a)) memory_.use_vram(slot, vram_owner(a), a.vram_first, a.pages.count_pages);
+  if (is_direct(a)) {
+    if (a.to_device >= swarm_.devices || !linked(a.device, a.to_device)) {
+      violate(Invariant::answers_right, "a copy from device %u to %u, which are not linked", unsigned{a.device},
+              unsigned{a.to_device});
+    }
+    memory_.use_vram(slot, a.to_device, a.vram_to, a.pages.count_pages);
+  }
+  if (a.verb == Verb::map_device && a.owner != no_device && !linked(a.device, a.owner)) {
+    violate(Invariant::answers_right, "device %u is to map VRAM of device %u; they are not linked", unsigned{a.device},
+            unsigned{a.owner});
+  }
   if (a.verb == Verb::wake_wave || (a.verb == Verb::map_device && a.has_token)) check_wake(a);
   if (a.verb == Verb::map_device) check_mapping(a);
   if (moves(a.verb)) check_copy(a);
@@ -307,6 +318,11 @@ void World::fail_pages(Flight& f, PageSpan pages) {
   if (a.verb == Verb::copy) {
     for (Page p = pages.first; p < pages.end(); ++p) {
       look_at(f.slot, p);
+      if (is_direct(a)) {
+        const auto at = static_cast<VramPage>(p - a.pages.first);
+        memory_.copy_direct(f.slot, p, a.device, a.vram_first + at, a.to_device, a.vram_to + at, true);
+        continue;
+      }
       memory_.tear(f.slot, a.device, p, target_of(a), a.vram_first + static_cast<VramPage>(p - a.pages.first));
     }
     return;
@@ -342,11 +358,18 @@ void World::perform_pages(Flight& f, PageSpan pages) {
       case Verb::map_cpu: memory_.map_cpu(f.slot, p); break;
       case Verb::revoke_device: memory_.revoke_device(f.slot, a.device, p); break;
       case Verb::map_device:
-        memory_.map_device(f.slot, a.device, p,
-                           {a.place == Place::system ? DeviceKind::system : DeviceKind::vram,
-                            a.prot == Prot::read_write, a.place == Place::system ? 0 : vram});
+        memory_.map_device(
+            f.slot, a.device, p,
+            {a.place == Place::system ? DeviceKind::system : DeviceKind::vram, a.prot == Prot::read_write,
+             a.place == Place::system ? 0 : vram, a.place == Place::system ? no_device : vram_owner(a)});
         break;
       case Verb::copy:
+        if (is_direct(a)) {
+          memory_.copy_direct(f.slot, p, a.device, vram, a.to_device,
+                              a.vram_to + static_cast<VramPage>(p - a.pages.first), false);
+          ++stats_.copied_pages;
+          break;
+        }
         memory_.copy(f.slot, a.device, p, target_of(a), vram);
         ++stats_.copied_pages;
         break;
@@ -398,6 +421,7 @@ void World::answer(std::uint32_t index) {
        static_cast<std::uint64_t>(a.verb));
   if (a.verb == Verb::copy) {
     auto& count = !f.status.ok()                ? seen_.copy_errors
+                  : is_direct(a)                ? seen_.pages_direct
                   : target_of(a) == Place::vram ? seen_.pages_to_vram
                                                 : seen_.pages_to_system;
     count += f.status.ok() ? a.pages.count_pages : 1;

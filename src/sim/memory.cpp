@@ -201,7 +201,7 @@ Touch Memory::device_access(unsigned slot, DeviceId device, Page page, Op op) {
     violate(Invariant::protected_pages, "device %u %s page %lld of client %u, which is protected from that",
             unsigned{device}, op == Op::read ? "reads" : "writes", rel(page), clients_[slot].id);
   }
-  Word& word = e.kind == DeviceKind::system ? at(slot, page).system : vram_at(slot, device, e.vram).word;
+  Word& word = e.kind == DeviceKind::system ? at(slot, page).system : vram_at(slot, e.owner, e.vram).word;
   apply(slot, page, word, op, e.kind == DeviceKind::system ? "device (in place)" : "device (VRAM)", device);
   return Touch::done;
 }
@@ -259,14 +259,14 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
             rel(page), id, unsigned{device});
   }
   if (entry.kind == DeviceKind::vram) {
-    const std::uint32_t other = vram_at(slot, device, entry.vram).mapped_by;
+    const std::uint32_t other = vram_at(slot, entry.owner, entry.vram).mapped_by;
     if (other != nobody && other != page - first_) {
       violate(Invariant::slot_single_use, "VRAM page %u of device %u is mapped for pages %lld and %lld of client %u",
               entry.vram, unsigned{device}, rel(first_ + other), rel(page), id);
     }
   }
   if (p.alloc == AllocState::allocated) {
-    const Word word = entry.kind == DeviceKind::system ? p.system : vram_at(slot, device, entry.vram).word;
+    const Word word = entry.kind == DeviceKind::system ? p.system : vram_at(slot, entry.owner, entry.vram).word;
     if (!reads_right(p, word)) {
       violate(Invariant::maps_current,
               "page %lld of client %u is mapped on device %u to %s page %u, which reads %s: %s", rel(page), id,
@@ -281,7 +281,8 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
     }
     for (DeviceId d = 0; d < devices_; ++d) {
       const DeviceEntry e = device_entry(slot, d, page);
-      const bool same_copy = e.kind == DeviceKind::system && entry.kind == DeviceKind::system;
+      const bool same_copy =
+          e.kind == entry.kind && (e.kind == DeviceKind::system || (e.owner == entry.owner && e.vram == entry.vram));
       if (d != device && e.kind != DeviceKind::absent && !same_copy && (e.writable || entry.writable)) {
         violate(Invariant::exclusive_writer,
                 "page %lld of client %u: devices %u and %u map two copies of it, one of them writable", rel(page), id,
@@ -295,10 +296,15 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
 
 void Memory::set_entry(unsigned slot, DeviceId device, Page page, DeviceEntry entry) {
   DeviceEntry& e = clients_[slot].devices[device].table[page - first_];
-  if (e.kind == DeviceKind::vram) vram_at(slot, device, e.vram).mapped_by = nobody;
+  if (e.kind == DeviceKind::vram) {
+    VramState& v = vram_at(slot, e.owner, e.vram);
+    if (--v.entries == 0) v.mapped_by = nobody;
+  }
   e = entry;
   if (e.kind == DeviceKind::vram) {
-    vram_at(slot, device, e.vram).mapped_by = static_cast<std::uint32_t>(page - first_);
+    VramState& v = vram_at(slot, e.owner, e.vram);
+    v.mapped_by = static_cast<std::uint32_t>(page - first_);
+    ++v.entries;
   }
 }
 
@@ -343,7 +349,7 @@ void Memory::copy(unsigned slot, DeviceId device, Page page, core::Place to, Vra
     for (DeviceId d = 0; d < devices_; ++d) {
       const DeviceEntry e = device_entry(slot, d, page);
       const bool is_source =
-          to == core::Place::vram ? e.kind == DeviceKind::system : e.kind == DeviceKind::vram && d == device;
+          to == core::Place::vram ? e.kind == DeviceKind::system : e.kind == DeviceKind::vram && e.owner == device;
       if (is_source && e.writable) {
         violate(Invariant::quiet_source, "page %lld of client %u is copied %s device %u while device %u can write it",
                 rel(page), id, to == core::Place::vram ? "to" : "home from", unsigned{device}, unsigned{d});

@@ -38,6 +38,7 @@ struct DeviceEntry {
   DeviceKind kind = DeviceKind::absent;
   bool writable = false;
   VramPage vram = 0;
+  DeviceId owner = no_device;  ///< kind vram: whose
 };
 
 class Memory {
@@ -79,6 +80,9 @@ class Memory {
   void revoke_device(unsigned slot, DeviceId device, Page page);
   void map_device(unsigned slot, DeviceId device, Page page, DeviceEntry entry);
   void copy(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
+  /// From one device's VRAM to another's. `torn`: it fails here, and the target holds rubbish.
+  void copy_direct(unsigned slot, Page page, DeviceId from, VramPage from_vram, DeviceId to, VramPage to_vram,
+                   bool torn);
   /// A copy that failed here: the target holds rubbish.
   void tear(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
   void discard_system(unsigned slot, Page page);
@@ -181,7 +185,8 @@ class Memory {
   void check_pin(unsigned slot, Page page, DeviceId leaves, VramPage vram, const char* what) const;
   struct VramState {
     Word word = fresh_vram_word;
-    std::uint32_t mapped_by = nobody;  ///< index of the page whose device entry leads here
+    std::uint32_t mapped_by = nobody;  ///< index of the page whose device entries lead here
+    std::uint16_t entries = 0;         ///< how many
     std::uint32_t holds = nobody;      ///< index of the page copied here last
   };
   struct Chunk {

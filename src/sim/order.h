@@ -20,7 +20,15 @@ namespace ferry::sim {
   return a.verb == core::Verb::copy || (a.verb == core::Verb::map_device && a.place == core::Place::vram);
 }
 [[nodiscard]] inline core::Place target_of(const core::Action& copy) {
-  return copy.place == core::Place::system ? core::Place::vram : core::Place::system;
+  return copy.place == core::Place::system || copy.to == core::Place::vram ? core::Place::vram : core::Place::system;
+}
+/// From one device's VRAM to another's.
+[[nodiscard]] inline bool is_direct(const core::Action& a) {
+  return a.verb == core::Verb::copy && a.place == core::Place::vram && a.to == core::Place::vram;
+}
+/// Whose VRAM `vram_first` is of.
+[[nodiscard]] inline DeviceId vram_owner(const core::Action& a) {
+  return a.verb == core::Verb::map_device && a.owner != no_device ? a.owner : a.device;
 }
 /// Bytes move: where to.
 [[nodiscard]] inline bool moves(core::Verb v) {

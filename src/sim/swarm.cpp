@@ -55,6 +55,10 @@ void draw_places(Swarm& s, const SimOptions& options) {
   Random r(options.seed ^ 0x91ac'e5f0'0b1e'2c3d);
   if (r.chance(400)) return;
   s.places_weight = pick(r, 10, 80);
+  if (s.devices > 1 && r.chance(700)) {
+    s.core.hives.assign(s.devices, 1);
+    if (s.devices > 2 && r.chance(300)) s.core.hives[0] = 2;
+  }
   if (r.chance(300)) s.core.pin_pages = 1 + r.below(std::uint64_t{s.window_blocks} * block_pages);
 }
 /// Attributes, from numbers of their own: what else a seed means stays as it is.

@@ -253,6 +253,11 @@ class World final : public core::Observer {
   void check_pin_reply(const Request& request, const core::Action& action) const;
   [[nodiscard]] bool may_be_pinned(unsigned slot, PageSpan span) const;
   [[nodiscard]] PageSpan part_of_allocation(unsigned slot);
+  [[nodiscard]] bool linked(DeviceId a, DeviceId b) const {
+    const auto& hives = swarm_.core.hives;
+    return a != b && a < hives.size() && b < hives.size() && hives[a] != 0 && hives[a] == hives[b];
+  }
+
   // --- attributes.cpp
   void ask_attributes(unsigned slot);
   void do_set(unsigned slot, PageSpan span);

@@ -68,6 +68,9 @@ void Core::Impl::revoke_vram(Op& op) {
     return;
   }
   revoke_device(op, state.owner, reachable);
+  if (!config.hives.empty() && op.goal != Goal::probe) {
+    revoke_peers(op, reachable);
+  }
   if (op.cause == Cause::evict && planted(PlantedBug::free_before_revoke)) {
     release_slot(block, op.granule);
   }
@@ -165,13 +168,18 @@ void Core::Impl::map_vram(Op& op) {
   Block& block = *op.block;
   Client& client = *block.client;
   Granule& state = granule_state(op);
-  state.last_move_cause = op.cause;
-  state.last_move_ns = now_ns;
-  devices[op.device].victims.reference(state.slot, devices[op.device].evictions);
+  const DeviceId owner = state.owner;
+  const bool peer = op.goal == Goal::peer;
+  if (!peer) {
+    state.last_move_cause = op.cause;
+    state.last_move_ns = now_ns;
+    state.op_failed = false;
+  }
+  devices[owner].victims.reference(state.slot, devices[owner].evictions);
   if (!client.devices[op.device].attached) {
     return;
   }
-  if (state.sample) {
+  if (state.sample && !peer) {
     if (op.cause == Cause::speculation && op.waiters.empty()) {
       return;
     }
@@ -181,7 +189,7 @@ void Core::Impl::map_vram(Op& op) {
   written(block, op.pages & block.vram_current);
   DeviceView& view = block.devices[op.device];
   const unsigned granule_first = op.granule * config.granularity_pages;
-  const VramPage first = devices[op.device].slots[state.slot].first;
+  const VramPage first = devices[owner].slots[state.slot].first;
   const bool write = op.access == Access::write;
   for (const Rights& rights : rights_of(block, op.granule, op.device, op.pages & block.vram_current, write)) {
     if (rights.pages.none()) {
@@ -193,6 +201,9 @@ void Core::Impl::map_vram(Op& op) {
     }
     view.mapped |= rights.pages;
     view.in_place.remove(rights.pages);
+    if (peer) {
+      view.peer |= rights.pages;
+    }
     if (rights.writable) {
       view.writable |= rights.pages;
     } else {
@@ -201,6 +212,7 @@ void Core::Impl::map_vram(Op& op) {
     for_spans(block, rights.pages, [&](PageSpan span) {
       Action& action = ask(Verb::map_device, op, span);
       action.place = Place::vram;
+      action.owner = peer ? owner : no_device;
       action.prot = rights.writable || planted(PlantedBug::write_map_on_read) ? Prot::read_write : Prot::read;
       action.exec = rights.exec;
       action.vram_first = first + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);

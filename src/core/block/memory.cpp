@@ -34,6 +34,7 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
     case Goal::freeze:
     case Goal::take:
     case Goal::forget:
+    case Goal::peer:
     case Goal::probe: return need;
     case Goal::vram:
       if (!block.client->devices[op.device].attached) {
@@ -41,7 +42,7 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
       }
       // The source of each copy up has memory, if only for a moment: reading zeros gives them some.
       need = op.pages;
-      if (state.slot != none_index && state.owner == op.device) {
+      if (state.slot != none_index && (state.owner == op.device || moves_directly(op))) {
         need.remove(block.vram_current);
       }
       break;

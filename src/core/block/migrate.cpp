@@ -42,6 +42,9 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.serial = ++op_serial;
   op.pages = block.allocated & granule_mask(granule);
   op.pages.remove(block.freeing);
+  op.by_home = false;
+  op.slot_to = none_index;
+  op.arrived = {};
   op.retry = {};
   op.load_failed = {};
   op.need = {};
@@ -97,6 +100,10 @@ bool Core::Impl::step(Op& op) {
       route(op);
       return true;
     case Stage::wait_slot:
+      if (granule_state(op).slot != none_index) {
+        take_target(op);
+        return true;
+      }
       if (!acquire_slot(op)) {
         return false;
       }
@@ -127,8 +134,16 @@ bool Core::Impl::step(Op& op) {
         op.stage = Stage::copy_up;
       } else {
         revoke_vram(op);
-        op.stage = Stage::copy_home;
+        op.stage = op.slot_to != none_index ? Stage::copy_direct : Stage::copy_home;
       }
+      return true;
+    case Stage::copy_direct:
+      op.stage = Stage::switch_home;
+      copy_direct(op);
+      return true;
+    case Stage::switch_home:
+      switch_home(op);
+      op.stage = Stage::revoke_source;  // the rest of the pages come up as ever
       return true;
     case Stage::copy_up:
       if (reclaim.counts()) {
@@ -222,12 +237,19 @@ void Core::Impl::route(Op& op) {
     case Goal::take:
     case Goal::forget:
     case Goal::probe: op.stage = Stage::revoke_source; return;
+    case Goal::peer:
+      if (state.slot == none_index || !linked(state.owner, op.device)) {
+        redirect(op, Goal::in_place);
+      } else {
+        op.stage = Stage::map_vram;
+      }
+      return;
     case Goal::vram:
       if (!op.block->client->devices[op.device].attached) {
         op.stage = Stage::finished;
       } else if (state.slot != none_index && state.owner != op.device && slot_stays(op)) {
         redirect(op, Goal::in_place);
-      } else if (state.slot == none_index) {
+      } else if (state.slot == none_index || moves_directly(op)) {
         op.stage = Stage::wait_slot;
       } else {
         op.stage = Stage::revoke_source;  // here already: the rest moves up; elsewhere: home first, by way of copy_home
@@ -262,7 +284,10 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
           break;
         }
       }
-      if (op.stage == Stage::map_vram) {
+      if (op.stage == Stage::switch_home) {
+        op.arrived |= mask;
+        count(*block.client, [&](Stats& s) { s.pages_direct += pending.pages.count_pages; });
+      } else if (op.stage == Stage::map_vram) {
         block.vram_current |= mask;
         count(*block.client, [&](Stats& s) { s.pages_to_vram += pending.pages.count_pages; });
       } else {
@@ -334,6 +359,14 @@ bool Core::Impl::stage_failed(Op& op) {
     op.retry = {};
     op.move_status = Code::io_error;
     const bool up = op.stage == Stage::map_vram;
+    if (op.stage == Stage::switch_home) {
+      if (++op.copy_failures <= config.copy_retries) {
+        op.stage = Stage::copy_direct;
+      } else {
+        redirect(op, Goal::in_place);
+      }
+      return true;
+    }
     if (++op.copy_failures <= config.copy_retries) {
       op.stage = up ? Stage::copy_up : Stage::copy_home;  // what arrived is marked current and is not copied again
       return true;
@@ -353,12 +386,12 @@ bool Core::Impl::stage_failed(Op& op) {
     }
     return false;
   }
-  if (op.goal == Goal::vram && failure.code != Code::device_lost) {
+  if ((op.goal == Goal::vram || op.goal == Goal::peer) && failure.code != Code::device_lost) {
     // No room for the mapping: small runs in place need none.
     redirect(op, Goal::in_place);
     return true;
   }
-  if (op.goal == Goal::vram || op.goal == Goal::in_place) {
+  if (op.goal == Goal::vram || op.goal == Goal::in_place || op.goal == Goal::peer) {
     if (failure.code == Code::device_lost) {
       return false;
     }
@@ -374,6 +407,8 @@ bool Core::Impl::stage_failed(Op& op) {
 
 /// The pages go elsewhere than they were going. Nobody who waits: then home, where they disturb nobody.
 void Core::Impl::redirect(Op& op, Goal goal) {
+  drop_target(op);
+  granule_state(op).op_failed = true;
   op.goal = op.waiters.empty() ? Goal::system : goal;
   op.stage = Stage::begin;
   op.redirected = true;
@@ -431,6 +466,7 @@ void Core::Impl::end_op(OpIndex index) {
   if (reclaim.counts()) {
     memory_op_ends(op);
   }
+  drop_target(op);
   std::vector<Waiter> waiters = take_spare();
   waiters.swap(op.waiters);
   std::vector<std::uint32_t> prefetches_told;

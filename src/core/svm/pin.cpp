@@ -5,7 +5,7 @@
 // |-------------------|-------------------------|---------------------------------------------------------------|
 // | by a CPU thread   | as ever                 | fails (in_use): no CPU reaches VRAM, and the wait has no bound |
 // | by device o       | in place                | its VRAM                                                      |
-// | by another        | in place                | fails (in_use)                                                |
+// | by another        | in place                | over the link; fails (in_use) where there is none             |
 #include "core/impl.h"
 
 namespace ferry::core {
@@ -271,6 +271,7 @@ void Core::Impl::keep_pinned(Op& op) const {
     case Goal::forget: op.pages.remove(pins); return;
     case Goal::probe:
     case Goal::freeze:
+    case Goal::peer:
     case Goal::take:
     case Goal::protect:
     case Goal::discard: return;
@@ -284,7 +285,7 @@ void Core::Impl::redirect_around_pins(Op& op) {
   if (stay.none() || planted(PlantedBug::move_pinned)) {
     return;
   }
-  if (granule_state(op).owner == op.device) {
+  if (granule_state(op).owner == op.device || linked(granule_state(op).owner, op.device)) {
     std::erase_if(op.waiters, [&](const Waiter& waiter) {
       if (waiter.device != op.device || !stay.test(static_cast<unsigned>(waiter.page & (block_pages - 1)))) {
         return false;
@@ -312,11 +313,14 @@ bool Core::Impl::serve_pinned(Block& block, const Waiter& waiter) {
   const bool slot_stays = (pins & block.vram_current).any();
   Goal goal = Goal::in_place;
   if (pins.test(bit) && block.vram_current.test(bit)) {
-    if (owner != waiter.device) {
+    if (linked(owner, waiter.device)) {
+      goal = Goal::peer;
+    } else if (owner != waiter.device) {
       wake(*block.client, waiter, Code::in_use);
       return true;
+    } else {
+      goal = Goal::vram;
     }
-    goal = Goal::vram;
   } else if (!pins.test(bit) && (!slot_stays || owner == waiter.device)) {
     return false;
   }
@@ -324,7 +328,7 @@ bool Core::Impl::serve_pinned(Block& block, const Waiter& waiter) {
   if (!block.plain) {
     op.pages &= served_with(block, waiter.page);
   }
-  if (goal == Goal::vram) {
+  if (goal != Goal::in_place) {
     op.pages &= block.vram_current;  // what is around it goes where it would have gone without the pin
   }
   op.waiters.push_back(waiter);

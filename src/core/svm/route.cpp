@@ -171,12 +171,15 @@ void Core::Impl::serve_by_attributes(Block& block, const Waiter& waiter) {
   const Attributes a = client.svm.map.at(waiter.page);
   const DeviceId f = waiter.device;
   const bool in_vram = block.vram_current.test(bit_of(waiter.page));
-  PageMask pages = served_with(block, waiter.page);
-  Goal goal = Goal::vram;
-  Cause cause = Cause::device_fault;
   const bool at_home = (a.flags & svm_ext_coherent) != 0 || a.preferred == loc_system ||
                        block.placed_system.intersects(mask) || devices[f].chunk_total == 0 ||
                        work.userptr_in_use(client.id, granule_span(block, granule));
+  if (!at_home && serve_linked(block, waiter, a)) {
+    return;
+  }
+  PageMask pages = served_with(block, waiter.page);
+  Goal goal = Goal::vram;
+  Cause cause = Cause::device_fault;
   if (at_home) {
     goal = Goal::in_place;
   } else if (a.access_of(f) == DeviceAccess::in_place || is_fixed(client, waiter.page)) {

@@ -103,7 +103,10 @@ void Core::Impl::assign_slot(Op& op, VramPage first) {
   dev.used_pages += config.granularity_pages;
   op.block->client->devices[op.device].slot_at[first / config.granularity_pages] = index;
   Granule& state = granule_state(op);
-  FERRY_CHECK_EQ(state.slot, none_index);
+  if (state.slot != none_index) {
+    op.slot_to = index;
+    return;
+  }
   state.slot = index;
   state.owner = op.device;
 }
