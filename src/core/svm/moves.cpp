@@ -32,6 +32,15 @@ bool Core::Impl::visit_granule(std::uint32_t index, Block& block, std::uint32_t 
 void Core::Impl::end_request(std::uint32_t index) {
   PrefetchRequest& request = prefetches[index];
   request.in_use = false;
+  if (request.kind == PrefetchRequest::Kind::pin && request.status.ok()) {
+    std::uint64_t left = request.span.count_pages;
+    for (const PageSpan& span : request.pinned) {
+      left -= span.count_pages;
+    }
+    if (left != 0) {
+      request.status = Code::not_allocated;  // freed before the walk came by
+    }
+  }
   const Status status = request.status;
   const Cookie cookie = request.cookie;
   const FenceId fence = request.fence;

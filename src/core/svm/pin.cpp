@@ -328,7 +328,9 @@ bool Core::Impl::serve_pinned(Block& block, const Waiter& waiter) {
   if (!block.plain) {
     op.pages &= served_with(block, waiter.page);
   }
-  if (goal != Goal::in_place) {
+  if (goal == Goal::in_place && pins.test(bit)) {
+    op.pages &= pins;
+  } else if (goal != Goal::in_place) {
     op.pages &= block.vram_current;  // what is around it goes where it would have gone without the pin
   }
   op.waiters.push_back(waiter);
