@@ -13,7 +13,9 @@ constexpr Page base = 512;
 constexpr Page page = base + 3;
 
 constexpr DeviceEntry in_place{DeviceKind::system, true, 0};
-constexpr DeviceEntry vram(VramPage at, bool writable) { return {DeviceKind::vram, writable, at}; }
+constexpr DeviceEntry vram(VramPage at, bool writable, DeviceId owner = 0) {
+  return {DeviceKind::vram, writable, at, owner};
+}
 
 template <typename Fn>
 void expect_broken(Invariant invariant, const char* words, Fn&& fn) {
@@ -39,7 +41,7 @@ class MemoryTest : public ::testing::Test {
     memory.revoke_cpu(0, which);
     memory.use_vram(0, device, at, 1);
     memory.copy(0, device, which, Place::vram, at);
-    memory.map_device(0, device, which, vram(at, writable));
+    memory.map_device(0, device, which, vram(at, writable, device));
   }
 
   Memory memory;
@@ -115,7 +117,8 @@ TEST_F(MemoryTest, I02TwoDevicesOneWriter) {
   migrate(0, 7, false);
   memory.use_vram(0, 1, 9, 1);
   memory.copy(0, 1, page, Place::vram, 9);
-  expect_broken(Invariant::exclusive_writer, "devices 0 and 1", [&] { memory.map_device(0, 1, page, vram(9, true)); });
+  expect_broken(Invariant::exclusive_writer, "devices 0 and 1",
+                [&] { memory.map_device(0, 1, page, vram(9, true, 1)); });
 }
 
 TEST_F(MemoryTest, I02InPlaceSharingIsFine) {

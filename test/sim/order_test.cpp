@@ -48,7 +48,24 @@ TEST(OrderTest, OverlapByOnePageIsEnough) {
 TEST(OrderTest, CopyAgainstRevokeOfItsSource) {
   expect_pair(true, make(Verb::copy, here, 0, Place::system), make(Verb::revoke_cpu, here));
   expect_pair(true, make(Verb::copy, here, 0, Place::vram), make(Verb::revoke_device, here, 0));
-  expect_pair(false, make(Verb::copy, here, 0, Place::vram), make(Verb::revoke_device, here, 1));
+  expect_pair(true, make(Verb::copy, here, 0, Place::vram), make(Verb::revoke_device, here, 1));  // over a link
+  expect_pair(false, make(Verb::copy, here, 0, Place::vram), make(Verb::revoke_device, there, 0));
+  expect_pair(false, make(Verb::copy, here, 0, Place::system), make(Verb::revoke_device, here, 1));
+}
+
+TEST(OrderTest, DirectCopyAgainstUseOfItsTarget) {
+  auto direct = make(Verb::copy, here, 0, Place::vram);
+  direct.to = Place::vram;
+  direct.to_device = 1;
+  direct.vram_to = 0;
+  expect_pair(true, direct, make(Verb::map_device, here, 1, Place::vram));
+  expect_pair(true, direct, make(Verb::copy, there, 1, Place::system));
+  expect_pair(false, direct, make(Verb::map_device, here, 2, Place::vram));
+  auto linked = make(Verb::map_device, here, 2, Place::vram);
+  linked.owner = 1;
+  expect_pair(true, direct, linked);
+  expect_pair(true, direct, make(Verb::release_chunk, here, 1));
+  expect_pair(false, direct, make(Verb::release_chunk, here, 2));
 }
 
 TEST(OrderTest, CopyAgainstMapOfItsTarget) {
