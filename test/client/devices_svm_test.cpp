@@ -181,6 +181,28 @@ TEST(Machine, ReadersOfAReadMostlyPageNeverSeeAnOldValueAfterANewOne) {
   EXPECT_EQ(wrong[0] + wrong[1] + wrong[2], 0U);
 }
 
+TEST(Machine, ADeviceReachesALinkedOnesMemoryAndPrefetchGoesThereDirectly) {
+  const Pages p(512);
+  for (std::size_t i = 0; i < 512; ++i) p.word(i) = i;
+  p.apply(ferry::attributes().preferred(0).access(1, ferry::device_access::in_place));
+  write_on(0, &p.word(9), 90);
+  ASSERT_EQ(p.info(9).vram_device, 0);
+  EXPECT_EQ(read_on(1, &p.word(9)), 90U);
+  EXPECT_EQ(p.info(9).vram_device, 0) << ferry::explain(&p.word(9));
+  EXPECT_EQ(p.info(9).device_mapped & 2U, 2U);
+  write_on(1, &p.word(9), 91);
+  EXPECT_EQ(read_on(0, &p.word(9)), 91U);
+  ferry::reset_attributes(p.words(), p.bytes());
+  ferry::queue q1(1);
+  const std::uint64_t home = stat("bytes_to_system");  // what was read came home
+  ferry::prefetch(p.words(), p.bytes(), ferry::to_device(1));
+  EXPECT_EQ(p.info(9).vram_device, 1);
+  EXPECT_EQ(stat("bytes_to_system") - home, 0U) << "through system memory, where the devices are linked";
+  EXPECT_EQ(read_on(1, &p.word(9)), 91U);
+  EXPECT_EQ(p.word(9), 91U);
+  EXPECT_EQ(p.word(10), 10U);
+}
+
 TEST(Machine, DevicesThatAreNotLinkedGoByWayOfSystemMemory) {
   const Pages p(512);
   write_on(0, &p.word(9), 90);
