@@ -70,6 +70,7 @@ std::vector<std::string> command_line(const Machine& machine, const std::string&
     words.insert(words.end(), {"--copy-threads", std::to_string(machine.copy_threads)});
   }
   if (!machine.system.empty()) words.insert(words.end(), {"--system", machine.system});
+  if (!machine.leave.empty()) words.insert(words.end(), {"--leave", machine.leave});
   return words;
 }
 

@@ -17,6 +17,7 @@ struct Machine {
   unsigned copy_threads = 0;  ///< 0: the manager's default
   std::string system = {};    ///< budget of system memory; empty: none
   unsigned devices = 1;       ///< all of them linked to each other
+  std::string leave = {};     ///< what is served in place though VRAM could have it; empty: the manager's default
 };
 
 /// CPUs that this process may run on.

@@ -210,7 +210,7 @@ void Ferry::declare_run() {
                    "Where the store's file lies, '' for no file (default /var/tmp)")
       ->type_name("DIR");
   run_->add_option("--prefetch", machine.prefetch,
-                   "what comes along with a fault: none, sequential, stride, density, both (default both)")
+                   "what comes along with a fault: none, sequential, stride, density, both (default stride)")
       ->type_name("KIND");
   run_->add_option("--victims", machine.victims, "what leaves full VRAM: probe, lru, fifo, random (default probe)")
       ->type_name("KIND");

@@ -92,7 +92,7 @@ struct Config {
   unsigned copy_retries = 3;
   /// Most granules that a walk of a device brings ahead of it; 0 switches all prefetch by policy off.
   unsigned speculation_granules = 4;
-  PrefetchKind prefetch = PrefetchKind::both;
+  PrefetchKind prefetch = PrefetchKind::stride;
   /// Percent of a part of a block that a device has in VRAM when the rest is brought too (prefetch by density).
   unsigned density_percent = 51;
   VictimKind victims = VictimKind::probe;

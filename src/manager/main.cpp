@@ -106,7 +106,7 @@ int main(int argc, char** argv) {
                  "directory of the store's file, '' for none; default /var/tmp, or FERRY_STORE_DIR");
   app.add_option(
       "--prefetch", flags.prefetch,
-      "what comes along with a fault: none, sequential, stride, density or both; default both, or FERRY_PREFETCH");
+      "what comes along with a fault: none, sequential, stride, density or both; default stride, or FERRY_PREFETCH");
   app.add_option("--victims", flags.victims,
                  "what leaves full VRAM: probe, lru, fifo or random; default probe, or FERRY_VICTIMS");
   app.add_option("--leave", flags.leave,
