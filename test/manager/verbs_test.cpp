@@ -239,8 +239,10 @@ TEST_F(VerbsProtect, WritersFindEveryProtectionAndLoseNothing) {
   constexpr unsigned pages = 8;
   constexpr std::uint64_t rounds = 20'000;
   for (Page p = 0; p < pages; ++p) word(p).store(0);
+  std::atomic<bool> begun{false};
   std::atomic<bool> ended{false};
   std::thread writer([&] {
+    begun.wait(false);  // until something is protected
     for (std::uint64_t i = 0; i < rounds; ++i) word(i % pages).fetch_add(1);
     ended.store(true);
   });
@@ -251,6 +253,8 @@ TEST_F(VerbsProtect, WritersFindEveryProtectionAndLoseNothing) {
     ++protections;
     std::uint64_t before = 0;
     for (Page p = 0; p < pages; ++p) before += behind(p).load();
+    begun.store(true);
+    begun.notify_one();
     uffd_msg message;
     while (!ended.load() && !next_fault(message, 20)) {}
     std::uint64_t after = 0;
