@@ -61,8 +61,10 @@ enum class PlantedBug : std::uint8_t {
   keep_discarded,          ///< what VRAM has of discarded pages stays the newest
   keep_protected_mapping,  ///< a device goes on with a mapping that allows what was forbidden
   serve_old_fault,         ///< a fault from before an unmap is answered as if it were a new one
+  // contention
+  forget_turn,  ///< whoever waits for the end of a slice is not told
 };
-inline constexpr unsigned planted_bug_count = 43;
+inline constexpr unsigned planted_bug_count = 44;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
@@ -70,7 +72,8 @@ inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern g
   return (number > 0 && number < memory_bug_count) || bug == PlantedBug::refill_nothing ||
          (number >= static_cast<unsigned>(PlantedBug::drop_before_stored) &&
           number <= static_cast<unsigned>(PlantedBug::keep_peer_mapping)) ||
-         bug == PlantedBug::keep_discarded || bug == PlantedBug::keep_protected_mapping;
+         bug == PlantedBug::keep_discarded || bug == PlantedBug::keep_protected_mapping ||
+         bug == PlantedBug::forget_turn;
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);
 
@@ -85,6 +88,9 @@ struct Config {
   unsigned contention_threshold = 4;
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;
+  /// A contended granule that is not held in system memory (svm_coherent cleared, or preferred on a device) stays with
+  /// whom it came to for at least so long: those who would take it away wait. 0: they do not.
+  std::uint64_t contention_slice_ns = 500'000;
   /// When nobody who waits for VRAM got any for so long, because an application or device does not answer while its
   /// granules are on their way, those who wait are served in place.
   std::uint64_t line_patience_ns = 2'000'000'000;

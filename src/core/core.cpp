@@ -63,11 +63,14 @@ void Core::action_done(std::uint64_t now_ns, ActionId id, Status status) {
 void Core::tick(std::uint64_t now_ns) {
   impl_->now_ns = now_ns;
   impl_->tick();
+  impl_->end_turns();
   impl_->work.tick();
   impl_->reclaim.tick();
 }
 
-std::uint64_t Core::next_tick_ns() const { return std::min(impl_->work.next_tick_ns(), impl_->reclaim.next_tick_ns()); }
+std::uint64_t Core::next_tick_ns() const {
+  return std::min({impl_->work.next_tick_ns(), impl_->reclaim.next_tick_ns(), impl_->next_turn_ns()});
+}
 
 Status Core::buffer_create(std::uint64_t now_ns, ClientId client, BufferId buffer, const BufferSpec& spec) {
   impl_->now_ns = now_ns;

@@ -39,6 +39,7 @@ struct Stats {
   std::uint64_t refaults = 0;  ///< granules faulted again after an eviction
   std::uint64_t in_place_maps = 0;
   std::uint64_t contention_pins = 0;
+  std::uint64_t contention_waits = 0;  ///< faults that waited for the end of another's slice
   std::uint64_t speculated_pages = 0;
   std::uint64_t copy_errors = 0;
   std::uint64_t dma_mapped_pages = 0;    ///< system pages opened to devices so far ...

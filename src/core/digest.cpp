@@ -28,6 +28,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
   d.add(op.copy_failures)
       .add(op.tries)
+      .add(op.stage == Stage::wait_turn ? time_left(core.now_ns, op.turn_ns) : 0)
       .add(op.arrived)
       .add(op.pages)
       .add(op.retry)

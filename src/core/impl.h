@@ -135,6 +135,7 @@ struct Waiter {
 /// A granule on its way. Stages run in the order given; each waits for the answers to what it asked for.
 enum class Stage : std::uint8_t {
   begin,
+  wait_turn,      ///< for the end of the slice of whom the granule is with, in Impl::turns
   wait_memory,    ///< in Reclaim's line: nothing has been done, but for what came before a change of goal
   wait_slot,      ///< in Device::waiting
   revoke_source,  ///< nobody may write what is copied
@@ -191,7 +192,8 @@ struct Op {
   Status failure;                 ///< of the stage under way
   std::uint32_t outstanding = 0;  ///< actions unanswered
   std::uint32_t copy_failures = 0;
-  std::uint32_t tries = 0;  ///< of a request that pins: operations before this one that did not do
+  std::uint32_t tries = 0;    ///< of a request that pins: operations before this one that did not do
+  std::uint64_t turn_ns = 0;  ///< stage wait_turn: when it goes on
   std::uint64_t serial = 0;
   PageMask pages;                  ///< what the operation is about; pages freed meanwhile stay in until it ends
   bool by_home = false;            ///< not directly, although the devices are linked
@@ -323,6 +325,7 @@ class Core::Impl {
   void serve_by_attributes(Block& block, const Waiter& waiter);
   void bring_window(Block& block, const Waiter& waiter, const Attributes& attributes);
   PageMask route_cpu(Block& block, std::uint32_t granule);
+  [[nodiscard]] bool takes_turn(const Block& block, std::uint32_t granule, const PageMask& pages) const;
 
   // svm/retry.cpp
   Status set_retry_faults(ClientId id, bool on);
@@ -517,6 +520,10 @@ class Core::Impl {
 
   // policy/contention.cpp
   bool note_flip(Block& block, Granule& granule);
+  bool wait_for_turn(Op& op);
+  void end_turns();
+  void forget_turns(const Client& client);
+  [[nodiscard]] std::uint64_t next_turn_ns() const;
   [[nodiscard]] bool is_contended(const Granule& granule) const {
     return now_ns > 0 && granule.pinned_until_ns > now_ns;
   }
@@ -545,6 +552,7 @@ class Core::Impl {
   void verify() const;
   void verify_block(const Block& block) const;
   void verify_svm(const Client& client) const;
+  void verify_turns() const;
   void verify_vram(DeviceId device) const;
   [[nodiscard]] bool quiescent() const;
   Residency query(ClientId id, Page page) const;
@@ -588,6 +596,7 @@ class Core::Impl {
   std::vector<Pending> pendings;
   std::vector<std::uint32_t> pending_holes;
   std::uint32_t pending_in_use = 0;
+  std::vector<OpIndex> turns;         ///< operations in stage wait_turn, oldest first
   std::uint32_t memory_line_ops = 0;  ///< operations in Reclaim's line
   std::uint64_t returning_pages = 0;  ///< of frees whose last action is under way
   std::uint32_t ops_in_use = 0;

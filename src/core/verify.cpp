@@ -94,6 +94,7 @@ void Core::Impl::verify() const {
     operations += own_operations;
   }
   FERRY_CHECK_EQ(operations, ops_in_use);
+  verify_turns();
   reclaim.verify();
   work.verify();
   FERRY_CHECK_EQ(stats.dma_mapped_pages - stats.dma_unmapped_pages, mapped_in_place);  // I-07
@@ -181,6 +182,19 @@ void Core::Impl::verify_svm(const Client& client) const {
     return request.in_use && request.client == &client;
   });
   FERRY_CHECK(!waits || moves || client.ops != 0);  // I-53
+}
+
+void Core::Impl::verify_turns() const {  // I-64
+  std::size_t waiting = 0;
+  for (const Op& op : ops) {
+    waiting += op.in_use && op.stage == Stage::wait_turn ? 1 : 0;
+  }
+  FERRY_CHECK_EQ(waiting, turns.size());
+  for (const OpIndex index : turns) {
+    const Op& op = ops[index];
+    FERRY_CHECK(op.in_use && op.stage == Stage::wait_turn && op.outstanding == 0);
+    FERRY_CHECK_LE(op.turn_ns, granule_state(op).last_move_ns + config.contention_slice_ns);
+  }
 }
 
 void Core::Impl::verify_vram(DeviceId d) const {

@@ -54,6 +54,12 @@ Error milliseconds_of(std::int64_t value, std::uint64_t& out_ns) {
   return {};
 }
 
+Error microseconds_of(std::int64_t value, std::uint64_t& out_ns) {
+  if (value < 0 || value > 1'000'000) return "has to be 0 to 1000000 (microseconds)";
+  out_ns = static_cast<std::uint64_t>(value) * 1'000;
+  return {};
+}
+
 Error system_of(std::uint64_t bytes, MachineOptions& options) {
   // Less could not hold what a few faults need at a time.
   if (bytes != 0 && bytes < block_bytes) return "is too small: 2M at least, or 0 for no budget";
@@ -339,6 +345,8 @@ const std::map<std::string, Table, std::less<>>& tables() {
          count_key([](std::int64_t v, MachineOptions& o) { return milliseconds_of(v, o.contention_window_ns); })},
         {"contention_hold_ms",
          count_key([](std::int64_t v, MachineOptions& o) { return milliseconds_of(v, o.contention_hold_ns); })},
+        {"contention_slice_us",
+         count_key([](std::int64_t v, MachineOptions& o) { return microseconds_of(v, o.contention_slice_ns); })},
         {"copy_retries",
          count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 100, o.copy_retries); })},
         {"keep_free", count_key([](std::int64_t v, MachineOptions& o) { return count_of(v, 0, 1, o.keep_free); })}}},
@@ -487,6 +495,7 @@ core::Config MachineOptions::core_config() const {
   config.contention_threshold = contention_threshold;
   config.contention_window_ns = contention_window_ns;
   config.contention_hold_ns = contention_hold_ns;
+  config.contention_slice_ns = contention_slice_ns;
   config.copy_retries = copy_retries;
   config.speculation_granules = speculation_granules;
   config.prefetch = prefetch;

@@ -12,6 +12,7 @@
 //                                 density_percent = 51
 //                                 victims = "probe"
 //                                 leave = "thrash"
+//                                 contention_slice_us = 500
 //   hardware, policy, reserved_cus, slice_ms, min_run_ms: of every device; in the n-th [[device]] of that one
 //   hive: of a [[device]] alone
 #pragma once
@@ -55,6 +56,7 @@ struct MachineOptions {
   unsigned contention_threshold = 4;
   std::uint64_t contention_window_ns = 20'000'000;
   std::uint64_t contention_hold_ns = 300'000'000;
+  std::uint64_t contention_slice_ns = 500'000;
   unsigned copy_retries = 3;
   unsigned keep_free = 1;  ///< 1: a little of the budget is reclaimed ahead of demand; 0: when somebody waits for it
   std::uint64_t system_bytes = 0;                   ///< budget of system memory; 0: none, and no store

@@ -47,6 +47,7 @@ std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
   json["vram_bytes_now"] = bytes(s.vram_pages);
   json["in_place_maps"] = s.in_place_maps;
   json["contention_pins"] = s.contention_pins;
+  json["contention_waits"] = s.contention_waits;
   json["speculated_bytes"] = bytes(s.speculated_pages);
   json["copy_errors"] = s.copy_errors;
   json["system"] = {

@@ -237,6 +237,7 @@ constexpr Counter counters[] = {
     {"evictions", &core::Stats::evictions, true},
     {"refaults", &core::Stats::refaults, true},
     {"contention_pins", &core::Stats::contention_pins, true},
+    {"contention_waits", &core::Stats::contention_waits, false},
     {"pages_dropped_clean", &core::Stats::pages_dropped_clean, false},
     {"migrations_to_vram", &core::Stats::migrations_to_vram, true},
     {"migrations_to_system", &core::Stats::migrations_to_system, true},

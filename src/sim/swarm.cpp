@@ -125,6 +125,7 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   s.core.contention_hold_ns = std::uint64_t{1} << pick(r, 14, 28);
   // Without a draw of its own: seeds keep their meaning. Stopped processes stay so for longer than the shortest.
   s.core.line_patience_ns = s.core.contention_window_ns * 4;
+  s.core.contention_slice_ns = s.core.contention_hold_ns / 8;
   s.core.copy_retries = pick(r, 0, 4);
   s.core.speculation_granules = r.chance(300) ? 0 : pick(r, 1, 8);
   s.core.bug = options.bug;

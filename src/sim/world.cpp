@@ -65,7 +65,19 @@ std::uint64_t World::delay() {
   return 1 + random_.below(swarm_.delay_ns);
 }
 
+/// The core waits for its clock: what it waits for comes before all that is due later. False: nothing is.
+bool World::core_tick() {
+  const std::uint64_t due = core_->next_tick_ns();
+  if (queue_.empty() ? due == ~std::uint64_t{0} || core_->quiescent() : due > queue_.front().time_ns) return false;
+  now_ns_ = std::max(now_ns_, due);
+  ++steps_;
+  core_->tick(now_ns_);
+  take_actions();
+  return true;
+}
+
 bool World::step() {
+  if (core_tick()) return true;
   if (queue_.empty()) return false;
   std::pop_heap(queue_.begin(), queue_.end(), Later{});
   const Event event = queue_.back();

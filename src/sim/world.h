@@ -187,6 +187,7 @@ class World final : public core::Observer {
   void on_event(const core::Event& event) override;
   void schedule(std::uint64_t delay_ns, Kind kind, std::uint32_t index, std::uint32_t stamp, std::uint64_t value = 0);
   [[nodiscard]] std::uint64_t delay();
+  bool core_tick();
   bool step();
   void dispatch(const Event& event);
   void drain(const char* doing);

@@ -19,7 +19,8 @@ constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page,     PlantedBu
                                       PlantedBug::write_map_read_only, PlantedBug::leak_attributes,
                                       PlantedBug::move_pinned,         PlantedBug::discard_shows_others,
                                       PlantedBug::keep_discarded,      PlantedBug::keep_protected_mapping,
-                                      PlantedBug::serve_old_fault,     PlantedBug::keep_peer_mapping};
+                                      PlantedBug::serve_old_fault,     PlantedBug::keep_peer_mapping,
+                                      PlantedBug::forget_turn};
 
 std::vector<std::shared_ptr<const Scenario>> scenarios_that_show(PlantedBug bug) {
   std::vector<std::shared_ptr<const Scenario>> out;

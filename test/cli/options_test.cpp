@@ -79,6 +79,7 @@ TEST(Options, TomlSetsEveryKey) {
     contention_threshold = 9
     contention_window_ms = 5
     contention_hold_ms = 6
+    contention_slice_us = 7
     copy_retries = 1
     prefetch = "stride"
     density_percent = 75
@@ -98,6 +99,7 @@ TEST(Options, TomlSetsEveryKey) {
   EXPECT_EQ(config.contention_threshold, 9U);
   EXPECT_EQ(config.contention_window_ns, 5'000'000U);
   EXPECT_EQ(config.contention_hold_ns, 6'000'000U);
+  EXPECT_EQ(config.contention_slice_ns, 7'000U);
   EXPECT_EQ(config.copy_retries, 1U);
   EXPECT_EQ(config.prefetch, core::PrefetchKind::stride);
   EXPECT_EQ(config.density_percent, 75U);
@@ -377,6 +379,7 @@ TEST(Options, TomlErrorsSayWhere) {
       {"[machine]\ncus = 1.5\n", "has to be a whole number"},
       {"[machine]\nwaves_per_cu = 65\n", "has to be 1 to 64"},
       {"[policy]\ncontention_hold_ms = -3\n", "milliseconds"},
+      {"[policy]\ncontention_slice_us = 1000001\n", "microseconds"},
       {"[engine]\n", "'engine' is not a table known here: there are machine, policy"},
       {"[[device]]\npolicy = 'best'\n", "f.toml:2: 'device.policy' has to be none, preempt"},
       {"[[device]]\nhardware = 3\n", "'device.hardware' has to be text"},

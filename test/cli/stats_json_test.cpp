@@ -24,7 +24,7 @@ StatsDocument filled() {
                                &d.stats.contention_pins,    &d.stats.speculated_pages,
                                &d.stats.copy_errors,        &d.stats.dma_mapped_pages,
                                &d.stats.dma_unmapped_pages, &d.stats.vram_peak_pages,
-                               &d.stats.vram_pages}) {
+                               &d.stats.vram_pages,         &d.stats.contention_waits}) {
     *field = value++;
   }
   d.machine.vram_bytes = std::uint64_t{64} << 20;
@@ -53,6 +53,7 @@ TEST(StatsJson, HasEveryFieldInBytesWhereItSaysBytes) {
   EXPECT_EQ(json["refaults"], 13);
   EXPECT_EQ(json["in_place_maps"], 14);
   EXPECT_EQ(json["contention_pins"], 15);
+  EXPECT_EQ(json["contention_waits"], 22);
   EXPECT_EQ(json["speculated_bytes"], 16 * 4096);
   EXPECT_EQ(json["copy_errors"], 17);
   EXPECT_EQ(json["dma_mapped_pages"], 18);

@@ -195,6 +195,7 @@ TEST(SvmAttribute, pages_that_prefer_system_memory_stay_there) {
 TEST(SvmAttribute, a_preferred_device_keeps_its_pages_in_contention) {
   Config config = Asked::config(2, block_pages);
   config.contention_threshold = 2;
+  config.contention_slice_ns = 0;
   Machine m(config);
   ASSERT_TRUE(m.core.alloc(1, 1, all, Placement::automatic).ok());
   unsigned wrong = 0;
@@ -320,6 +321,7 @@ TEST(SvmAttribute, without_host_access_a_cpu_touch_of_vram_fails_and_moves_nothi
 TEST(SvmAttribute, without_coherence_contention_takes_turns) {
   Config config = Asked::config(1, block_pages);
   config.contention_threshold = 2;
+  config.contention_slice_ns = 0;
   Machine m(config);
   ASSERT_TRUE(m.core.alloc(1, 1, all, Placement::automatic).ok());
   unsigned wrong = 0;

@@ -35,13 +35,7 @@ class Toucher {
       settle();
     }
   }
-  [[nodiscard]] const Stats& stats() const { return machine.core.stats(); }
-  [[nodiscard]] std::uint64_t moved_pages() const { return stats().pages_to_vram + stats().pages_to_system; }
-
-  Machine machine;
-  std::uint64_t faults = 0;
-
- private:
+  /// Answers all that is asked, and lets time pass where the core waits for it.
   void settle() {
     for (;;) {
       machine.take();
@@ -67,6 +61,13 @@ class Toucher {
     machine.history.clear();
     machine.resumed.clear();
   }
+  [[nodiscard]] const Stats& stats() const { return machine.core.stats(); }
+  [[nodiscard]] std::uint64_t moved_pages() const { return stats().pages_to_vram + stats().pages_to_system; }
+
+  Machine machine;
+  std::uint64_t faults = 0;
+
+ private:
   std::vector<std::vector<int>> device_maps_;  ///< 0 not mapped, 1 to read, 2 to write
   std::vector<int> cpu_maps_;
 };

@@ -184,9 +184,12 @@ void Core::Impl::serve_cpu(Block& block, std::uint32_t granule) {
   if (block.vram_current.intersects(granule_mask(granule)) && state.last_move_cause != Cause::cpu_fault) {
     note_flip(block, state);
   }
+  const bool turn = !block.plain && takes_turn(block, granule, pages);
   Op& op = start_op(block, granule, Goal::system, Cause::cpu_fault, no_device, Access::write);
   op.pages &= pages;
-  run_op(op.self);
+  if (!turn || !wait_for_turn(op)) {
+    run_op(op.self);
+  }
 }
 
 /// Looks at everyone who waited for the operation that has just ended on the granule. REQUIRES: it has none now.

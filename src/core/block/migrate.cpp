@@ -93,6 +93,7 @@ bool Core::Impl::step(Op& op) {
   }
   switch (op.stage) {
     case Stage::begin: begin(op); return true;
+    case Stage::wait_turn: return false;
     case Stage::wait_memory:
       if (!acquire_memory(op)) {
         return false;

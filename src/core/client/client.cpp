@@ -101,6 +101,9 @@ void Core::Impl::client_gone(ClientId id, Cookie cookie) {
     hide_waits(ops[op]);
     end_op(op);
   }
+  if ((client = find_client(id)) != nullptr) {
+    forget_turns(*client);
+  }
   if (reclaim.counts() && (client = find_client(id)) != nullptr) {
     withdraw_memory(*client);
   }

@@ -1,5 +1,8 @@
 // Contention: a granule that both sides keep taking from each other stays in system memory for a while, mapped by both.
-// The shape (a count of changes inside a window, then a pin for a time) follows nvidia-uvm's thrash detection.
+// The shape (a count of changes inside a window, then a pin for a time) follows nvidia-uvm's thrash detection. Where a
+// granule may not be had in place (svm_coherent cleared), or is preferred on a device, sides take turns instead.
+#include <algorithm>
+
 #include "core/impl.h"
 
 namespace ferry::core {
@@ -22,6 +25,58 @@ bool Core::Impl::note_flip(Block& block, Granule& granule) {
   const auto index = static_cast<std::uint32_t>(&granule - block.granules.data());
   tell(EventKind::contention_pin, *block.client, no_device, granule_span(block, index), Cause::contention);
   return true;
+}
+
+/// The operation, which is about to run, takes a contended granule away from whom it came to less than a slice ago.
+/// True: it waits until that is over, and is not to be run. Everybody who touches the granule meanwhile waits with it.
+bool Core::Impl::wait_for_turn(Op& op) {
+  const Granule& state = granule_state(op);
+  const std::uint64_t end_ns = state.last_move_ns + config.contention_slice_ns;
+  if (!is_contended(state) || now_ns >= end_ns) {
+    return false;
+  }
+  op.stage = Stage::wait_turn;
+  op.turn_ns = end_ns;
+  turns.push_back(op.self);
+  count(*op.block->client, [](Stats& s) { ++s.contention_waits; });
+  return true;
+}
+
+void Core::Impl::end_turns() {
+  std::vector<OpIndex> due;
+  std::erase_if(turns, [&](OpIndex index) {
+    const bool ends = ops[index].turn_ns <= now_ns;
+    if (ends) {
+      ops[index].stage = Stage::begin;
+      due.push_back(index);
+    }
+    return ends;
+  });
+  for (const OpIndex index : due) {
+    if (planted(PlantedBug::forget_turn)) {
+      continue;
+    }
+    run_op(index);
+  }
+}
+
+/// Operations that wait for a slice have nothing under way: those of a client that dies end here.
+void Core::Impl::forget_turns(const Client& client) {
+  std::vector<OpIndex> own;
+  std::erase_if(turns, [&](OpIndex index) {
+    const bool ends = ops[index].block->client == &client;
+    if (ends) own.push_back(index);
+    return ends;
+  });
+  for (const OpIndex index : own) {
+    end_op(index);
+  }
+}
+
+std::uint64_t Core::Impl::next_turn_ns() const {
+  std::uint64_t next = ~std::uint64_t{0};
+  for (const OpIndex index : turns) next = std::min(next, ops[index].turn_ns);
+  return next;
 }
 
 /// A granule gets VRAM again: how many evictions after it was evicted? Within one turnover of VRAM it is a refault.

@@ -29,6 +29,16 @@ bool alike(const Attributes& a, const Attributes& b) {
   return a.preferred == b.preferred && a.granularity == b.granularity && a.flags == b.flags && a.access == b.access;
 }
 
+/// Contention for such pages is not ended by having them in place: one side has them at a time.
+bool takes_turns(const Attributes& a, DeviceId device) {
+  return a.preferred == device || (a.flags & svm_coherent) == 0;
+}
+
+/// To bring the granule to the device takes it from the CPU, or from another device, that wanted it last.
+bool takes_away(const Granule& state, DeviceId device) {
+  return state.last_move_cause == Cause::cpu_fault || (state.slot != none_index && state.owner != device);
+}
+
 }  // namespace
 
 /// Calls fn(mask, attributes) for each run of attributes in the granule.
@@ -180,6 +190,7 @@ void Core::Impl::serve_by_attributes(Block& block, const Waiter& waiter) {
   PageMask pages = served_with(block, waiter.page);
   Goal goal = Goal::vram;
   Cause cause = Cause::device_fault;
+  bool turn = false;
   if (at_home) {
     goal = Goal::in_place;
   } else if (a.access_of(f) == DeviceAccess::in_place || is_fixed(client, waiter.page)) {
@@ -189,14 +200,13 @@ void Core::Impl::serve_by_attributes(Block& block, const Waiter& waiter) {
       goal = Goal::in_place;
       pages = in_vram ? pages : pages & ~block.vram_current;
     }
-  } else if (a.preferred == f) {
-    goal = Goal::vram;
-  } else if ((a.flags & svm_coherent) != 0 &&
-             (is_contended(state) ||
-              ((state.last_move_cause == Cause::cpu_fault || (state.slot != none_index && state.owner != f)) &&
-               note_flip(block, state)))) {
-    goal = Goal::in_place;
-    cause = Cause::contention;
+  } else if (is_contended(state) || (takes_away(state, f) && note_flip(block, state))) {
+    if (!takes_turns(a, f)) {
+      goal = Goal::in_place;
+      cause = Cause::contention;
+    }
+    turn = goal == Goal::vram ? takes_away(state, f) || state.last_move_cause == Cause::contention
+                              : in_vram && takes_turns(a, state.owner);
   }
   if (goal == Goal::vram && state.slot != none_index && state.owner != f) {
     PageMask others = block.vram_current & mask;
@@ -209,6 +219,9 @@ void Core::Impl::serve_by_attributes(Block& block, const Waiter& waiter) {
   op.pages &= pages;
   op.waiters.push_back(waiter);
   const OpIndex self = op.self;
+  if (turn && wait_for_turn(op)) {
+    return;
+  }
   if (goal == Goal::vram) {
     bring_window(block, waiter, a);
   }
@@ -274,6 +287,16 @@ PageMask Core::Impl::route_cpu(Block& block, std::uint32_t granule) {
   PageMask pages = served_with(block, first_page_of(block.index) + first_waiting);
   pages.remove(refused);
   return pages;
+}
+
+/// The pages are to come home for the CPU from a device that has them for a slice, where they are contended.
+bool Core::Impl::takes_turn(const Block& block, std::uint32_t granule, const PageMask& pages) const {
+  const Granule& state = block.granules[granule];
+  bool turns = false;
+  for_attributes(block, granule, [&](const PageMask& mask, const Attributes& a) {
+    turns = turns || (takes_turns(a, state.owner) && (mask & pages).intersects(block.vram_current));
+  });
+  return turns;
 }
 
 }  // namespace ferry::core
