@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "client/change/adopted.h"
 #include "client/error.h"
 #include "core/action.h"
 
@@ -39,7 +40,7 @@ ferry_code query_page(Session& session, const void* pointer, ferry_page_info& in
   info = {};
   info.vram_device = -1;
   info.last_move_age_ns = UINT64_MAX;
-  if (!session.in_window(pointer)) return FERRY_OK;
+  if (!session.in_window(pointer) && !touches_adopted(pointer, 1)) return FERRY_OK;
   wire::Span span{};
   span.first_page = session.page_of(pointer);
   span.count_pages = 1;

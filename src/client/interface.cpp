@@ -10,6 +10,7 @@
 
 #include "base/types.h"
 #include "client/adopt/adopter.h"
+#include "client/change/adopted.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"
 #include "client/error.h"
@@ -47,14 +48,17 @@ bool span_of(const Session& s, const void* pointer, std::size_t bytes, wire::Spa
     fail(error, Code::bad_range, 0, "a range of 0 bytes");
     return false;
   }
-  if (!s.in_window(pointer) || bytes > s.window_base + s.window_bytes - first) {
+  const bool adopted = !s.in_window(pointer) && touches_adopted(pointer, bytes);
+  if (!adopted && (!s.in_window(pointer) || bytes > s.window_base + s.window_bytes - first)) {
     fail(error, Code::bad_range, 0, "%p is not managed memory (what ferry::alloc and ferry::allocator give)", pointer);
     return false;
   }
   out = {};
   out.first_page = s.page_of(pointer);
   out.count_pages = ((first % page_bytes) + bytes + page_bytes - 1) / page_bytes;
-  return true;
+  if (!adopted || s.window().numbers(out.first_page, out.count_pages)) return true;
+  fail(error, Code::bad_range, 0, "%p and %zu bytes reach over an end of managed memory", pointer, bytes);
+  return false;
 }
 
 ferry_code explain_bad_free(const void* pointer, const HeapObject& object, ferry_error* error) {

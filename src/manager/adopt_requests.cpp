@@ -66,7 +66,7 @@ bool Manager::on_adoption(Client& client) {
       if (!client.contains(pages) || !client.is_adopted(pages.first)) {
         answer(client, incoming_->head.request, Code::bad_range);
       } else if (incoming_->type() == wire::MessageType::adopt_begin) {
-        begin_adoption(client, pages);
+        begin_adoption(client, pages, span.flags);
       } else if (incoming_->type() == wire::MessageType::release) {
         release(client, pages);
       } else {
@@ -137,8 +137,12 @@ void Manager::unmapped_done(Client& client, const Request& request) {
 }
 
 /// The application has looked: nothing of the span is adopted. Where something was, the news of its end is on its way.
-void Manager::begin_adoption(Client& client, PageSpan pages) {
-  unmapped(client, pages);
+void Manager::begin_adoption(Client& client, PageSpan pages, std::uint32_t flags) {
+  if ((flags & wire::span_wait_only) == 0) unmapped(client, pages);
+  if ((flags & wire::span_no_wait) != 0) {
+    answer(client, incoming_->head.request, {});
+    return;
+  }
   const bool waits =
       std::any_of(client.unmapped.begin(), client.unmapped.end(), [&](const PageSpan& s) { return s.overlaps(pages); });
   if (waits) {
@@ -151,12 +155,15 @@ void Manager::begin_adoption(Client& client, PageSpan pages) {
 /// Waves that touch the span from here on are held, so the pages are home when the core says so.
 void Manager::release(Client& client, PageSpan pages) {
   const std::uint64_t request = incoming_->head.request;
+  bool pinned = false;
   for (Page page = pages.first; page < pages.end(); ++page) {
+    pinned = pinned || core_->query(client.id, page).pinned;
     if (client.is_allocated(page)) continue;
     answer(client, request, Code::not_allocated);
     return;
   }
-  if (client.is_releasing(pages)) {
+  // Not awaited: who is to unpin it may itself wait for memory that cannot be adopted before this has ended.
+  if (pinned || client.is_releasing(pages)) {
     answer(client, request, Code::in_use);
     return;
   }

@@ -129,7 +129,7 @@ class Manager final : private Household {
   bool poll_outside(Client& client);
   void unmapped(Client& client, PageSpan gone);
   void unmapped_done(Client& client, const Request& request);
-  void begin_adoption(Client& client, PageSpan pages);
+  void begin_adoption(Client& client, PageSpan pages, std::uint32_t flags);
   void came_home(Client& client, const Request& request);
 
   [[nodiscard]] StatsDocument document() const;

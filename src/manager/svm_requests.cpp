@@ -234,7 +234,11 @@ void Manager::on_svm_span(Client& client, MessageType type) {
   switch (type) {
     case MessageType::svm_reset: status = core_->svm_reset(now_ns_, client.id, pages, cookie); break;
     case MessageType::populate: status = core_->populate(now_ns_, client.id, pages, device, cookie); break;
-    case MessageType::pin: status = core_->pin(now_ns_, client.id, pages, device, cookie); break;
+    case MessageType::pin:
+      // Memory that is being given back would be kept from it.
+      status =
+          client.is_releasing(pages) ? Status(Code::in_use) : core_->pin(now_ns_, client.id, pages, device, cookie);
+      break;
     default:
       status = core_->change(now_ns_, client.id, core::Change::lazy_free, pages, 0, core::span_all, cookie);
       break;

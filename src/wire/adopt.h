@@ -7,7 +7,7 @@
 // | adopt_answer | application | AdoptAnswer  | it is managed now (alloc went before), or why not | -                 |
 // | adopt_faults | application | AdoptFaults  | before the first alloc: with the userfaultfd of all memory outside the window | done |
 // | adopt_begin  | application | Span         | whatever was adopted there is gone; the span is  | done, when its     |
-// |              |             |              | about to be adopted                              | file is empty there |
+// |              |             |              | about to be adopted, or was unmapped             | file is empty there |
 // | release      | application | Span         | bring the span home, take it from devices, and   | done, when nobody  |
 // |              |             |              | forget it; its bytes stay in the system file     | but the CPU has it |
 // | released     | application | Span         | the bytes were taken from the system file        | done               |

@@ -219,13 +219,17 @@ inline constexpr std::uint32_t span_place_system = 1;  ///< alloc: Placement::sy
 inline constexpr std::uint32_t span_converts = 2;
 /// alloc: the pages are mapped from the system file already, with contents that the application wrote there.
 inline constexpr std::uint32_t span_has_contents = 4;
+/// adopt_begin: answered at once, when the manager has begun to forget.
+inline constexpr std::uint32_t span_no_wait = 8;
+/// adopt_begin: nothing is forgotten that was not before; answered when that has ended.
+inline constexpr std::uint32_t span_wait_only = 16;
 inline constexpr std::uint32_t to_system = 0xffff'ffff;
 
 struct Span {
   std::uint64_t first_page;
   std::uint64_t count_pages;
   std::uint32_t device;  ///< prefetch, migrate_async, populate, pin: device number, or to_system
-  std::uint32_t flags;   ///< alloc: span_place_system, span_converts
+  std::uint32_t flags;   ///< alloc, adopt_begin: span_*
   std::uint32_t pid;     ///< explain: whose address; 0 elsewhere
   std::uint32_t reserved0;
 };

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cerrno>
 
+#include "client/adopt/known.h"
 #include "client/adopt/places.h"
 #include "client/adopt/sleepers.h"
 #include "client/agent.h"
@@ -24,7 +25,7 @@ constexpr std::uint64_t piece_bytes = std::uint64_t{16} << 20;
 /// The C library's own smallest (M_MMAP_THRESHOLD) is as large, plus a header.
 constexpr std::uint64_t stripe_bytes = std::uint64_t{128} << 10;
 
-enum class What : std::uint32_t { adopt, give_back, for_device, suspend, resume };
+enum class What : std::uint32_t { adopt, give_back, give_back_held, for_device, suspend, resume, hold };
 enum : std::uint32_t { job_free, job_taken, job_ready, job_done };
 
 struct Job {
@@ -34,6 +35,7 @@ struct Job {
   std::uint64_t bytes = 0;
   bool write = false;
   AdoptResult result;
+  unsigned held = 0;  ///< of hold: which
 };
 
 // Constant-initialized, in the library's own data: never adopted, whatever the program gives away.
@@ -45,12 +47,32 @@ constinit std::atomic<bool> any_adopted{false};
 constinit Session* session = nullptr;
 constinit bool suspended = false;  // the adopter's own
 
+/// A span that nobody else may change, with a job of its own: who holds it waits for nobody that waits for it. Taken by the
+/// adopter, given up by who has it.
+struct HeldSpan {
+  std::atomic<bool> taken{false};
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  Job job;
+};
+constinit std::array<HeldSpan, 64> held{};
+
 void ring() {
   bell.fetch_add(1, std::memory_order_seq_cst);
   linux::futex_wake(bell, 1);
 }
 
-AdoptResult ask_for(What what, std::uint64_t address, std::uint64_t bytes) {
+AdoptResult wait_for(Job& job) {
+  job.state.store(job_ready, std::memory_order_release);
+  ring();
+  for (std::uint32_t state = job_ready; state != job_done;) {
+    linux::futex_wait(job.state, state);
+    state = job.state.load(std::memory_order_acquire);
+  }
+  return job.result;
+}
+
+AdoptResult ask_for(What what, std::uint64_t address, std::uint64_t bytes, unsigned* which = nullptr) {
   Job* job = nullptr;
   while (job == nullptr) {
     const std::uint32_t seen = freed.load(std::memory_order_acquire);
@@ -66,13 +88,8 @@ AdoptResult ask_for(What what, std::uint64_t address, std::uint64_t bytes) {
   job->what = what;
   job->address = address;
   job->bytes = bytes;
-  job->state.store(job_ready, std::memory_order_release);
-  ring();
-  for (std::uint32_t state = job_ready; state != job_done;) {
-    linux::futex_wait(job->state, state);
-    state = job->state.load(std::memory_order_acquire);
-  }
-  const AdoptResult result = job->result;
+  const AdoptResult result = wait_for(*job);
+  if (which != nullptr) *which = job->held;
   job->state.store(job_free, std::memory_order_release);
   freed.fetch_add(1, std::memory_order_release);
   linux::futex_wake(freed, 1);
@@ -143,6 +160,7 @@ AdoptResult give_back_piece(std::uint64_t begin, std::uint64_t end) {
     [[maybe_unused]] const Status back = session->requests.tell(wire::MessageType::alloc, again);
     return result;
   }
+  give_fork_advice_back(begin, end);
   restart_sleepers(begin, end);
   result.status = session->requests.tell(wire::MessageType::released, span);
   return result;
@@ -171,6 +189,9 @@ AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t e
   failed.address = begin;
   failed.status = session->requests.tell(wire::MessageType::adopt_begin, span);
   if (!failed.status.ok()) return failed;
+  if (!open_known()) return refuse(wire::Refusal::no_memory, begin);
+  if (!keep_fork_advice(begin, end)) return refuse(wire::Refusal::no_mappings, begin);
+  note_adopted(begin, end);
   const Status converted = convert_to_shared(at, end - begin, file, offset, place.prot);
   if (!converted.ok()) return refuse_conversion(converted, begin);
   any_adopted.store(true, std::memory_order_relaxed);
@@ -255,7 +276,8 @@ void serve(Job& job) {
   const std::uint64_t end = (job.address + job.bytes + page_bytes - 1) & ~(page_bytes - 1);
   switch (job.what) {
     case What::adopt: job.result = adopt_span(begin, end); break;
-    case What::give_back: job.result = give_back_span(begin, end); break;
+    case What::give_back:
+    case What::give_back_held: job.result = give_back_span(begin, end); break;
     case What::suspend:
       suspended = true;
       job.result = give_back_span(0, user_address_end);
@@ -264,15 +286,46 @@ void serve(Job& job) {
       suspended = false;
       job.result = {};
       break;
+    case What::hold: {
+      const auto at = std::find_if(held.begin(), held.end(), [](const HeldSpan& h) { return !h.taken; });
+      at->begin = begin;
+      at->end = end;
+      at->taken.store(true, std::memory_order_relaxed);
+      job.held = static_cast<unsigned>(at - held.begin());
+      job.result = {};
+      break;
+    }
     case What::for_device: break;
   }
   job.state.store(job_done, std::memory_order_release);
   linux::futex_wake(job.state, 1);
 }
 
+/// | what                       | while suspended | while some of its span is held |
+/// |----------------------------|-----------------|--------------------------------|
+/// | adopt, for_device          | waits           | waits                          |
+/// | give_back                  | served          | waits                          |
+/// | suspend                    | served          | waits, whatever is held        |
+/// | hold                       | served          | waits                          |
+/// | give_back_held, resume     | served          | served                         |
 bool may_serve(const Job& job) {
   if (job.state.load(std::memory_order_acquire) != job_ready) return false;
-  return !suspended || (job.what != What::adopt && job.what != What::for_device);
+  if (suspended && (job.what == What::adopt || job.what == What::for_device)) return false;
+  if (job.what == What::give_back_held || job.what == What::resume) return true;
+  // What a device's fault adopts lies in its block.
+  std::uint64_t begin = job.address & ~(block_bytes - 1);
+  std::uint64_t end = begin + block_bytes;
+  if (job.what == What::suspend) {
+    begin = 0;
+    end = user_address_end;
+  } else if (job.what != What::for_device) {
+    begin = job.address;
+    end = job.address + job.bytes;
+  }
+  const auto taken = [](const HeldSpan& h) { return h.taken.load(std::memory_order_acquire); };
+  if (job.what == What::hold && std::all_of(held.begin(), held.end(), taken)) return false;
+  return std::none_of(held.begin(), held.end(),
+                      [&](const HeldSpan& h) { return taken(h) && h.begin < end && begin < h.end; });
 }
 
 void* adopter_main(void*) {
@@ -282,6 +335,11 @@ void* adopter_main(void*) {
     bool some = false;
     if (may_serve(device_job)) {
       serve_device();
+      some = true;
+    }
+    for (HeldSpan& h : held) {
+      if (!may_serve(h.job)) continue;
+      serve(h.job);
       some = true;
     }
     for (Job& job : jobs) {
@@ -304,6 +362,27 @@ Status start_adopter(Session& s) {
 
 AdoptResult adopt(std::uint64_t address, std::uint64_t bytes) { return ask_for(What::adopt, address, bytes); }
 AdoptResult give_back(std::uint64_t address, std::uint64_t bytes) { return ask_for(What::give_back, address, bytes); }
+
+unsigned hold_span(std::uint64_t begin, std::uint64_t end) {
+  unsigned which = 0;
+  ask_for(What::hold, begin, end - begin, &which);
+  return which;
+}
+
+void let_span_go(unsigned which) {
+  held[which].taken.store(false, std::memory_order_release);
+  ring();
+}
+
+Status give_back_held(unsigned which, std::uint64_t begin, std::uint64_t end) {
+  Job& job = held[which].job;
+  job.what = What::give_back_held;
+  job.address = begin;
+  job.bytes = end - begin;
+  const AdoptResult result = wait_for(job);
+  job.state.store(job_free, std::memory_order_relaxed);
+  return result.status;
+}
 
 void adopt_for_device(const wire::AdoptAsk& ask) {
   // The manager asks one at a time.

@@ -27,6 +27,14 @@ AdoptResult adopt(std::uint64_t address, std::uint64_t bytes);
 /// Parts of the span that are not adopted are left out. ERRORS: those of the manager.
 AdoptResult give_back(std::uint64_t address, std::uint64_t bytes);
 
+/// Nothing of the span is adopted or given back until it is let go, but by give_back_held(). Waits while another thread
+/// holds some of it: who holds a span waits for no thread of the program. Any thread but the session's own.
+/// Returns a number for the others.
+unsigned hold_span(std::uint64_t begin, std::uint64_t end);
+void let_span_go(unsigned held);
+/// [begin, end) lies in the span that is held.
+Status give_back_held(unsigned held, std::uint64_t begin, std::uint64_t end);
+
 /// Reader thread: the manager asks for a page that a device touched. Answered by adopt_answer.
 void adopt_for_device(const wire::AdoptAsk& ask);
 

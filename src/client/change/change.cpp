@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,16 +9,13 @@
 #include <cerrno>
 #include <cstring>
 
+#include "client/change/adopted.h"
 #include "client/change/mappings.h"
+#include "client/change/rules.h"
 #include "client/heap/process_heap.h"
 #include "client/process_state.h"
 #include "client/session.h"
 #include "core/svm/types.h"
-
-// Of kernels that are newer than the C library.
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24
-#endif
 
 // Where this library begins in memory, and where its code ends; the linker's.
 extern "C" {
@@ -30,27 +26,7 @@ extern const char etext[] __attribute__((visibility("hidden")));
 namespace ferry::client {
 namespace {
 
-// By number: libc's functions come here.
-int raw_munmap(std::uint64_t at, std::size_t bytes) { return static_cast<int>(::syscall(SYS_munmap, at, bytes)); }
-int raw_mprotect(std::uint64_t at, std::size_t bytes, int prot) {
-  return static_cast<int>(::syscall(SYS_mprotect, at, bytes, prot));
-}
-int raw_madvise(std::uint64_t at, std::size_t bytes, int advice) {
-  return static_cast<int>(::syscall(SYS_madvise, at, bytes, advice));
-}
-void* raw_mmap(std::uint64_t at, std::size_t bytes, int prot, int flags, int fd, std::int64_t offset) {
-  return reinterpret_cast<void*>(::syscall(SYS_mmap, at, bytes, prot, flags, fd, offset));
-}
-
 std::uint64_t number(const void* address) { return reinterpret_cast<std::uint64_t>(address); }
-std::uint64_t round_up(std::uint64_t bytes) { return (bytes + page_bytes - 1) & ~(page_bytes - 1); }
-
-struct Part {
-  std::uint64_t first = 0;
-  std::uint64_t end = 0;
-  [[nodiscard]] std::size_t bytes() const { return end - first; }
-  [[nodiscard]] bool empty() const { return end <= first; }
-};
 
 /// A span cut at the window's ends.
 struct Cut {
@@ -67,30 +43,6 @@ Cut cut(const Session& s, std::uint64_t at, std::size_t bytes) {
           {std::max(at, window_end), end}};
 }
 
-Status tell(Session& s, core::Change change, const Part& part, unsigned prot = 0) {
-  wire::Change body{};
-  body.first_page = s.page_of(reinterpret_cast<void*>(part.first));
-  body.count_pages = part.bytes() / page_bytes;
-  body.change = static_cast<std::uint32_t>(change);
-  body.prot = prot;
-  return s.requests.tell(wire::MessageType::change, body);
-}
-
-/// What the manager could not do, as errno.
-int errno_of(Status status) {
-  if (status.sys_errno != 0) return status.sys_errno;
-  switch (status.code) {
-    case Code::not_allocated: return ENOMEM;
-    case Code::in_use: return EBUSY;
-    case Code::bad_range: return EINVAL;
-    default: return EAGAIN;
-  }
-}
-
-bool well_formed(std::uint64_t at, std::size_t bytes) {
-  return at % page_bytes == 0 && bytes != 0 && at + round_up(bytes) > at;
-}
-
 bool hide(const Part& part) {
   return raw_mmap(part.first, part.bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
                   0) != MAP_FAILED;
@@ -99,30 +51,31 @@ bool hide(const Part& part) {
 /// Out of everybody's reach, and the addresses stay the heap's until the allocation is freed.
 Status unmap_inside(Session& s, const Part& part) {
   if (!hide(part)) return Status(Code::no_mappings, errno);
-  const Status told = tell(s, core::Change::unmap, part);
+  const Status told = tell_change(s, core::Change::unmap, part);
   // Once more: a command of the manager that was on its way may have mapped it again.
   if (!hide(part)) return Status(Code::no_mappings, errno);
   // Nothing was there: as with munmap.
   return told.code == Code::not_allocated ? Status() : told;
 }
 
-unsigned span_prot(int prot) {
-  return ((prot & PROT_READ) != 0 ? unsigned{core::span_read} : 0U) |
-         ((prot & PROT_WRITE) != 0 ? unsigned{core::span_write} : 0U) |
-         ((prot & PROT_EXEC) != 0 ? unsigned{core::span_exec} : 0U);
-}
-
-/// A session's devices obey read and write; with both allowed, code may lie there as on any managed page.
-unsigned device_prot(int prot) {
-  const unsigned bits = span_prot(prot);
-  return (bits & (core::span_read | core::span_write)) == (core::span_read | core::span_write)
-             ? unsigned{core::span_all}
-             : bits;
-}
-
 int fail_with(int error) {
   errno = error;
   return -1;
+}
+
+void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
+
+int unmap_outside(const Part& part) {
+  return touches_adopted(pointer(part.first), part.bytes()) ? adopted_unmap(pointer(part.first), part.bytes())
+                                                            : raw_munmap(part.first, part.bytes());
+}
+int protect_outside(const Part& part, int prot) {
+  return touches_adopted(pointer(part.first), part.bytes()) ? adopted_protect(pointer(part.first), part.bytes(), prot)
+                                                            : raw_mprotect(part.first, part.bytes(), prot);
+}
+int advise_outside(const Part& part, int advice) {
+  return touches_adopted(pointer(part.first), part.bytes()) ? adopted_advise(pointer(part.first), part.bytes(), advice)
+                                                            : raw_madvise(part.first, part.bytes(), advice);
 }
 
 }  // namespace
@@ -145,8 +98,9 @@ int change_unmap(void* address, std::size_t bytes) {
   const std::uint64_t at = number(address);
   if (!well_formed(at, bytes)) return fail_with(EINVAL);
   const Cut parts = cut(s, at, bytes);
-  if (!parts.below.empty() && raw_munmap(parts.below.first, parts.below.bytes()) != 0) return -1;
-  if (!parts.above.empty() && raw_munmap(parts.above.first, parts.above.bytes()) != 0) return -1;
+  for (const Part& outside : {parts.below, parts.above}) {
+    if (!outside.empty() && unmap_outside(outside) != 0) return -1;
+  }
   const Status done = unmap_inside(s, parts.inside);
   return done.ok() ? 0 : fail_with(errno_of(done));
 }
@@ -158,7 +112,7 @@ void* change_map_over(void* address, std::size_t bytes, int prot, int flags, int
     return raw_mmap(at, bytes, prot, flags, fd, offset);
   }
   const Part inside = cut(s, at, bytes).inside;
-  const Status told = tell(s, core::Change::unmap, inside);
+  const Status told = tell_change(s, core::Change::unmap, inside);
   if (!told.ok() && told.code != Code::not_allocated) {
     errno = errno_of(told);
     return MAP_FAILED;
@@ -181,35 +135,30 @@ int change_protect(void* address, std::size_t bytes, int prot) {
   if (!well_formed(at, bytes) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) != 0) {
     return raw_mprotect(at, bytes, prot);
   }
-  const Status told = tell(s, core::Change::protect, cut(s, at, bytes).inside, device_prot(prot));
+  const Cut parts = cut(s, at, bytes);
+  if (!parts.below.empty() && protect_outside(parts.below, prot) != 0) return -1;
+  const Status told = tell_change(s, core::Change::protect, parts.inside, device_prot(prot));
   if (!told.ok()) return fail_with(errno_of(told));
-  return raw_mprotect(at, bytes, prot);
+  if (raw_mprotect(parts.inside.first, parts.inside.bytes(), prot) != 0) return -1;
+  return parts.above.empty() ? 0 : protect_outside(parts.above, prot);
 }
 
 int change_advise(void* address, std::size_t bytes, int advice) {
   Session& s = *session_if_open();
   const std::uint64_t at = number(address);
-  core::Change change = core::Change::discard;
-  switch (advice) {
-    case MADV_DONTNEED:
-    case MADV_DONTNEED_LOCKED:
-    case MADV_REMOVE: break;
-    case MADV_FREE: change = core::Change::lazy_free; break;
-    case MADV_DONTFORK:
-    case MADV_DOFORK:
-    case MADV_WIPEONFORK:
-    case MADV_KEEPONFORK:
-      // What a child gets of managed memory is Ferry's to say; the kernel would give it the parent's own pages.
-      return at % page_bytes == 0 ? 0 : fail_with(EINVAL);
-    default: return raw_madvise(at, bytes, advice);
-  }
+  const AdviceRule rule = rule_of_advice(advice);
+  if (rule == AdviceRule::kernel || rule == AdviceRule::hint) return raw_madvise(at, bytes, advice);
+  // What a child gets of managed memory is Ferry's to say; the kernel would give it the parent's own pages.
+  if (rule == AdviceRule::fork) return at % page_bytes == 0 ? 0 : fail_with(EINVAL);
   if (at % page_bytes != 0) return fail_with(EINVAL);
   if (bytes == 0) return 0;
   if (!well_formed(at, bytes)) return fail_with(EINVAL);
   const Cut parts = cut(s, at, bytes);
-  if (!parts.below.empty() && raw_madvise(parts.below.first, parts.below.bytes(), advice) != 0) return -1;
-  if (!parts.above.empty() && raw_madvise(parts.above.first, parts.above.bytes(), advice) != 0) return -1;
-  const Status told = tell(s, change, parts.inside);
+  for (const Part& outside : {parts.below, parts.above}) {
+    if (!outside.empty() && advise_outside(outside, advice) != 0) return -1;
+  }
+  const Status told =
+      tell_change(s, rule == AdviceRule::free ? core::Change::lazy_free : core::Change::discard, parts.inside);
   return told.ok() ? 0 : fail_with(errno_of(told));
 }
 
@@ -279,20 +228,20 @@ void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, 
 
   // Nobody writes the pages from here on: a thread that tries gets SIGSEGV, as when they have gone.
   const std::size_t moved = std::min(had, wanted);
-  Status told = tell(s, core::Change::protect, old, core::span_read);
+  Status told = tell_change(s, core::Change::protect, old, core::span_read);
   if (!told.ok()) return remap_failed(told.code == Code::not_allocated ? EFAULT : errno_of(told));
   void* target = MAP_FAILED;
   if (raw_mprotect(old.first, old.bytes(), PROT_READ) == 0) target = take_target(s, to, wanted, fixed);
   if (target == MAP_FAILED) {
     const int error = errno == 0 ? ENOMEM : errno;
     raw_mprotect(old.first, old.bytes(), PROT_READ | PROT_WRITE);
-    [[maybe_unused]] const Status again = tell(s, core::Change::protect, old, core::span_all);
+    [[maybe_unused]] const Status again = tell_change(s, core::Change::protect, old, core::span_all);
     return remap_failed(error);
   }
   std::memcpy(target, address, moved);
   if (keep) {
-    told = tell(s, core::Change::discard, old);
-    if (told.ok()) told = tell(s, core::Change::protect, old, core::span_all);
+    told = tell_change(s, core::Change::discard, old);
+    if (told.ok()) told = tell_change(s, core::Change::protect, old, core::span_all);
     raw_mprotect(old.first, old.bytes(), PROT_READ | PROT_WRITE);
   } else {
     told = unmap_inside(s, old);

@@ -9,6 +9,8 @@
 // |          | forgets what threads wrote between the two                                                         |
 // | mprotect | devices first, then threads                                                                        |
 // | madvise  | the manager alone: contents are zeros, wherever they were, when it returns                          |
+//
+// Memory outside the window that was adopted (client/adopt) is changed by the functions of adopted.h.
 #pragma once
 
 #include <cstddef>

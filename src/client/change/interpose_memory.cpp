@@ -8,14 +8,19 @@
 #include <cstdarg>
 #include <cstddef>
 
+#include "client/change/adopted.h"
 #include "client/change/change.h"
 #include "client/change/libc.h"
 
+using ferry::client::touches_adopted;
 using ferry::client::touches_managed;
 
 FERRY_INTERPOSED int munmap(void* address, std::size_t bytes) noexcept {
   if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_unmap(address, bytes);
+  }
+  if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_unmap(address, bytes);
   }
   return static_cast<int>(::syscall(SYS_munmap, address, bytes));
 }
@@ -24,12 +29,18 @@ FERRY_INTERPOSED void* mmap(void* address, std::size_t bytes, int prot, int flag
   if ((flags & MAP_FIXED) != 0 && touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_map_over(address, bytes, prot, flags, fd, offset);
   }
+  if ((flags & MAP_FIXED) != 0 && touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_map_over(address, bytes, prot, flags, fd, offset);
+  }
   return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
 }
 
 FERRY_INTERPOSED void* mmap64(void* address, std::size_t bytes, int prot, int flags, int fd, off64_t offset) noexcept {
   if ((flags & MAP_FIXED) != 0 && touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_map_over(address, bytes, prot, flags, fd, offset);
+  }
+  if ((flags & MAP_FIXED) != 0 && touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_map_over(address, bytes, prot, flags, fd, offset);
   }
   return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
 }
@@ -38,12 +49,21 @@ FERRY_INTERPOSED int mprotect(void* address, std::size_t bytes, int prot) noexce
   if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_protect(address, bytes, prot);
   }
+  if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_protect(address, bytes, prot);
+  }
   return static_cast<int>(::syscall(SYS_mprotect, address, bytes, prot));
 }
 
 FERRY_INTERPOSED int madvise(void* address, std::size_t bytes, int advice) noexcept {
+  if ((advice == MADV_DONTFORK || advice == MADV_WIPEONFORK) && !FERRY_CALLED_FROM_INSIDE()) {
+    ferry::client::advises_for_forks();
+  }
   if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_advise(address, bytes, advice);
+  }
+  if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_advise(address, bytes, advice);
   }
   return static_cast<int>(::syscall(SYS_madvise, address, bytes, advice));
 }
@@ -72,6 +92,10 @@ FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t 
     }
     // Memory of its own comes to lie over managed memory: that goes first.
     if (ferry::client::change_unmap(to, new_bytes) != 0) return MAP_FAILED;
+  }
+  if ((touches_adopted(address, old_bytes) || ((flags & MREMAP_FIXED) != 0 && touches_adopted(to, new_bytes))) &&
+      !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_remap(address, old_bytes, new_bytes, flags, to);
   }
   return reinterpret_cast<void*>(::syscall(SYS_mremap, address, old_bytes, new_bytes, flags, to));
 }

@@ -1,0 +1,282 @@
+#include "client/change/adopted.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "client/adopt/adopter.h"
+#include "client/adopt/known.h"
+#include "client/adopt/places.h"
+#include "client/change/rules.h"
+#include "client/process_state.h"
+#include "client/session.h"
+#include "core/svm/types.h"
+
+namespace ferry::client {
+namespace {
+
+/// While it lives nothing is adopted or given back in the span, but by give_back(). No signal comes, whose handler could
+/// want the same span.
+class Held {
+ public:
+  Held(std::uint64_t begin, std::uint64_t end) {
+    sigset_t all;
+    sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, &before_);
+    number_ = hold_span(begin, end);
+  }
+  ~Held() { let_go(); }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  [[nodiscard]] Status give_back(const Part& part) const { return give_back_held(number_, part.first, part.end); }
+  void let_go() {
+    if (!held_) return;
+    held_ = false;
+    let_span_go(number_);
+    const int error = errno;
+    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    errno = error;
+  }
+
+ private:
+  unsigned number_ = 0;
+  bool held_ = true;
+  sigset_t before_{};
+};
+
+int fail_with(int error) {
+  errno = error;
+  return -1;
+}
+
+void* remap_failed(int error) {
+  errno = error;
+  return MAP_FAILED;
+}
+
+[[nodiscard]] bool find_adopted(std::uint64_t begin, std::uint64_t end, Place& found) {
+  const Session& s = *session_if_open();
+  return begin < end && next_adopted(begin, s.window_base, s.window_base + s.window_bytes, found) && found.begin < end;
+}
+
+/// Calls fn(part) for each part of [begin, end) that is not adopted.
+template <typename Fn>
+void for_others(std::uint64_t begin, std::uint64_t end, Fn&& fn) {
+  Place next;
+  while (begin < end) {
+    const bool found = find_adopted(begin, end, next);
+    const Part part{begin, found ? next.begin : end};
+    if (!part.empty()) fn(part);
+    begin = found ? next.end : end;
+  }
+}
+
+/// What is not adopted is none of the manager's business.
+Status tell_adopted(core::Change change, const Part& part, unsigned prot = 0) {
+  const Status told = tell_change(*session_if_open(), change, part, prot);
+  return told.code == Code::not_allocated ? Status() : told;
+}
+
+/// The mappings are gone. The manager is told before anything else can be adopted there, and waited for after that.
+void forget(Held& held, const Part& part) {
+  Session& s = *session_if_open();
+  wire::Span gone{};
+  gone.first_page = s.window().page_of_address(part.first);
+  gone.count_pages = part.bytes() / page_bytes;
+  gone.device = wire::to_system;
+  gone.flags = wire::span_no_wait;
+  [[maybe_unused]] Status told = s.requests.tell(wire::MessageType::adopt_begin, gone);
+  forget_adopted(part.first, part.end);
+  held.let_go();
+  gone.flags = wire::span_wait_only;
+  told = s.requests.tell(wire::MessageType::adopt_begin, gone);
+}
+
+/// The kernel's answer, passed on.
+int result_of(int result, int error) { return result == 0 ? 0 : fail_with(error); }
+
+}  // namespace
+
+bool touches_adopted(const void* address, std::size_t bytes) {
+  return has_adopted() && may_be_adopted(reinterpret_cast<std::uint64_t>(address), bytes) &&
+         session_if_open() != nullptr && process_kind.load(std::memory_order_relaxed) == ProcessKind::application;
+}
+
+void advises_for_forks() { note_fork_advice(); }
+
+int adopted_unmap(void* address, std::size_t bytes) {
+  const Part part = part_of(address, bytes);
+  if (!well_formed(part.first, bytes)) return fail_with(EINVAL);
+  Held held(part.first, part.end);
+  if (raw_munmap(part.first, part.bytes()) != 0) return -1;
+  forget(held, part);
+  return 0;
+}
+
+void* adopted_map_over(void* address, std::size_t bytes, int prot, int flags, int fd, std::int64_t offset) {
+  const Part part = part_of(address, bytes);
+  if (!well_formed(part.first, bytes) || (flags & MAP_FIXED_NOREPLACE) == MAP_FIXED_NOREPLACE) {
+    return raw_mmap(part.first, bytes, prot, flags, fd, offset);
+  }
+  Held held(part.first, part.end);
+  void* const mapped = raw_mmap(part.first, bytes, prot, flags, fd, offset);
+  const int error = errno;
+  // Refused arguments have changed nothing; who is refused later has lost what was there.
+  Place still;
+  if (mapped != MAP_FAILED || !find_adopted(part.first, part.end, still)) forget(held, part);
+  errno = error;
+  return mapped;
+}
+
+int adopted_protect(void* address, std::size_t bytes, int prot) {
+  const Part part = part_of(address, bytes);
+  if (!well_formed(part.first, bytes) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) != 0) {
+    return raw_mprotect(part.first, bytes, prot);
+  }
+  const Held held(part.first, part.end);
+  Place some;
+  if (!find_adopted(part.first, part.end, some)) return raw_mprotect(part.first, bytes, prot);
+  const Status told = tell_adopted(core::Change::protect, part, device_prot(prot));
+  if (!told.ok()) return fail_with(errno_of(told));
+  if (raw_mprotect(part.first, bytes, prot) == 0) return 0;
+  // A hole: the kernel has changed what comes before it, and devices may do what threads may.
+  const int error = errno;
+  for (Place place; find_adopted(some.begin, part.end, place); some.begin = place.end) {
+    const Part changed{std::max(place.begin, part.first), std::min(place.end, part.end)};
+    [[maybe_unused]] const Status again = tell_adopted(core::Change::protect, changed, device_prot(place.prot));
+  }
+  return fail_with(error);
+}
+
+int adopted_advise(void* address, std::size_t bytes, int advice) {
+  const Part part = part_of(address, bytes);
+  const AdviceRule rule = rule_of_advice(advice);
+  if (part.first % page_bytes != 0) return fail_with(EINVAL);
+  if (rule == AdviceRule::kernel || bytes == 0) return raw_madvise(part.first, bytes, advice);
+  if (!well_formed(part.first, bytes)) return fail_with(EINVAL);
+  const Held held(part.first, part.end);
+  Place some;
+  if (!find_adopted(part.first, part.end, some)) return raw_madvise(part.first, bytes, advice);
+  if (rule == AdviceRule::fork) {
+    // The kernel keeps it with a private mapping, and adoption keeps it from then on.
+    note_fork_advice();
+    const Status given = held.give_back(part);
+    return given.ok() ? raw_madvise(part.first, bytes, advice) : fail_with(errno_of(given));
+  }
+  int result = 0;
+  int error = 0;
+  if (rule != AdviceRule::hint) {
+    const Status told = tell_adopted(rule == AdviceRule::free ? core::Change::lazy_free : core::Change::discard, part);
+    if (!told.ok()) return fail_with(errno_of(told));
+  }
+  for_others(part.first, part.end, [&](const Part& other) {
+    if (raw_madvise(other.first, other.bytes(), advice) == 0) return;
+    result = -1;
+    error = errno;
+  });
+  return result_of(result, error);
+}
+
+// --- mremap ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// One mapping after the other: what was given back in pieces the kernel has as several, and it moves one at a time.
+/// Returns the errno; then everything is where it was.
+int move_pieces(const Part& old, std::uint64_t target, bool keep, int& last_prot) {
+  const int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (keep ? MREMAP_DONTUNMAP : 0);
+  std::uint64_t at = old.first;
+  int error = 0;
+  while (at < old.end && error == 0) {
+    const Place place = place_of(at);
+    if (!place.adopted && place.refusal == wire::Refusal::unmapped) {
+      error = EFAULT;
+      break;
+    }
+    const std::uint64_t end = std::min(place.end, old.end);
+    last_prot = place.prot;
+    if (raw_mremap(at, end - at, end - at, flags, target + (at - old.first)) == MAP_FAILED) {
+      error = errno;
+    } else {
+      at = end;
+    }
+  }
+  if (error == 0) return 0;
+  for (std::uint64_t back = old.first; back < at;) {
+    const Place place = place_of(target + (back - old.first));
+    const std::uint64_t end = std::min(place.end - target + old.first, at);
+    raw_mremap(place.begin, end - back, end - back, MREMAP_MAYMOVE | MREMAP_FIXED, back);
+    back = end;
+  }
+  return error;
+}
+
+/// Private memory of several mappings.
+void* remap_pieces(const Part& old, std::uint64_t wanted, int flags, std::uint64_t to) {
+  const bool fixed = (flags & MREMAP_FIXED) != 0;
+  const bool keep = (flags & MREMAP_DONTUNMAP) != 0;
+  if (!fixed && !keep && wanted <= old.bytes()) {
+    if (wanted < old.bytes() && raw_munmap(old.first + wanted, old.bytes() - wanted) != 0) return MAP_FAILED;
+    return reinterpret_cast<void*>(old.first);
+  }
+  const Place last = place_of(old.end - 1);
+  constexpr int own = MAP_PRIVATE | MAP_ANONYMOUS;
+  if (!fixed && !keep &&
+      raw_mmap(old.end, wanted - old.bytes(), last.prot, own | MAP_FIXED_NOREPLACE, -1, 0) ==
+          reinterpret_cast<void*>(old.end)) {
+    return reinterpret_cast<void*>(old.first);
+  }
+  if ((flags & MREMAP_MAYMOVE) == 0) return remap_failed(ENOMEM);
+  Part moved = old;
+  moved.end = std::min(old.end, old.first + wanted);
+  void* const target = raw_mmap(to, wanted, PROT_NONE, own | MAP_NORESERVE | (fixed ? MAP_FIXED : 0), -1, 0);
+  if (target == MAP_FAILED) return MAP_FAILED;
+  const auto at = reinterpret_cast<std::uint64_t>(target);
+  int prot = PROT_READ | PROT_WRITE;
+  int error = move_pieces(moved, at, keep, prot);
+  if (error == 0 && wanted > moved.bytes() &&
+      raw_mmap(at + moved.bytes(), wanted - moved.bytes(), prot, own | MAP_FIXED, -1, 0) == MAP_FAILED) {
+    error = errno;
+    int unused = 0;
+    if (!keep) [[maybe_unused]]
+      const int back = move_pieces({at, at + moved.bytes()}, old.first, false, unused);
+  }
+  if (error != 0) {
+    raw_munmap(at, wanted);
+    return remap_failed(error);
+  }
+  if (!keep && old.end > moved.end) raw_munmap(moved.end, old.end - moved.end);
+  note_adopted(at, at + wanted);  // several mappings as well
+  return target;
+}
+
+}  // namespace
+
+void* adopted_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, void* to) {
+  const Part old = part_of(address, old_bytes);
+  const bool fixed = (flags & MREMAP_FIXED) != 0;
+  const auto target = reinterpret_cast<std::uint64_t>(to);
+  const Part over = fixed ? part_of(to, new_bytes) : Part{};
+  if (!well_formed(old.first, old_bytes) || new_bytes == 0 || round_up(new_bytes) < new_bytes ||
+      (fixed && (!well_formed(target, new_bytes) || (old.first < over.end && over.first < old.end)))) {
+    return raw_mremap(old.first, old_bytes, new_bytes, flags, target);  // says what is wrong
+  }
+  // One after the other: what is moved there lies in neither meanwhile for a device that wants to adopt it.
+  Held held(std::min(old.first, fixed ? over.first : old.first), std::max(old.end, fixed ? over.end : old.end));
+  const Status given = held.give_back(old);
+  if (!given.ok()) return remap_failed(errno_of(given));
+  void* moved = raw_mremap(old.first, old_bytes, new_bytes, flags, target);
+  if (moved == MAP_FAILED && errno == EFAULT && (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) == 0) {
+    moved = remap_pieces(old, round_up(new_bytes), flags, target);
+  }
+  const int error = errno;
+  if (fixed && touches_adopted(to, new_bytes)) forget(held, over);
+  errno = error;
+  return moved;
+}
+
+}  // namespace ferry::client
