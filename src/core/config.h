@@ -62,9 +62,10 @@ enum class PlantedBug : std::uint8_t {
   keep_protected_mapping,  ///< a device goes on with a mapping that allows what was forbidden
   serve_old_fault,         ///< a fault from before an unmap is answered as if it were a new one
   // contention
-  forget_turn,  ///< whoever waits for the end of a slice is not told
+  forget_turn,      ///< whoever waits for the end of a slice is not told
+  keep_empty_slot,  ///< an operation that brought nothing into VRAM keeps its slot
 };
-inline constexpr unsigned planted_bug_count = 44;
+inline constexpr unsigned planted_bug_count = 45;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {

@@ -444,6 +444,7 @@ class Core::Impl {
   void map_in_place(Op& op);
   void map_cpu(Op& op);
   void drop_vram(Op& op);
+  void drop_empty_slot(const Op& op);
   void give_token(const Op& op, Action& action);
   void discard(Op& op);
   void mark_revoked(Block& block, DeviceId device, const PageMask& pages);
@@ -508,6 +509,7 @@ class Core::Impl {
   bool take_buffer_chunks(DeviceId device, std::uint64_t chunks);
   void give_buffer_chunks(DeviceId device, std::uint64_t chunks);
   [[nodiscard]] bool slot_in_motion(DeviceId device) const;
+  [[nodiscard]] bool room_is_coming(DeviceId device) const;
   [[nodiscard]] bool has_free_slot(const Client& client, DeviceId device) const;
   void account(DeviceId device, const Client& client);
   void count_vram(DeviceId device);

@@ -171,6 +171,7 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::keep_protected_mapping: return "keep_protected_mapping";
     case PlantedBug::serve_old_fault: return "serve_old_fault";
     case PlantedBug::forget_turn: return "forget_turn";
+    case PlantedBug::keep_empty_slot: return "keep_empty_slot";
   }
   return "unknown";
 }

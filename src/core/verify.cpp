@@ -153,8 +153,9 @@ void Core::Impl::verify_block(const Block& block) const {
       FERRY_CHECK(!(view.in_place & mask).intersects(block.vram_current));       // I-02
     }
     if (granule.op == none_index) {
-      FERRY_CHECK(!(block.cpu_mapped & allocated & mask).intersects(block.vram_current));  // I-02
-      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));             // I-06
+      FERRY_CHECK(block.client->dying || granule.slot == none_index || block.vram_current.intersects(mask));  // I-06
+      FERRY_CHECK(!(block.cpu_mapped & allocated & mask).intersects(block.vram_current));                     // I-02
+      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));                                // I-06
     }
   }
 }
@@ -220,7 +221,8 @@ void Core::Impl::verify_vram(DeviceId d) const {
       FERRY_CHECK_EQ(own.slot_at[first / config.granularity_pages], none_index);  // I-05
     }
   }
-  FERRY_CHECK_EQ(owned + device.buffer_chunks, device.chunk_owned);  // I-08
+  FERRY_CHECK(device.waiting.empty() || device.line_stands || room_is_coming(d));  // I-06
+  FERRY_CHECK_EQ(owned + device.buffer_chunks, device.chunk_owned);                // I-08
   FERRY_CHECK_EQ(used, device.victims.size());
   FERRY_CHECK_EQ(device.used_pages, device.victims.size() * config.granularity_pages);
 }

@@ -143,23 +143,30 @@ std::string World::who_waits() const {
   return text.empty() ? "nobody" : text;
 }
 
+/// A circle among those who wait is the core's own explanation; none says that somebody was not told.
+std::string World::circle() const {
+  const std::string found = core_->deadlock();
+  return found.empty() ? "\n  (no circle: something ended and nobody was told)" : "\n  a circle: " + found;
+}
+
 /// The event queue is empty: whoever still waits would wait for ever.
 void World::check_stuck(const char* doing) const {
   for (const auto& [token, f] : faults_) {
     if (agents_[f.agent].life == f.agent_life) {
       violate(Invariant::fault_ends_once, "%s: nothing is under way any more, but they wait:%s", doing,
-              who_waits().c_str());
+              (who_waits() + circle()).c_str());
     }
   }
   for (const Agent& a : agents_) {
     if (!a.is_wave && a.alive && a.blocked) {
       violate(Invariant::cpu_fault_ends, "%s: nothing is under way any more, but they wait:%s", doing,
-              who_waits().c_str());
+              (who_waits() + circle()).c_str());
     }
   }
   for (const auto& [cookie, r] : requests_) {
     if (clients_[r.slot].life == r.client_life) {
-      violate(Invariant::reply_once, "%s: nothing is under way any more, but they wait:%s", doing, who_waits().c_str());
+      violate(Invariant::reply_once, "%s: nothing is under way any more, but they wait:%s", doing,
+              (who_waits() + circle()).c_str());
     }
   }
 }

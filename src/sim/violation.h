@@ -16,7 +16,7 @@ struct Violation {
 };
 
 [[noreturn]] __attribute__((format(printf, 2, 3))) inline void violate(Invariant invariant, const char* format, ...) {
-  char text[600];
+  char text[1600];
   std::va_list args;
   va_start(args, format);
   std::vsnprintf(text, sizeof text, format, args);

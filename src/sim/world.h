@@ -305,6 +305,7 @@ class World final : public core::Observer {
   void check_migration(const core::Event& event);
   void check_copy(const core::Action& copy);
   [[nodiscard]] std::string who_waits() const;
+  [[nodiscard]] std::string circle() const;
 
   SimOptions options_;
   Random random_;

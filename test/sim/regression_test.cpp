@@ -184,5 +184,55 @@ TEST_F(RegressionTest, ClientsStatisticsCountFailures) {
   EXPECT_EQ(core->client_stats(client).copy_errors, 1U);
 }
 
+/// Loads into a granule that has got VRAM fail; meanwhile its chunk is being emptied for another client.
+class EmptySlotTest : public RegressionTest {
+ protected:
+  static constexpr ClientId other = 2;
+  void story(PlantedBug bug) {
+    Config config;
+    config.vram_pages = block_pages;
+    config.granularity_pages = block_pages / 2;
+    config.system_pages = 8 * block_pages;
+    config.store_pages = 8 * block_pages;
+    config.speculation_granules = 0;
+    config.copy_retries = 0;
+    config.bug = bug;
+    core = std::make_unique<Core>(config);
+    for (const ClientId id : {client, other}) {
+      core->client_open(id);
+      core->device_attach(id, device);
+      ASSERT_TRUE(core->alloc(now, id, {first, block_pages}, Placement::automatic).ok());
+    }
+    core->cpu_fault(++now, client, first, Access::write);
+    answer_all();
+    core->pressure(++now, block_pages);
+    answer_all();
+    ASSERT_TRUE(core->query(client, first).stored);
+    fault(first + block_pages / 2, 3);
+    answer_all();
+    fault(first, 1);
+    ASSERT_TRUE(asks_for(Verb::load));
+    core->device_fault(++now, other, device, first, Access::read, {2});
+    take();
+    ASSERT_TRUE(asks_for(Verb::revoke_device)) << "the chunk is being emptied";
+    answer(Verb::load, Code::io_error);
+    ASSERT_NE(wake_of(1), nullptr);
+    EXPECT_EQ(wake_of(1)->status.code, Code::io_error);
+  }
+};
+
+TEST_F(EmptySlotTest, VramThatNothingCameIntoIsGivenBackToWhoeverWaits) {
+  story(PlantedBug::none);
+  core->verify();
+  answer_all();
+  EXPECT_TRUE(core->quiescent());
+  EXPECT_EQ(core->query(other, first).vram_device, device);
+}
+
+TEST_F(EmptySlotTest, ASlotThatIsKeptForNothingIsFound) {
+  story(PlantedBug::keep_empty_slot);
+  EXPECT_DEATH(core->verify(), "verify.cpp");
+}
+
 }  // namespace
 }  // namespace ferry::core

@@ -323,6 +323,16 @@ void Core::Impl::drop_vram(Op& op) {
   }
 }
 
+/// The operation got VRAM and brought nothing into it: its loads failed. Nobody would look for the slot there, where a
+/// chunk that is to be emptied waits for it.
+void Core::Impl::drop_empty_slot(const Op& op) {
+  const Granule& state = granule_state(op);
+  if (state.slot != none_index && !op.block->client->dying &&
+      !op.block->vram_current.intersects(granule_mask(op.granule)) && !planted(PlantedBug::keep_empty_slot)) {
+    release_slot(*op.block, op.granule);
+  }
+}
+
 void Core::Impl::discard(Op& op) {
   Block& block = *op.block;
   Granule& state = granule_state(op);

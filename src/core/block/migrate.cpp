@@ -457,13 +457,14 @@ void Core::Impl::end_op(OpIndex index) {
   Client& client = *block.client;
   const std::uint32_t granule = op.granule;
   const PageMask discard_pages = op.discard_next;
-  const bool draining_check = block.granules[granule].slot != none_index;
-  if (draining_check) {
+  if (block.granules[granule].slot != none_index) {
     devices[block.granules[granule].owner].line_stands = false;  // it can be evicted from now on
   }
   if (op.moved) {
     tell_move_ended(op);
   }
+  drop_empty_slot(op);
+  const bool draining_check = block.granules[granule].slot != none_index;
   if (reclaim.counts()) {
     memory_op_ends(op);
   }

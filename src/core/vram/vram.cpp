@@ -222,7 +222,7 @@ void Core::Impl::pump(DeviceId device) {
     if (dev.reclaims < dev.waiting.size() && reclaim_one(device, *ops[dev.waiting[dev.reclaims]].block->client)) {
       continue;
     }
-    if (!dev.line_stands && (dev.reclaims > 0 || slot_in_motion(device))) {
+    if (!dev.line_stands && room_is_coming(device)) {
       break;
     }
     // Nothing can be evicted and nothing is about to end, or whoever has to end it does not answer: the first in line is
@@ -250,6 +250,21 @@ bool Core::Impl::slot_in_motion(DeviceId device) const {
     const Slot& slot = devices[device].slots[index];
     return slot.block->granules[slot.granule].op != none_index;
   });
+}
+
+/// Something is under way that ends and lets the line on. A chunk that is being emptied is no such thing by itself: what
+/// it waits for has to be under way.
+bool Core::Impl::room_is_coming(DeviceId device) const {
+  if (slot_in_motion(device)) {
+    return true;
+  }
+  // One that has given its slot back looks at the line when it ends.
+  const bool left =
+      std::any_of(ops.begin(), ops.end(), [device](const Op& op) { return op.in_use && op.reclaim_device == device; });
+  return left || std::any_of(clients.begin(), clients.end(), [device](const auto& client) {
+           const std::vector<Chunk>& chunks = client.second->devices[device].chunks;
+           return std::any_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.releasing; });
+         });
 }
 
 /// A chunk that its owner, not `requester`, does not use goes back. False: there is none.
