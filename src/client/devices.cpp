@@ -7,6 +7,7 @@
 #include <climits>
 #include <cstring>
 
+#include "client/adopt/code_data.h"
 #include "client/error.h"
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
@@ -60,6 +61,7 @@ bool start_process(Session& session, unsigned device, Device& d, ferry_error* er
     fail(error, pair.status(), "cannot make a socket for the device");
     return false;
   }
+  forget_code_data(device);
   DeviceSpawn spawn;
   spawn.device = device;
   spawn.cu_count = session.machine.cu_count;

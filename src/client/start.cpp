@@ -7,6 +7,7 @@
 
 #include "client/heap/process_heap.h"
 #include "client/zygote.h"
+#include "device/program_data.h"
 
 namespace ferry::client {
 
@@ -49,6 +50,8 @@ int wrapped_main(int argc, char** argv, char** environment) {
   if (program_uses_ferry() && process_window().reserved) {
     // A failure is not reported here: the program may never need a device. Opening a context tries again and tells.
     [[maybe_unused]] const Status started = start_zygote(true);
+    // After the fork: the template process needs no copy.
+    device::make_program_data_anonymous();
   }
   return program_main(argc, argv, environment);
 }

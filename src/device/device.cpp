@@ -19,6 +19,7 @@
 #include "device/cu.h"
 #include "device/memory.h"
 #include "device/process.h"
+#include "device/program_data.h"
 #include "device/queue.h"
 #include "device/signals.h"
 #include "device/text.h"
@@ -141,6 +142,7 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
     }
   }
   // Before any kernel can run.
+  if (const int given_up = give_up_program_data(); given_up != 0) give_up("the program's globals", given_up);
   hide_application_memory(transfer.data);
   say_hello(start, process->memory.userfaultfd());
   for (unsigned i = 0; i < start.cu_count; ++i) {

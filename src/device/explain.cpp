@@ -11,6 +11,7 @@
 
 #include "base/status.h"
 #include "device/process.h"
+#include "device/program_data.h"
 #include "wire/adopt.h"
 
 namespace ferry::device {
@@ -62,6 +63,11 @@ void describe_place(std::uint64_t address, const Fiber& fiber, const DeviceMemor
   }
   if (is_application_stack(address)) {
     text << "the stack of the application, which the device does not have";
+    return;
+  }
+  if (is_program_data(address)) {
+    // Where calls go by a table that is filled at first use, it lies among them.
+    text << "a global of the program" << (fiber.graphics ? ", which a graphics job may not touch" : "");
     return;
   }
   if (is_own(address)) {

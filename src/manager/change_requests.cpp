@@ -40,6 +40,16 @@ bool Manager::on_change(Client& client) {
   return true;
 }
 
+/// Memory that nobody may write, just allocated: answers the allocation.
+void Manager::protect_new(Client& client, PageSpan pages, std::uint64_t request) {
+  wire::Change body{};
+  body.first_page = pages.first;
+  body.count_pages = pages.count_pages;
+  body.change = static_cast<std::uint32_t>(core::Change::protect);
+  body.prot = core::span_read;
+  make_change(client, body, request);
+}
+
 void Manager::make_change(Client& client, const wire::Change& body, std::uint64_t request) {
   const PageSpan pages{body.first_page, body.count_pages};
   const auto change = static_cast<core::Change>(body.change);

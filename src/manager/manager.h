@@ -113,6 +113,7 @@ class Manager final : private Household {
   // change_requests.cpp
   bool on_change(Client& client);
   void tell_changes(Client& client);
+  void protect_new(Client& client, PageSpan pages, std::uint64_t request);
   void make_change(Client& client, const wire::Change& body, std::uint64_t request);
   static void remove_span(Client& client, PageSpan pages);
   void answer(Client& client, std::uint64_t request, Status status);

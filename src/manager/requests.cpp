@@ -116,7 +116,10 @@ void Manager::on_request(Client& client) {
         const bool later = (span.flags & wire::span_converts) != 0;
         if (config_.machine.system_bytes != 0 && has_contents) count_converted(client, pages);
         if (config_.machine.system_bytes != 0 && !has_contents && !later) executor_->steer(client, pages);
+        const bool protects = (span.flags & wire::span_read_only) != 0;
+        if (protects) protect_new(client, pages, request);
         if (client.is_adopted(pages.first)) executor_->look_at_held(client, pages);
+        if (protects) return;
       }
       answer(client, request, s);
       return;

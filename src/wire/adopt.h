@@ -36,7 +36,10 @@ enum class Refusal : std::uint32_t {
   system_calls,    ///< no privilege for a full userfaultfd: what the kernel writes there would fail meanwhile
   no_memory,
   no_mappings,
-  kernel,  ///< the kernel refused a step; AdoptAnswer::sys_errno says how
+  program_file,      ///< initialised data of the program that is still mapped from its file
+  program_runtime,   ///< globals of a program that holds what the device's own runtime needs
+  program_constant,  ///< read-only data of an executable or library: the device has the same bytes
+  kernel,            ///< the kernel refused a step; AdoptAnswer::sys_errno says how
 };
 inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusal::kernel) + 1;
 
@@ -61,6 +64,16 @@ inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusa
              "(`ferry doctor` says more)";
     case Refusal::no_memory: return "there is no memory for the copy";
     case Refusal::no_mappings: return "the process has no mappings left (vm.max_map_count)";
+    case Refusal::program_file:
+      return "it is initialised data of the program, of which there is more than 32 MiB, or which threads or a "
+             "debugger "
+             "could change before main";
+    case Refusal::program_runtime:
+      return "the program itself holds what the device's own runtime works with (Ferry, malloc or another function of "
+             "the "
+             "C library, or tables of the loader for want of -z relro), so the device has globals of its own";
+    case Refusal::program_constant:
+      return "it is read-only data of the program, of which the device has the same bytes";
     case Refusal::kernel: return "the kernel refused";
   }
   return "no reason";

@@ -223,6 +223,8 @@ inline constexpr std::uint32_t span_has_contents = 4;
 inline constexpr std::uint32_t span_no_wait = 8;
 /// adopt_begin: nothing is forgotten that was not before; answered when that has ended.
 inline constexpr std::uint32_t span_wait_only = 16;
+/// alloc: the application may not write there, and devices may not either.
+inline constexpr std::uint32_t span_read_only = 32;
 inline constexpr std::uint32_t to_system = 0xffff'ffff;
 
 struct Span {

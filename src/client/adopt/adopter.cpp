@@ -44,6 +44,7 @@ constinit Job device_job;
 constinit std::atomic<std::uint32_t> bell{0};
 constinit std::atomic<std::uint32_t> freed{0};
 constinit std::atomic<bool> any_adopted{false};
+constinit std::atomic<std::uint32_t> generation{0};
 constinit Session* session = nullptr;
 constinit bool suspended = false;  // the adopter's own
 
@@ -177,9 +178,14 @@ void stripe(std::uint64_t begin, std::uint64_t end) {
   }
 }
 
+std::uint32_t flags_of(const Place& place) {
+  return wire::span_has_contents | (place.stack || place.in_place ? wire::span_place_system : 0) |
+         ((place.prot & PROT_WRITE) == 0 ? wire::span_read_only : 0);
+}
+
 AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t end) {
   void* at = reinterpret_cast<void*>(begin);
-  const wire::Span span = wire_span(begin, end, wire::span_has_contents | (place.stack ? wire::span_place_system : 0));
+  const wire::Span span = wire_span(begin, end, flags_of(place));
   const std::uint64_t offset = span.first_page * page_bytes;
   const int file = session->system_file.get();
   AdoptResult failed;
@@ -394,7 +400,11 @@ void adopt_for_device(const wire::AdoptAsk& ask) {
 }
 
 void suspend_adoption() { ask_for(What::suspend, 0, 0); }
-void resume_adoption() { ask_for(What::resume, 0, 0); }
+void resume_adoption() {
+  generation.fetch_add(1, std::memory_order_relaxed);
+  ask_for(What::resume, 0, 0);
+}
+std::uint32_t adoption_generation() { return generation.load(std::memory_order_relaxed); }
 
 bool has_adopted() { return any_adopted.load(std::memory_order_relaxed); }
 

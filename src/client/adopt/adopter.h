@@ -41,6 +41,8 @@ void adopt_for_device(const wire::AdoptAsk& ask);
 /// Before a fork: everything adopted is given back, and nothing is adopted until resume_adoption().
 void suspend_adoption();
 void resume_adoption();
+/// Another number after each suspension.
+[[nodiscard]] std::uint32_t adoption_generation();
 
 /// Something was adopted since the process began. For calls that need not look otherwise.
 [[nodiscard]] bool has_adopted();

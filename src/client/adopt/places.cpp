@@ -11,6 +11,7 @@
 
 #include "base/types.h"
 #include "device/explain.h"
+#include "device/program_data.h"
 
 namespace ferry::client {
 namespace {
@@ -30,6 +31,11 @@ struct Ranges {
     if (at == Size) return;
     items[at] = {begin, end};
     count.store(at + 1, std::memory_order_release);
+  }
+  [[nodiscard]] bool contains(std::uint64_t address) const {
+    const std::size_t n = count.load(std::memory_order_acquire);
+    return std::any_of(items.begin(), items.begin() + n,
+                       [&](const Range& r) { return address >= r.begin && address < r.end; });
   }
   /// Cuts [begin, end) to the part around `address` that none of the ranges touches. False: one holds the address.
   [[nodiscard]] bool cut(std::uint64_t address, std::uint64_t& begin, std::uint64_t& end) const {
@@ -51,6 +57,7 @@ struct Ranges {
 
 // Constant-initialized: read by threads that must not touch the heap.
 constinit Ranges<1024> library_data;
+constinit Ranges<32> program_image;
 constinit Ranges<64> own_memory;
 
 constexpr std::uint64_t page_down(std::uint64_t address) { return address & ~(page_bytes - 1); }
@@ -61,16 +68,38 @@ int note_library(dl_phdr_info* info, std::size_t, void* first) {
   auto& is_first = *static_cast<bool*>(first);
   const bool program = is_first;
   is_first = false;
-  for (unsigned i = 0; i < info->dlpi_phnum && !program; ++i) {
+  for (unsigned i = 0; i < info->dlpi_phnum; ++i) {
     const auto& segment = info->dlpi_phdr[i];
     if (segment.p_type != PT_LOAD) continue;
-    const std::uint64_t begin = info->dlpi_addr + segment.p_vaddr;
-    library_data.add(page_down(begin), page_up(begin + segment.p_memsz));
+    const std::uint64_t begin = page_down(info->dlpi_addr + segment.p_vaddr);
+    const std::uint64_t end = page_up(info->dlpi_addr + segment.p_vaddr + segment.p_memsz);
+    if (program) {
+      program_image.add(begin, end);
+    } else {
+      library_data.add(begin, end);
+    }
   }
   return 0;
 }
 
 bool is_ferry_file(std::string_view path) { return path.starts_with("/memfd:ferry-"); }
+
+/// Cuts the place to what is of one kind of the program's globals, or free of them.
+void cut_at_program_data(std::uint64_t address, Place& place) {
+  for (const device::ProgramPart& part : device::program_parts()) {
+    if (part.begin >= place.end || part.end <= place.begin) continue;
+    if (part.contains(address)) {
+      place.begin = std::max(place.begin, part.begin);
+      place.end = std::min(place.end, part.end);
+      place.in_place = part.in_place;
+      place.refusal = device::program_parts_refusal();
+      if (place.refusal == wire::Refusal::none && place.file) place.refusal = wire::Refusal::program_file;
+      return;
+    }
+    if (part.end <= address) place.begin = std::max(place.begin, part.end);
+    if (part.begin > address) place.end = std::min(place.end, part.begin);
+  }
+}
 
 wire::Refusal refusal_of(const device::MappingInfo& m) {
   const std::string_view path = m.path;
@@ -80,7 +109,7 @@ wire::Refusal refusal_of(const device::MappingInfo& m) {
   }
   if (!m.readable && !m.writable && !m.executable) return wire::Refusal::no_access;
   if (m.shared) return is_ferry_file(path) ? wire::Refusal::session : wire::Refusal::shared_memory;
-  if (!m.writable) return wire::Refusal::read_only;
+  if (!m.writable && m.inode != 0) return wire::Refusal::read_only;
   if (path.starts_with("/anon_hugepage")) return wire::Refusal::huge_pages;
   return wire::Refusal::none;
 }
@@ -99,12 +128,17 @@ Place describe(const device::MappingInfo& m, std::uint64_t address, bool after_g
   place.refusal = refusal_of(m);
   place.stack = path.starts_with("[stack") || (after_guard && m.inode == 0 && path.empty());
   place.file = m.inode != 0;
+  if (place.refusal == wire::Refusal::read_only &&
+      (program_image.contains(address) || library_data.contains(address))) {
+    place.refusal = wire::Refusal::program_constant;
+  }
   if (place.refusal != wire::Refusal::none) return place;
   if (!own_memory.cut(address, place.begin, place.end)) {
     place.refusal = wire::Refusal::session;
   } else if (!library_data.cut(address, place.begin, place.end)) {
     place.refusal = wire::Refusal::runtime;
   }
+  if (place.refusal == wire::Refusal::none) cut_at_program_data(address, place);
   // The lowest page of the main stack stays what it is, or the stack could not grow below it.
   if (path.starts_with("[stack") && place.refusal == wire::Refusal::none) {
     if (address < place.begin + page_bytes) {
@@ -122,6 +156,7 @@ Place describe(const device::MappingInfo& m, std::uint64_t address, bool after_g
 void note_libraries() {
   bool first = true;
   dl_iterate_phdr(note_library, &first);
+  [[maybe_unused]] const auto parts = device::program_parts();
 }
 
 void note_own_memory(const void* begin, std::size_t bytes) {

@@ -19,11 +19,13 @@ struct Place {
   int prot = 0;          ///< of mmap
   /// A thread's stack: the kernel itself writes there (signals, rseq), and it must grow. Served in place, never moved.
   bool stack = false;
+  /// The CPU must never wait for it (device/program_data.h).
+  bool in_place = false;
   /// Private and of a file: userfaultfd does not watch it.
   bool file = false;
 };
 
-/// Remembers which addresses are libraries' data. Once, before the first question; takes the loader's lock.
+/// Remembers which addresses are data of the program and of libraries. Once, before the first question; takes the loader's lock.
 void note_libraries();
 /// [begin, begin + bytes) belongs to the session and is never adopted.
 void note_own_memory(const void* begin, std::size_t bytes);

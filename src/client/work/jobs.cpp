@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "client/adopt/code_data.h"
 #include "client/devices.h"
 #include "client/error.h"
 #include "client/work/objects.h"
@@ -153,6 +154,7 @@ ferry_fence* ferry_submit_graphics(const ferry_job_options* options, ferry_kerne
     return nullptr;
   }
   if (attached_queues(*session, job.device, error) == nullptr) return nullptr;
+  map_code_data(*session, job.device);
   const std::uint64_t waves = session->machine.cu_count * waves_per_cu_wanted;
   wire::LaunchPacket& packet = job.packet;
   packet.entry = reinterpret_cast<std::uint64_t>(kernel);
