@@ -17,6 +17,7 @@
 #include <span>
 
 #include "client/adopt/adopter.h"
+#include "client/checkpoint/restored.h"
 #include "client/devices.h"
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
@@ -91,23 +92,24 @@ void for_memory(Fn&& fn) {
     Fn& fn;
     std::uintptr_t first = 0;
     std::size_t bytes = 0;
+    static void add(void* context, void* span, std::size_t bytes) {
+      auto& r = *static_cast<Run*>(context);
+      const auto at = reinterpret_cast<std::uintptr_t>(span);
+      if (r.bytes != 0 && at == r.first + r.bytes) {
+        r.bytes += bytes;
+      } else if (r.bytes != 0 && at + bytes == r.first) {
+        r.first = at;
+        r.bytes += bytes;
+      } else {
+        if (r.bytes != 0) r.fn(r.first, r.bytes);
+        r.first = at;
+        r.bytes = bytes;
+      }
+    }
   } run{fn};
   process_heap().visit_spans(
-      [](void* context, void* span, std::size_t bytes, SpanKind) {
-        auto& r = *static_cast<Run*>(context);
-        const auto at = reinterpret_cast<std::uintptr_t>(span);
-        if (r.bytes != 0 && at == r.first + r.bytes) {
-          r.bytes += bytes;
-        } else if (r.bytes != 0 && at + bytes == r.first) {
-          r.first = at;
-          r.bytes += bytes;
-        } else {
-          if (r.bytes != 0) r.fn(r.first, r.bytes);
-          r.first = at;
-          r.bytes = bytes;
-        }
-      },
-      &run, true);
+      [](void* context, void* span, std::size_t bytes, SpanKind) { Run::add(context, span, bytes); }, &run, true);
+  visit_restored_spans(&Run::add, &run);
   if (run.bytes != 0) fn(run.first, run.bytes);
 }
 
@@ -308,6 +310,7 @@ void prepare_grandchild() {
 }  // namespace
 
 void before_fork() {
+  lock_restored();
   way = Way::none;
   child_set_up = false;
   forking = ::getpid();
@@ -333,6 +336,7 @@ void before_fork() {
 void after_fork_in_parent() {
   if (adoption_suspended) resume_adoption();
   adoption_suspended = false;
+  unlock_restored();
   if (way == Way::none || way == Way::from_child) {
     close_end(child_end);
     return;
@@ -349,8 +353,9 @@ void after_fork_in_parent() {
 }
 
 bool after_fork_in_child() {
+  if (way != Way::none) set_up_child();
+  unlock_restored();
   if (way == Way::none) return true;
-  set_up_child();
   if (way != Way::from_child) unwatch_touches();
   return child_has_memory();
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -104,6 +105,39 @@ void check_and_free(Root* root) {
   ferry::free(root);
 }
 
+/// A fork's child has what was restored, its own from then on, and so has a child of that one.
+void check_in_child(Root* root) {
+  root->array[0] = 1;  // seen from the CPU, beside much that is in the file alone
+  const pid_t child = fork();
+  EXPECT(child >= 0);
+  if (child == 0) {
+    EXPECT(root->array[0] == 1);
+    const pid_t own = fork();
+    for (std::size_t i = 1; i < words; ++i) {
+      if (root->array[i] != value_of(i)) _exit(1);
+      root->array[i] = own == 0 ? 2 : 3;
+    }
+    std::size_t count = nodes;
+    for (Node* node = root->list; node != nullptr;) {
+      Node* next = node->next;
+      if (node->value != --count) _exit(2);
+      ferry::free(node);
+      node = next;
+    }
+    int status = 0;
+    if (own != 0 && (waitpid(own, &status, 0) != own || status != 0)) _exit(3);
+    for (std::size_t i = 1; i < words; ++i) {
+      if (root->array[i] != (own == 0 ? 2U : 3U)) _exit(4);
+    }
+    _exit(0);
+  }
+  int status = 0;
+  EXPECT(waitpid(child, &status, 0) == child);
+  if (status != 0) std::fprintf(stderr, "the child ended with %x\n", static_cast<unsigned>(status));
+  EXPECT(status == 0);
+  root->array[0] = value_of(0);
+}
+
 bool is_allocated(const void* pointer) {
   ferry_error error{};
   return ferry_prefetch(pointer, 1, FERRY_TO_CPU, &error) == FERRY_OK;
@@ -196,6 +230,7 @@ int main(int argc, char** argv) {
       // What was restored can be saved again.
       const int again = memfd_create("again", MFD_CLOEXEC);
       EXPECT(ferry_checkpoint_save(again, &error) == FERRY_OK);
+      check_in_child(root);
       check_and_free(root);
       EXPECT(!is_allocated(root));
       ferry::free(other);

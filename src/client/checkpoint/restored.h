@@ -21,6 +21,11 @@ struct RestoredMemory {
 void add_restored(const RestoredMemory& memory);
 /// Frees an allocation that was restored. False: there is none that starts there.
 [[nodiscard]] bool free_restored(void* pointer) noexcept;
+/// Around a fork, whose child has these allocations too: nobody changes them in between. The heap's locks may be held.
+void lock_restored() noexcept;
+void unlock_restored() noexcept;
+/// REQUIRES: lock_restored(), in this process or in the one that it was forked from.
+void visit_restored_spans(void (*span)(void* context, void* start, std::size_t bytes), void* context) noexcept;
 /// Those that live, and their spans. The visitors may not call into this.
 void visit_restored(void (*object)(void* context, const void* start, std::size_t bytes),
                     void (*span)(void* context, void* start, std::size_t bytes), void* context);
