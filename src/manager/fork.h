@@ -36,16 +36,19 @@ struct Fork {
   using PageBytes = std::array<std::byte, page_bytes>;
   /// Copied while the child could not take it; null: zeros.
   std::map<Page, std::unique_ptr<PageBytes>> taken;
+  std::vector<Page> lost;  ///< that the store cannot give any more, until the child can be told
   struct Move {
     std::uint64_t from;
     std::uint64_t to;
     std::uint64_t bytes;
   };
-  std::vector<Move> moves;    ///< mremap in the child, oldest first
-  Page next_page = ~Page{0};  ///< after the last ones that a touch brought ...
-  unsigned around_pages = 0;  ///< ... and how many those were: doubled while touches go on there
-  bool hurry = false;         ///< the child gets all the rest, some in each turn
-  bool gone = false;          ///< to be forgotten at the end of the turn
+  std::vector<Move> moves;     ///< mremap in the child, oldest first
+  Page next_page = ~Page{0};   ///< after the last ones that a touch brought ...
+  unsigned around_pages = 0;   ///< ... and how many those were: doubled while touches go on there
+  bool hurry = false;          ///< the child gets all the rest, some in each turn
+  bool leaving = false;        ///< nothing is missing: it waits for changes of its mappings that have begun
+  std::size_t moves_left = 0;  ///< leaving: so many of `moves` are not watched any more
+  bool gone = false;           ///< to be forgotten at the end of the turn
 
   [[nodiscard]] PageMask pending_in(BlockIndex block) const {
     const auto it = pending.find(block);

@@ -134,7 +134,7 @@ void Manager::on_fork(std::uint64_t number) {
   } else if (well && incoming_->type() == wire::MessageType::fork_begin && incoming_->fd_count == 1 &&
              is_message_socket(incoming_->fds[0].get())) {
     const std::uint64_t request = incoming_->head.request;
-    if (fork->origin != nullptr && fork->origin->forks >= forks_max) {
+    if ((fork->origin != nullptr ? fork->origin->forks : executor_->fork_count()) >= forks_max) {
       answer_child(*fork, request, Code::no_memory);
       return;
     }

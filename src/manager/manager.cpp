@@ -26,6 +26,10 @@ constexpr unsigned faults_a_turn = 32;
 constexpr std::uint64_t userfault_poll_ns = 1'000;
 constexpr std::uint64_t event_poll_ns = 20'000;
 constexpr std::uint64_t tick_ns = 1'000'000'000;
+/// While an application forks, its threads wait for so long at most and a little more (executor/fork.cpp).
+constexpr int gate_look_ms = 200;
+/// What a child of a fork waits for was refused by its kernel for the moment; nothing tells when it would not be.
+constexpr int children_look_ms = 1;
 constexpr std::uint64_t yield_after_ns = 20'000;
 constexpr std::uint64_t yield_ns = 25'000;
 /// Looks at the rings between two turns: long enough to spare clock readings, short beside userfault_poll_ns.
@@ -444,7 +448,9 @@ void Manager::sleep() {
     if (timeout_ms < 0 || left_ms < static_cast<std::uint64_t>(timeout_ms)) timeout_ms = static_cast<int>(left_ms);
   }
   if (executor_->has_completions()) timeout_ms = 0;
-  if (executor_->gates() && timeout_ms < 0) timeout_ms = static_cast<int>(tick_ns / 1'000'000);
+  const auto at_most = [&](int ms) { timeout_ms = timeout_ms < 0 ? ms : std::min(timeout_ms, ms); };
+  if (executor_->gates()) at_most(gate_look_ms);
+  if (executor_->children_wait()) at_most(children_look_ms);
   poll_events(timeout_ms);
   executor_->set_owner_sleeping(false);
 }

@@ -32,13 +32,12 @@ TEST_P(Fork, of) {
   EXPECT_EQ(app.wait_end(), 0) << app.errors();
   expect_no_processes();
 }
-INSTANTIATE_TEST_SUITE_P(On, Fork,
-                         testing::Combine(testing::Values("halves", "parent_writes_first", "parent_frees",
-                                                          "grandchildren", "killed", "busy", "many", "child_changes"),
-                                          testing::ValuesIn(machines)),
-                         [](const auto& info) {
-                           return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    On, Fork,
+    testing::Combine(testing::Values("halves", "parent_writes_first", "parent_frees", "grandchildren", "killed", "busy",
+                                     "many", "child_changes", "child_threads"),
+                     testing::ValuesIn(machines)),
+    [](const auto& info) { return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name; });
 
 class Orphan : public testing::TestWithParam<std::tuple<const char*, Machine>> {};
 
@@ -70,6 +69,20 @@ TEST(ForkUnderMalloc, of) {
   }
 }
 #endif
+
+TEST(Fork, a_child_whose_pages_the_store_lost_gets_SIGBUS) {
+  App app({program("bin/test/e2e_forker"), "lost"}, {{"FERRY_VRAM", "4M"},
+                                                     {"FERRY_CUS", "2"},
+                                                     {"FERRY_SOCKET", ""},
+                                                     {"FERRY_GRANULARITY", "64K"},
+                                                     {"FERRY_SYSTEM", "4M"},
+                                                     {"FERRY_STORE_IO", "threads"},
+                                                     {"LD_PRELOAD", program("lib/libe2e_failing_disk.so")},
+                                                     {"FERRY_TEST_DISK", "read 5 0"}});
+  EXPECT_TRUE(app.wait_line("the child got SIGBUS")) << app.errors();
+  EXPECT_EQ(app.wait_end(), 0) << app.errors();
+  expect_no_processes();
+}
 
 /// A manager that ends takes what it has not given with it: the child ends too, and never reads anything else.
 TEST(Fork, a_child_whose_manager_ends_is_told) {

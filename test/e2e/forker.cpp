@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -403,6 +404,59 @@ int child_changes() {
   return 0;
 }
 
+/// Threads of the child give memory up and touch what is missing at the same time.
+int child_threads() {
+  Halves h(std::size_t{8} << 20);
+  constexpr std::size_t given_up_pages = 16;
+  for (unsigned long round = 0; round < (count == 0 ? 8 : count); ++round) {
+    const pid_t child = ::fork();
+    EXPECT(child >= 0);
+    if (child == 0) {
+      char* const base = reinterpret_cast<char*>(h.words);
+      char* const first = base + (4096 - reinterpret_cast<std::uintptr_t>(base) % 4096) % 4096;
+      const std::size_t skip = static_cast<std::size_t>(first - base) / sizeof(Word);
+      std::atomic<bool> stop{false};
+      std::vector<std::thread> givers;
+      for (int t = 0; t < 2; ++t) {
+        givers.emplace_back([&, t] {
+          char* const own = first + std::size_t{t == 0 ? 0U : given_up_pages / 2} * 4096;
+          while (!stop.load(std::memory_order_relaxed)) {
+            EXPECT(::madvise(own, given_up_pages / 2 * 4096, MADV_DONTNEED) == 0);
+            EXPECT(*reinterpret_cast<const volatile Word*>(own) == 0);
+          }
+        });
+      }
+      // Backwards: a page at a time comes in sight, so that each is a touch of its own.
+      for (std::size_t i = h.size - page_words; i > skip + given_up_pages * page_words; i -= page_words) {
+        EXPECT(h.words[i] == mix(i) + 1);
+      }
+      stop.store(true);
+      for (auto& g : givers) g.join();
+      std::_Exit(0);
+    }
+    expect_well(child);
+  }
+  return 0;
+}
+
+/// The store cannot read back what only it has: a child that touches such a page ends, and sees nothing else there.
+int lost() {
+  const std::size_t size = (std::size_t{16} << 20) / sizeof(Word);
+  auto* words = static_cast<Word*>(ferry::alloc(size * sizeof(Word)));
+  for (std::size_t i = 0; i < size; ++i) words[i] = mix(i);
+  const pid_t child = ::fork();
+  EXPECT(child >= 0);
+  if (child == 0) {
+    const rlimit no_core{0, 0};
+    ::setrlimit(RLIMIT_CORE, &no_core);
+    for (std::size_t i = 0; i < size; i += page_words) EXPECT(words[i] == mix(i));
+    std::_Exit(0);
+  }
+  const int status = status_of(child);
+  std::puts(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS ? "the child got SIGBUS" : "WRONG end of the child");
+  return 0;
+}
+
 /// The child waits for its manager's end.
 int waits() {
   Halves h(std::size_t{8} << 20);
@@ -457,6 +511,8 @@ const std::map<std::string, int (*)()> programs = {
     {"busy", busy},
     {"many", many},
     {"child_changes", child_changes},
+    {"child_threads", child_threads},
+    {"lost", lost},
     {"waits", waits},
     {"exec_cost", exec_cost},
 };

@@ -265,7 +265,18 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
       if (refused) b->refused |= BlockTable::mask_in(index, pages);
     }
   }
-  const linux::Fault fault = client.fault_of(pages.first).poison(address, pages.count_pages * page_bytes);
+  const auto poison = [&](std::uint64_t at, std::uint64_t bytes) {
+    return client.fault_of(pages.first).poison(at, bytes);
+  };
+  linux::Fault fault = poison(address, pages.count_pages * page_bytes);
+  if (fault == linux::Fault::exists) {
+    // Nothing but poison can be mapped there: some were lost before, and asked for again.
+    for (std::uint64_t i = 0; i < pages.count_pages; ++i) {
+      fault = poison(address + i * page_bytes, page_bytes);
+      if (fault != linux::Fault::ok && fault != linux::Fault::exists) break;
+    }
+    if (fault == linux::Fault::exists) fault = linux::Fault::ok;
+  }
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
   household_.drop_client(client, "pages of it are lost, and this kernel has no other way to tell its threads");
 }

@@ -71,6 +71,8 @@ void Executor::perform(const core::Action& action) {
     case core::Verb::map_cpu: map_cpu(*client, action); break;
     case core::Verb::protect_cpu: protect_cpu(*client, action); break;
     case core::Verb::wake_cpu:
+      if (!action.status.ok() && client->forks != 0) [[unlikely]]
+        lose_children(*client, action.pages);
       if (!action.status.ok() && !client->closing) {
         lose_cpu(*client, action.pages, action.status);
         break;

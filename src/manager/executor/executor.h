@@ -167,6 +167,7 @@ class Executor final : private StoreUser {
   void end_fork(Fork& fork);
   void forget_forks();
   [[nodiscard]] bool has_forks() const { return !forks_.empty(); }
+  [[nodiscard]] std::size_t fork_count() const { return forks_.size(); }
   /// The core has taken all pages from the client's devices; fork_ready() follows.
   void zap_for_fork(Client& client);
   void note_gate() { ++gates_; }
@@ -179,6 +180,8 @@ class Executor final : private StoreUser {
   void child_left(Fork& fork);
   bool on_child(Fork& fork);
   bool serve_children();
+  /// Children wait for pages that could not be given at once: serve_children() is to be called soon.
+  [[nodiscard]] bool children_wait() const;
   /// Before pages are given up (free, discard, unmap): false, call again, while some have to come from the store.
   bool give_children(Client& client, PageSpan pages);
   /// The application has ended: what its children need is copied, some in each turn. True: nothing of it is needed.
@@ -267,6 +270,7 @@ class Executor final : private StoreUser {
   void leave_origin(Fork& fork);
   void stop_watching(Client& client);
   void finish_if_complete(Fork& fork);
+  void let_go(Fork& fork);
   void give_child(Fork& fork, BlockIndex index, PageMask pages, const std::byte* bytes);
   void give_taken(Fork& fork);
   const std::byte* newest_bytes(Client& origin, Page page, bool& hole);
@@ -276,7 +280,10 @@ class Executor final : private StoreUser {
   void drain(Fork& fork);
   bool read_child(Fork& fork);
   bool child_touched(Fork& fork, std::uint64_t address);
+  void child_moved(Fork& fork, const Fork::Move& move);
   static void child_dropped(Fork& fork, std::uint64_t start, std::uint64_t end);
+  void lose_children(Client& client, PageSpan pages);
+  void lose_child(Fork& fork, Page page);
 
   // device.cpp
   void map_device(Client& client, const core::Action& action);

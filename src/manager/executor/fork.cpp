@@ -10,6 +10,8 @@ namespace {
 constexpr unsigned fork_modes = linux::track_missing | linux::track_minor;
 /// One zap of the agent, which is to stay responsive.
 constexpr std::uint64_t zap_pages_max = 64 * block_pages;
+/// What a child does to its mappings ends soon, unless it is stopped: then it is looked at again in the next turn.
+constexpr unsigned let_go_tries = 20;
 /// The forking thread may wait for a thread that waits here (both use the C library's locks). Far above what a fork takes.
 constexpr std::uint64_t gate_patience_ns = 200'000'000;
 
@@ -111,15 +113,15 @@ void Executor::frozen(Client& client) {
 
 /// The fork is over, or was none. What waited goes on.
 void Executor::open_gate(Client& client) {
-  if (client.gate == nullptr) return;
-  const bool was_frozen = client.gate->state == ForkGate::State::frozen;
-  if (was_frozen) {
+  // Taken first: a child that is found to have ended, or to have everything, opens the gate too.
+  const std::unique_ptr<ForkGate> gate = std::move(client.gate);
+  if (gate == nullptr) return;
+  if (gate->state == ForkGate::State::frozen) {
     // Jobs write these without a mapping of their own.
     for (const auto& [id, buffer] : buffers_) {
       if (buffer.userptr && buffer.maker == client.id) give_children(client, buffer.user_pages);
     }
   }
-  const std::unique_ptr<ForkGate> gate = std::move(client.gate);
   for (const core::Action& action : gate->maps) perform(action);
   for (const ForkGate::Wave& wave : gate->waves) {
     if (client.devices[wave.device].state == DeviceState::attached)
@@ -195,6 +197,7 @@ Fork& Executor::add_grandchild(const Fork& parent, linux::Fd socket) {
   fork->spans = parent.spans;
   fork->pending = parent.pending;
   fork->moves = parent.moves;
+  fork->lost = parent.lost;
   for (const auto& [page, bytes] : parent.taken) {
     fork->taken.emplace(page, bytes == nullptr ? nullptr : std::make_unique<Fork::PageBytes>(*bytes));
   }
@@ -230,7 +233,8 @@ void Executor::leave_origin(Fork& fork) {
 void Executor::stop_watching(Client& client) {
   if (config_.machine.system_bytes != 0) return;  // all pages are given by us, always
   client.blocks.for_each([&](BlockIndex index, BlockState& b) {
-    if (b.armed.any() && b.revoked.none() && b.steered == 0) disarm(client, index, b, b.armed);
+    const bool guards = b.guard != nullptr && b.guard->read_only.any();
+    if (b.armed.any() && b.revoked.none() && b.steered == 0 && !guards) disarm(client, index, b, b.armed);
   });
 }
 
@@ -245,20 +249,46 @@ void Executor::finish_if_complete(Fork& fork) {
       !fork.origin->gate->at_once) {
     return;
   }
-  for (const auto& [first, count] : fork.spans) {
-    const std::uint64_t address = fork.window.address_of_page(first);
-    fork.userfault.unregister_span(address, count * page_bytes);
-    fork.userfault.wake(address, count * page_bytes);
+  if (!fork.leaving) {
+    fork.leaving = true;
+    for (const auto& [first, count] : fork.spans) {
+      const std::uint64_t address = fork.window.address_of_page(first);
+      fork.userfault.unregister_span(address, count * page_bytes);
+      fork.userfault.wake(address, count * page_bytes);
+    }
   }
-  for (const Fork::Move& m : fork.moves) {
-    fork.userfault.unregister_span(m.to, m.bytes);
-    fork.userfault.wake(m.to, m.bytes);
+  let_go(fork);
+}
+
+/// The child keeps its userfaultfd, so a thread of it that is just changing its mappings waits until that was read, for
+/// ever if nobody does. Nothing new is told of memory that is not registered any more.
+void Executor::let_go(Fork& fork) {
+  if (fork.spans.empty()) {
+    end_fork(fork);
+    return;
   }
-  end_fork(fork);
+  const std::uint64_t anywhere = fork.window.address_of_page(fork.spans.begin()->first);
+  for (unsigned tries = 0; tries < let_go_tries; ++tries) {
+    for (; fork.moves_left != fork.moves.size(); ++fork.moves_left) {
+      const Fork::Move& m = fork.moves[fork.moves_left];
+      fork.userfault.unregister_span(m.to, m.bytes);
+      fork.userfault.wake(m.to, m.bytes);
+    }
+    // Not registered, so nothing is filled: the answer tells whether a change is under way.
+    std::uint64_t done_bytes = 0;
+    if (fork.userfault.fill(anywhere, nullptr, page_bytes, done_bytes) != linux::Fault::again) {
+      end_fork(fork);
+      return;
+    }
+    if (!read_child(fork)) return;
+  }
 }
 
 void Executor::child_arrived(Fork& fork, linux::Userfaultfd userfault) {
   fork.userfault = std::move(userfault);
+  const std::vector<Page> lost = std::move(fork.lost);
+  for (const Page page : lost) lose_child(fork, page);
+  if (fork.gone) return;
   give_taken(fork);
   finish_if_complete(fork);
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "manager/executor/executor.h"
+#include "manager/log.h"
 
 namespace ferry::manager {
 namespace {
@@ -17,6 +18,10 @@ constexpr unsigned tries_max = 200;
 constexpr unsigned messages_a_read = 16;
 /// Blocks copied for children of a parent that has ended before others have their turn.
 constexpr unsigned drained_a_turn = 16;
+/// Each look-up goes through all moves: a child that makes more gets all that is missing now, and one that makes many
+/// more before it has that is not served any further.
+constexpr std::size_t moves_few = 64;
+constexpr std::size_t moves_max = 16384;
 
 }  // namespace
 
@@ -221,12 +226,12 @@ bool Executor::read_child(Fork& fork) {
     return false;
   }
   // Changes first, before anything is given where they were made.
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < count && !fork.gone; ++i) {
     const uffd_msg& m = messages[static_cast<std::size_t>(i)];
     switch (m.event) {
       case UFFD_EVENT_REMOVE:
       case UFFD_EVENT_UNMAP: child_dropped(fork, m.arg.remove.start, m.arg.remove.end); break;
-      case UFFD_EVENT_REMAP: fork.moves.push_back({m.arg.remap.from, m.arg.remap.to, m.arg.remap.len}); break;
+      case UFFD_EVENT_REMAP: child_moved(fork, {m.arg.remap.from, m.arg.remap.to, m.arg.remap.len}); break;
       default: break;
     }
   }
@@ -243,8 +248,16 @@ bool Executor::on_child(Fork& fork) {
   return fork_touches_.size() != before;
 }
 
+bool Executor::children_wait() const {
+  return !fork_touches_.empty() ||
+         std::any_of(forks_.begin(), forks_.end(), [](const auto& fork) { return fork->leaving && !fork->gone; });
+}
+
 /// What children touched. Some may have to wait for the store: they are looked at again.
 bool Executor::serve_children() {
+  for (std::size_t i = 0; i < forks_.size(); ++i) {
+    if (forks_[i]->leaving && !forks_[i]->gone) let_go(*forks_[i]);
+  }
   if (fork_touches_.empty()) return false;
   std::vector<ForkTouch> touches;
   touches.swap(fork_touches_);
@@ -289,13 +302,42 @@ bool Executor::child_touched(Fork& fork, std::uint64_t address) {
   fork.next_page = first_page_of(index) + first + fork.around_pages;
   give_block(fork, index, PageMask::range(first, fork.around_pages));
   if (fork.gone) return true;
-  const bool given = !fork.pending_in(index).test(bit);
+  const bool given = !fork.pending_in(index).test(bit) && !fork.taken.contains(page);
   finish_if_complete(fork);
   return given;
 }
 
+void Executor::child_moved(Fork& fork, const Fork::Move& move) {
+  if (fork.moves.size() >= moves_max) {
+    log("a child of a fork moves memory again and again before it has it: it gets no more");
+    end_fork(fork);
+    return;
+  }
+  fork.moves.push_back(move);
+  fork.hurry = fork.hurry || fork.moves.size() >= moves_few;
+}
+
 /// Reads as zeros from now on, or is no memory at all.
 void Executor::child_dropped(Fork& fork, std::uint64_t start, std::uint64_t end) {
+  // Page by page where memory was moved: what is missing may be far less than what is dropped.
+  const std::uint64_t steps = (end - start) / (fork.moves.empty() ? block_bytes : page_bytes);
+  if (steps > (fork.moves.empty() ? 1 : block_pages) * fork.pending.size() + fork.taken.size()) {
+    const auto dropped = [&](Page page) {
+      const std::uint64_t now = fork.address_now(fork.window.address_of_page(page));
+      return now >= start && now < end;
+    };
+    for (auto& [index, pages] : fork.pending) {
+      const PageMask before = pages;
+      before.for_each_run([&, block = index, &left = pages](unsigned first, unsigned count) {
+        for (unsigned at = first; at < first + count; ++at) {
+          if (dropped(first_page_of(block) + at)) left.reset(at);
+        }
+      });
+    }
+    std::erase_if(fork.pending, [](const auto& entry) { return entry.second.none(); });
+    std::erase_if(fork.taken, [&](const auto& entry) { return dropped(entry.first); });
+    return;
+  }
   for (std::uint64_t at = start; at < end;) {
     Page page = 0;
     if (!fork.page_at(at, page)) {
@@ -312,6 +354,48 @@ void Executor::child_dropped(Fork& fork, std::uint64_t start, std::uint64_t end)
     for (unsigned i = 0; i < count && !fork.taken.empty(); ++i) fork.taken.erase(page + i);
     at += std::uint64_t{count} * page_bytes;
   }
+}
+
+/// The store cannot read them back. What of them nobody else has, children cannot be given either.
+void Executor::lose_children(Client& client, PageSpan pages) {
+  const BlockIndex index = block_of(pages.first);
+  const PageMask mask = BlockTable::mask_in(index, pages);
+  for (std::size_t i = 0; i < forks_.size(); ++i) {
+    Fork& fork = *forks_[i];
+    if (fork.gone || fork.origin != &client) continue;
+    const PageMask wanted = fork.pending_in(index) & mask;
+    wanted.for_each_run([&](unsigned first, unsigned count) {
+      for (unsigned at = first; at < first + count && !fork.gone; ++at) {
+        const Page page = first_page_of(index) + at;
+        bool hole = false;
+        if (newest_bytes(client, page, hole) != nullptr || hole) continue;
+        fork.settle(index, PageMask::range(at, 1));
+        lose_child(fork, page);
+      }
+    });
+    if (!fork.gone) finish_if_complete(fork);
+  }
+}
+
+/// A touch of the page raises SIGBUS in the child; where the kernel cannot do that, the child ends as if we had.
+void Executor::lose_child(Fork& fork, Page page) {
+  if (!fork.userfault) {
+    fork.lost.push_back(page);
+    return;
+  }
+  const std::uint64_t address = fork.address_now(fork.window.address_of_page(page));
+  linux::Fault fault = linux::Fault::again;
+  for (unsigned tries = 0; fault == linux::Fault::again && !fork.gone && tries < tries_max; ++tries) {
+    fault = fork.userfault.poison(address, page_bytes);
+    if (fault == linux::Fault::again) read_child(fork);
+  }
+  if (fork.gone || fault == linux::Fault::ok || fault == linux::Fault::range_gone || fault == linux::Fault::exists) {
+    return;
+  }
+  // Armed as they are: the child hears of it.
+  fork.alarm.reset();
+  fork.alarm_held.reset();
+  end_fork(fork);
 }
 
 /// The application has ended: what its children need is copied, some in each turn. True: nothing of it is needed.
