@@ -230,13 +230,11 @@ void Core::Impl::start_protect(std::uint32_t index, std::uint8_t prot) {
   Client& client = *changes[index].client;
   const PageSpan span = changes[index].span;
   set_protection(client, span, prot);
-  for (auto& block : client.blocks) {
-    if (block != nullptr && mask_in(*block, span).any()) {
-      // At once: what is mapped from now on obeys. What is mapped already follows.
-      protect_block(client, *block);
-      change_granules(index, *block);
-    }
-  }
+  for_blocks(client, span, [&](Block& block) {
+    // At once: what is mapped from now on obeys. What is mapped already follows.
+    protect_block(client, block);
+    change_granules(index, block);
+  });
 }
 
 // --- contents --------------------------------------------------------------------------------------------------------

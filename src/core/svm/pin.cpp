@@ -196,16 +196,18 @@ Status Core::Impl::unpin(ClientId id, PageSpan span) {
     return Code::not_held;
   }
   // A pin that is not answered yet is not the caller's to undo.
+  std::vector<PageSpan> unanswered;
+  for (const PrefetchRequest& request : prefetches) {
+    if (request.in_use && request.kind == PrefetchRequest::Kind::pin && request.client == client) {
+      unanswered.insert(unanswered.end(), request.pinned.begin(), request.pinned.end());
+    }
+  }
   for (Page page = span.first; page < span.end(); ++page) {
     const Block* block = find_block(*client, block_of(page));
     const auto bit = static_cast<unsigned>(page & (block_pages - 1));
     std::uint32_t count = block == nullptr || block->extras == nullptr ? 0 : block->extras->pin_count[bit];
-    for (const PrefetchRequest& request : prefetches) {
-      if (request.in_use && request.kind == PrefetchRequest::Kind::pin && request.client == client) {
-        for (const PageSpan& done : request.pinned) {
-          count -= done.contains(page) ? 1 : 0;
-        }
-      }
+    for (const PageSpan& done : unanswered) {
+      count -= done.contains(page) ? 1 : 0;
     }
     if (count == 0) {
       return Code::not_held;
