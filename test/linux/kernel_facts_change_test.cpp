@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -77,6 +78,35 @@ TEST_F(ChangeFacts, K49_InUserModeOnlyASystemCallGetsEfaultOrStopsShort) {
   EXPECT_TRUE(::pread(out.get(), memory_.data() + 2 * page_bytes, page_bytes, 0) == -1 && errno == EFAULT);
   uffd_msg message{};
   EXPECT_EQ(u.read({&message, 1}), 0) << "nobody is asked for the page";
+}
+
+TEST_F(ChangeFacts, K63_DebuggersGetAnErrorForAMissingPageWhereProcessVmReadvWaits) {
+  auto opened = Userfaultfd::open({.sigbus = false});
+  ASSERT_TRUE(opened.ok());
+  const Userfaultfd u = std::move(opened).value();
+  if (!u.full_service()) GTEST_SKIP() << "no privilege for a full userfaultfd: both get an error";
+  ASSERT_EQ(u.register_span(as_address(memory_.data()), block_bytes, track_missing | track_minor), Fault::ok);
+  ASSERT_EQ(::madvise(memory_.data() + 2 * page_bytes, page_bytes, MADV_DONTNEED), 0);
+  const Fd mem(::open("/proc/self/mem", O_RDWR | O_CLOEXEC));
+  ASSERT_TRUE(mem);
+  char byte = 0;
+  const auto at = static_cast<off_t>(as_address(memory_.data() + 2 * page_bytes));
+  EXPECT_TRUE(::pread(mem.get(), &byte, 1, at) == -1 && errno == EIO);
+  uffd_msg message{};
+  EXPECT_EQ(u.read({&message, 1}), 0) << "nobody is asked for the page";
+  std::thread reader([&] {
+    iovec local{&byte, 1};
+    iovec remote{memory_.data() + 2 * page_bytes, 1};
+    EXPECT_EQ(::process_vm_readv(::getpid(), &local, 1, &remote, 1, 0), 1);
+  });
+  pollfd poll{u.fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&poll, 1, patience_ms), 1);
+  ASSERT_EQ(u.read({&message, 1}), 1);
+  std::uint64_t done = 0;
+  EXPECT_EQ(u.map_present(as_address(memory_.data() + 2 * page_bytes), page_bytes, true, done), Fault::ok);
+  reader.join();
+  EXPECT_EQ(byte, 1);
+  EXPECT_EQ(::pread(mem.get(), &byte, 1, at), 1);
 }
 
 }  // namespace

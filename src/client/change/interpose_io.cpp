@@ -14,6 +14,7 @@
 #include <cstdio>
 
 #include "client/change/change.h"
+#include "client/change/direct.h"
 #include "client/change/libc.h"
 
 using ferry::client::bring_for_kernel;
@@ -107,7 +108,28 @@ constinit Libc<decltype(&::getrandom)> libc_getrandom("getrandom");
 constinit Libc<decltype(&::fread)> libc_fread("fread");
 constinit Libc<decltype(&::fwrite)> libc_fwrite("fwrite");
 
+/// A read of a file past the page cache puts the bytes where the pages were when it began: they are kept there. Where they
+/// cannot be kept, the file is read into memory that does not move. `io` reads into the parts that it is given.
+template <typename Io>
+ssize_t read_directly(const iovec* parts, std::size_t count, Io&& io) {
+  ferry::client::DirectPins pins;
+  if (pins.add(parts, count)) return io(parts, static_cast<int>(count));
+  const ferry::client::Bounce bounce(parts, count);
+  if (!bounce) return -1;
+  const iovec whole{bounce.base(), bounce.bytes()};
+  const ssize_t done = io(&whole, 1);
+  if (done > 0 && !bounce.give(static_cast<std::size_t>(done))) return -1;
+  return done;
+}
+
 ssize_t read_at(int fd, void* buffer, std::size_t bytes, off_t offset) {
+  const iovec all{buffer, bytes};
+  if (ferry::client::could_move(buffer, bytes) && ferry::client::is_direct_file(fd)) {
+    return read_directly(&all, 1, [&](const iovec* parts, int) {
+      return with_memory([&] { return libc_pread.get()(fd, parts->iov_base, bytes, offset); },
+                         [&] { return bring_for_kernel(buffer, bytes, true); });
+    });
+  }
   const auto io = [&](std::size_t done) {
     return libc_pread.get()(fd, static_cast<char*>(buffer) + done, bytes - done, offset + static_cast<off_t>(done));
   };
@@ -124,9 +146,29 @@ ssize_t write_at(int fd, const void* buffer, std::size_t bytes, off_t offset) {
   return go_on(fd, buffer, bytes, done, false, io);
 }
 
+/// readv and its like. The array of parts may itself be managed memory; the kernel says what is wrong with it.
+template <typename Io>
+ssize_t read_parts(int fd, const iovec* parts, int count, Io&& io) {
+  bool some = false;
+  if (count > 0 && count <= IOV_MAX && ferry::client::is_direct_file(fd)) {
+    for (int i = 0; i < count; ++i) some = some || ferry::client::could_move(parts[i].iov_base, parts[i].iov_len);
+  }
+  const auto attempt = [&](const iovec* into, int number) {
+    return with_memory([&] { return io(into, number); }, [&] { return bring_all(parts, count, true); });
+  };
+  return some ? read_directly(parts, static_cast<std::size_t>(count), attempt) : attempt(parts, count);
+}
+
 }  // namespace
 
 FERRY_INTERPOSED ssize_t read(int fd, void* buffer, std::size_t bytes) {
+  const iovec all{buffer, bytes};
+  if (ferry::client::could_move(buffer, bytes) && ferry::client::is_direct_file(fd)) {
+    return read_directly(&all, 1, [&](const iovec* parts, int) {
+      return with_memory([&] { return libc_read.get()(fd, parts->iov_base, bytes); },
+                         [&] { return bring_for_kernel(buffer, bytes, true); });
+    });
+  }
   const auto io = [&](std::size_t done) {
     return libc_read.get()(fd, static_cast<char*>(buffer) + done, bytes - done);
   };
@@ -156,19 +198,20 @@ FERRY_INTERPOSED ssize_t pwrite64(int fd, const void* buffer, std::size_t bytes,
 }
 
 FERRY_INTERPOSED ssize_t readv(int fd, const iovec* parts, int count) {
-  return with_memory([&] { return libc_readv.get()(fd, parts, count); }, [&] { return bring_all(parts, count, true); });
+  return read_parts(fd, parts, count,
+                    [fd](const iovec* into, int number) { return libc_readv.get()(fd, into, number); });
 }
 FERRY_INTERPOSED ssize_t writev(int fd, const iovec* parts, int count) {
   return with_memory([&] { return libc_writev.get()(fd, parts, count); },
                      [&] { return bring_all(parts, count, false); });
 }
 FERRY_INTERPOSED ssize_t preadv(int fd, const iovec* parts, int count, off_t offset) {
-  return with_memory([&] { return libc_preadv.get()(fd, parts, count, offset); },
-                     [&] { return bring_all(parts, count, true); });
+  return read_parts(fd, parts, count,
+                    [=](const iovec* into, int number) { return libc_preadv.get()(fd, into, number, offset); });
 }
 FERRY_INTERPOSED ssize_t preadv64(int fd, const iovec* parts, int count, off64_t offset) {
-  return with_memory([&] { return libc_preadv.get()(fd, parts, count, offset); },
-                     [&] { return bring_all(parts, count, true); });
+  return read_parts(fd, parts, count,
+                    [=](const iovec* into, int number) { return libc_preadv.get()(fd, into, number, offset); });
 }
 FERRY_INTERPOSED ssize_t pwritev(int fd, const iovec* parts, int count, off_t offset) {
   return with_memory([&] { return libc_pwritev.get()(fd, parts, count, offset); },
@@ -179,8 +222,8 @@ FERRY_INTERPOSED ssize_t pwritev64(int fd, const iovec* parts, int count, off64_
                      [&] { return bring_all(parts, count, false); });
 }
 FERRY_INTERPOSED ssize_t preadv2(int fd, const iovec* parts, int count, off_t offset, int flags) {
-  return with_memory([&] { return libc_preadv2.get()(fd, parts, count, offset, flags); },
-                     [&] { return bring_all(parts, count, true); });
+  return read_parts(fd, parts, count,
+                    [=](const iovec* into, int number) { return libc_preadv2.get()(fd, into, number, offset, flags); });
 }
 FERRY_INTERPOSED ssize_t pwritev2(int fd, const iovec* parts, int count, off_t offset, int flags) {
   return with_memory([&] { return libc_pwritev2.get()(fd, parts, count, offset, flags); },
