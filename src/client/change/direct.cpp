@@ -12,7 +12,7 @@
 #include <cstring>
 #include <utility>
 
-#include "client/adopt/adopter.h"
+#include "client/adopt/known.h"
 #include "client/change/mappings.h"
 #include "client/process_state.h"
 #include "client/session.h"
@@ -28,7 +28,7 @@ void* take_pages(std::size_t bytes) {
 /// May be the manager's: of the window, or adopted.
 bool may_move(const Session& s, std::uint64_t first, std::uint64_t end) {
   const bool inside = first < s.window_base + s.window_bytes && end > s.window_base;
-  return inside || has_adopted();
+  return inside || may_be_adopted(first, end - first);
 }
 
 /// Of a span; a refusal has its own kind of answer.
