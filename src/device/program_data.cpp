@@ -165,15 +165,20 @@ void find_segments(const dl_phdr_info& program, Found& f) {
 }
 
 /// The program brings a function that the device's runtime calls outside of kernels: its data would be needed there.
-/// C++ names are passed over: what the device does outside of kernels allocates nothing (device.h).
+/// C++ names are passed over: what the device does outside of kernels allocates nothing in C++.
 bool program_replaces_functions(const dl_phdr_info& program, const dl_phdr_info& ferry) {
+  const auto is_programs = [&](const char* name) {
+    void* at = ::dlsym(RTLD_DEFAULT, name);
+    return at != nullptr && holds(program, reinterpret_cast<std::uint64_t>(at));
+  };
+  // What the C library itself calls by name.
+  for (const char* name : {"malloc", "calloc", "realloc", "free", "memalign", "aligned_alloc", "posix_memalign"}) {
+    if (is_programs(name)) return true;
+  }
   const Dynamic d = read_dynamic(ferry);
   for (const ElfW(Rela) & r : d.calls) {
-    const ElfW(Sym)& symbol = d.symbols[ELF64_R_SYM(r.r_info)];
-    const char* name = d.strings + symbol.st_name;
-    if (std::strncmp(name, "_Z", 2) == 0) continue;
-    void* at = ::dlsym(RTLD_DEFAULT, name);
-    if (at != nullptr && holds(program, reinterpret_cast<std::uint64_t>(at))) return true;
+    const char* name = d.strings + d.symbols[ELF64_R_SYM(r.r_info)].st_name;
+    if (std::strncmp(name, "_Z", 2) != 0 && is_programs(name)) return true;
   }
   return false;
 }

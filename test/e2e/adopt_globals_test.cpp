@@ -18,6 +18,7 @@
 #include <ferry/ferry.hpp>
 #include <ferry/svm.hpp>
 #include <functional>
+#include <latch>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -113,6 +114,7 @@ TEST(Globals, NoUpdateIsLostByThreadsAndKernelsAtOnce) {
     std::atomic<bool> stop{false};
     std::atomic<std::uint64_t> added{0};
     std::vector<std::thread> threads;
+    std::latch begun(3);
     for (unsigned t = 0; t < 3; ++t) {
       threads.emplace_back([&, t] {
         std::uint64_t x = t * 7919 + 1;
@@ -120,10 +122,12 @@ TEST(Globals, NoUpdateIsLostByThreadsAndKernelsAtOnce) {
         for (; !stop.load(std::memory_order_relaxed); ++mine) {
           x = x * 6364136223846793005U + 1442695040888963407U;
           (*array)[(x >> 20) % array->size()].fetch_add(1, std::memory_order_relaxed);
+          if (mine == 0) begun.count_down();
         }
         added += mine;
       });
     }
+    begun.wait();
     constexpr int rounds = 4;
     for (int round = 0; round < rounds; ++round) {
       ferry::parallel_for(array->size(),
@@ -308,6 +312,55 @@ TEST(ReadOnlyMemory, IsReadByKernelsAndWrittenByNobody) {
   }
   ferry::free(sum);
   ::munmap(p, 4 * mib);
+}
+
+TEST(HugePages, AreAdoptedWholeAndSmallFromThenOn) {
+  auto* p = static_cast<std::uint32_t*>(
+      ::mmap(nullptr, 8 * mib, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0));
+  if (p == MAP_FAILED) GTEST_SKIP() << "no huge pages are set aside here (vm.nr_hugepages)";
+  constexpr std::size_t count = 8 * mib / sizeof(std::uint32_t);
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> added{0};
+  std::latch begun(1);
+  std::thread other([&] {
+    std::uint64_t mine = 0;
+    for (std::uint64_t x = 1; !stop.load(std::memory_order_relaxed); ++mine) {
+      x = x * 6364136223846793005U + 1442695040888963407U;
+      std::atomic_ref(p[(x >> 20) % count]).fetch_add(1, std::memory_order_relaxed);
+      if (mine == 0) begun.count_down();
+    }
+    added += mine;
+  });
+  begun.wait();
+  ferry_error e{};
+  // A part of one huge page takes the rest of it along.
+  EXPECT_EQ(ferry_adopt(p + 2 * mib / 4 + 5000, 8192, &e), FERRY_OK) << e.text;
+  for (int round = 0; round < 3; ++round) {
+    ferry::parallel_for(count, [p](std::size_t i) { std::atomic_ref(p[i]).fetch_add(1, std::memory_order_relaxed); });
+    if (round == 1) {
+      EXPECT_EQ(ferry_release(p, 8 * mib, &e), FERRY_OK) << e.text;
+    }
+  }
+  stop = true;
+  other.join();
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < count; ++i) sum += p[i];
+  EXPECT_EQ(sum, 3 * count + added.load());
+  ::munmap(p, 8 * mib);
+}
+
+TEST(ReadOnlyMemory, MayBeWrittenOnceTheProgramMay) {
+  auto* p = static_cast<int*>(::mmap(nullptr, mib, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(p, MAP_FAILED);
+  auto* out = static_cast<int*>(ferry::alloc(4096));
+  ferry::parallel_for(1, [p, out](std::size_t) { out[0] = p[100]; });
+  EXPECT_EQ(out[0], 0);
+  ASSERT_EQ(::mprotect(p, mib, PROT_READ | PROT_WRITE), 0);
+  p[100] = 4;
+  ferry::parallel_for(1, [p](std::size_t) { p[100] += 5; });
+  EXPECT_EQ(p[100], 9);
+  ferry::free(out);
+  ::munmap(p, mib);
 }
 
 }  // namespace

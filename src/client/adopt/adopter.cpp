@@ -199,6 +199,8 @@ AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t e
   if (!keep_fork_advice(begin, end)) return refuse(wire::Refusal::no_mappings, begin);
   note_adopted(begin, end);
   const Status converted = convert_to_shared(at, end - begin, file, offset, place.prot);
+  // A huge page of more than a block.
+  if (!converted.ok() && place.huge && converted.sys_errno == EINVAL) return refuse(wire::Refusal::huge_pages, begin);
   if (!converted.ok()) return refuse_conversion(converted, begin);
   any_adopted.store(true, std::memory_order_relaxed);
   if (!place.stack) stripe(begin, end);
@@ -238,7 +240,11 @@ AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
   }
   for (std::uint64_t at = begin; at < end;) {
     const Place place = place_of(at);
-    const std::uint64_t to = std::min({end, place.end, (at / piece_bytes + 1) * piece_bytes});
+    std::uint64_t to = std::min({end, place.end, (at / piece_bytes + 1) * piece_bytes});
+    if (place.huge) {
+      at = at / block_bytes * block_bytes;
+      to = (to + block_bytes - 1) / block_bytes * block_bytes;
+    }
     if (!place.adopted) {
       const AdoptResult piece =
           place.refusal != wire::Refusal::none ? refuse(place.refusal, at) : adopt_piece(place, at, to);

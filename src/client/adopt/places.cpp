@@ -101,6 +101,8 @@ void cut_at_program_data(std::uint64_t address, Place& place) {
   }
 }
 
+bool is_huge(const device::MappingInfo& m) { return std::string_view(m.path).starts_with("/anon_hugepage"); }
+
 wire::Refusal refusal_of(const device::MappingInfo& m) {
   const std::string_view path = m.path;
   if (path.starts_with("[v") || path.starts_with("/dev/") || path.starts_with("anon_inode:")) {
@@ -109,8 +111,7 @@ wire::Refusal refusal_of(const device::MappingInfo& m) {
   }
   if (!m.readable && !m.writable && !m.executable) return wire::Refusal::no_access;
   if (m.shared) return is_ferry_file(path) ? wire::Refusal::session : wire::Refusal::shared_memory;
-  if (!m.writable && m.inode != 0) return wire::Refusal::read_only;
-  if (path.starts_with("/anon_hugepage")) return wire::Refusal::huge_pages;
+  if (!m.writable && m.inode != 0 && !is_huge(m)) return wire::Refusal::read_only;
   return wire::Refusal::none;
 }
 
@@ -127,7 +128,8 @@ Place describe(const device::MappingInfo& m, std::uint64_t address, bool after_g
   }
   place.refusal = refusal_of(m);
   place.stack = path.starts_with("[stack") || (after_guard && m.inode == 0 && path.empty());
-  place.file = m.inode != 0;
+  place.huge = is_huge(m);
+  place.file = m.inode != 0 && !place.huge;
   if (place.refusal == wire::Refusal::read_only &&
       (program_image.contains(address) || library_data.contains(address))) {
     place.refusal = wire::Refusal::program_constant;

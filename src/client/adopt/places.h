@@ -21,6 +21,8 @@ struct Place {
   bool stack = false;
   /// The CPU must never wait for it (device/program_data.h).
   bool in_place = false;
+  /// Huge pages (hugetlb): adopted whole, and small pages from then on.
+  bool huge = false;
   /// Private and of a file: userfaultfd does not watch it.
   bool file = false;
 };
