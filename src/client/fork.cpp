@@ -328,9 +328,10 @@ void before_fork() {
   }
   // Where faults in system calls are not served, no thread may find a page missing that was there before.
   way = session->userfault.full_service() ? Way::on_touch : Way::at_once;
-  [[maybe_unused]] const bool asked = ask_manager(*session);
+  const bool asked = ask_manager(*session);
   if (way == Way::at_once && ::pipe2(copied_pipe, O_CLOEXEC) != 0) copied_pipe[0] = copied_pipe[1] = -1;
   watch_touches();
+  if (asked && way == Way::on_touch) session->requests.say(wire::MessageType::fork_goes, wire::Done{});
 }
 
 void after_fork_in_parent() {

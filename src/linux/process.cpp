@@ -27,17 +27,34 @@ bool Process::ended() const {
   return ::poll(&p, 1, 0) > 0;
 }
 
-bool Process::stopped() const {
+namespace {
+
+/// Of a stat file of /proc; 0: it cannot be read.
+char state_in(const char* path) {
   char text[512];
-  std::snprintf(text, sizeof text, "/proc/%d/stat", pid_);
-  const Fd file(::open(text, O_RDONLY | O_CLOEXEC));
-  if (!file) return false;
+  const Fd file(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!file) return 0;
   const ssize_t n = ::read(file.get(), text, sizeof text - 1);
-  if (n <= 0) return false;
+  if (n <= 0) return 0;
   text[n] = '\0';
   // The name, which may hold anything, ends at the last parenthesis.
   const char* after = std::strrchr(text, ')');
-  return after != nullptr && after + 2 < text + n && (after[2] == 'T' || after[2] == 't') && !ended();
+  return after != nullptr && after + 2 < text + n ? after[2] : '\0';
+}
+
+}  // namespace
+
+bool Process::stopped() const {
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%d/stat", pid_);
+  const char state = state_in(path);
+  return (state == 'T' || state == 't') && !ended();
+}
+
+bool Process::thread_sleeps(pid_t thread) const {
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid_, thread);
+  return state_in(path) == 'S' && !ended();
 }
 
 void Process::kill() const {

@@ -23,6 +23,9 @@ class Process {
   [[nodiscard]] bool ended() const;
   /// Stopped by a signal (job control, SIGSTOP) or a debugger.
   [[nodiscard]] bool stopped() const;
+  /// The thread of it that it numbers so sleeps in a system call or a page fault that can be interrupted. False too
+  /// where that cannot be told.
+  [[nodiscard]] bool thread_sleeps(pid_t thread) const;
   /// SIGKILL. Quiet if it has ended.
   void kill() const;
 

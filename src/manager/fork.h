@@ -87,13 +87,14 @@ struct ForkGate {
     frozen,    ///< nobody reaches a page; the application was told
   };
   State state = State::revoking;
-  std::uint32_t thread = 0;   ///< that forks; it is never held back
-  std::uint64_t request = 0;  ///< to be answered
-  std::uint64_t fork = 0;     ///< Fork::number
-  std::uint64_t frozen_ns = 0;
-  std::uint32_t zaps = 0;    ///< unanswered
-  bool at_once = false;      ///< only devices are held back, until the child has everything
-  Page own_page = ~Page{0};  ///< that the forking thread waits for
+  std::uint32_t thread = 0;     ///< that forks; it is never held back
+  std::uint64_t request = 0;    ///< to be answered
+  std::uint64_t fork = 0;       ///< Fork::number
+  std::uint64_t frozen_ns = 0;  ///< when nobody reached a page any more, or was last looked at
+  bool goes = false;            ///< the forking thread has heard so
+  std::uint32_t zaps = 0;       ///< unanswered
+  bool at_once = false;         ///< only devices are held back, until the child has everything
+  Page own_page = ~Page{0};     ///< that the forking thread waits for
   struct Touch {
     std::uint64_t address;
     Access access;

@@ -89,6 +89,7 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::attach_device: attach_device(client); return;
     case wire::MessageType::device_control: device_control(client); return;
     case wire::MessageType::fork_begin: fork_begin(client); return;
+    case wire::MessageType::fork_goes: executor_->fork_goes(client); return;
     case wire::MessageType::fork_end: fork_end(client); return;
     default: break;
   }

@@ -62,6 +62,7 @@
 // | type       | from                     | body      | descriptors                        | answer                     |
 // |------------|--------------------------|-----------|------------------------------------|----------------------------|
 // | fork_begin | application, before it   | ForkBegin | manager's end of the child's socket| done: nobody writes memory |
+// | fork_goes  | application: heard that  | Done      | -                                  | -                          |
 // | fork_end   | application, after it    | Done      | -                                  | -                          |
 // | fork_begin | child, before it forks   | ForkBegin | as above                           | done, on the child's socket|
 // | fork_child | child, on its own socket | ForkBegin | its userfaultfd; both ends of a pipe, which the manager lets go of when nothing is missing any more | - |
@@ -158,7 +159,7 @@ enum class MessageType : std::uint32_t {
   fork_begin = 96,
   fork_end = 97,
   fork_child = 98,
-  fork_done = 99,
+  fork_goes = 99,
   attributes_run = 128,
 };
 

@@ -172,6 +172,8 @@ class Executor final : private StoreUser {
   void zap_for_fork(Client& client);
   void note_gate() { ++gates_; }
   void open_gate(Client& client);
+  /// The forking thread has heard that it may fork.
+  void fork_goes(Client& client);
   /// Gates that stand for too long are opened.
   void check_gates();
   [[nodiscard]] bool gates() const { return gates_ != 0; }
@@ -267,6 +269,7 @@ class Executor final : private StoreUser {
   void frozen(Client& client);
   void device_left_gate(Client& client, DeviceId device);
   bool gate_holds(Client& client, const core::Action& action);
+  bool gate_is_stuck(Client& client);
   void leave_origin(Fork& fork);
   void stop_watching(Client& client);
   void finish_if_complete(Fork& fork);

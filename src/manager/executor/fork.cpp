@@ -12,8 +12,11 @@ constexpr unsigned fork_modes = linux::track_missing | linux::track_minor;
 constexpr std::uint64_t zap_pages_max = 64 * block_pages;
 /// What a child does to its mappings ends soon, unless it is stopped: then it is looked at again in the next turn.
 constexpr unsigned let_go_tries = 20;
-/// The forking thread may wait for a thread that waits here (both use the C library's locks). Far above what a fork takes.
+/// The forking thread may wait for a thread that waits here (both use the C library's locks). Far above what a fork
+/// takes; a thread that has had no CPU in that time is known by its not sleeping.
 constexpr std::uint64_t gate_patience_ns = 200'000'000;
+/// Until it has heard that it may fork, it waits for no such thread.
+constexpr std::uint64_t hear_patience_ns = 10'000'000'000;
 
 }  // namespace
 
@@ -150,13 +153,28 @@ void Executor::check_gates() {
   for (const auto& fork : forks_) {
     if (fork->origin == nullptr || fork->origin->gate == nullptr) continue;
     Client& client = *fork->origin;
-    if (client.gate->state == ForkGate::State::frozen && !client.gate->at_once &&
-        now_ns_ - client.gate->frozen_ns > gate_patience_ns) {
+    if (gate_is_stuck(client)) {
       open_gate(client);
     } else {
       ++gates_;
     }
   }
+}
+
+/// Opening it before the fork lets others write what the child will see in part: only where nothing else helps.
+bool Executor::gate_is_stuck(Client& client) {
+  ForkGate& gate = *client.gate;
+  if (gate.state != ForkGate::State::frozen || gate.at_once) return false;
+  if (now_ns_ - gate.frozen_ns <= (gate.goes ? gate_patience_ns : hear_patience_ns)) return false;
+  if (!gate.goes || client.process.thread_sleeps(static_cast<pid_t>(gate.thread))) return true;
+  gate.frozen_ns = now_ns_;
+  return false;
+}
+
+void Executor::fork_goes(Client& client) {
+  if (client.gate == nullptr || client.gate->state != ForkGate::State::frozen) return;
+  client.gate->goes = true;
+  client.gate->frozen_ns = now_ns_;
 }
 
 bool Executor::gate_holds(Client& client, const core::Action& action) {
