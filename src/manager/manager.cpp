@@ -302,7 +302,8 @@ bool Manager::poll_peers() {
   // By index: taking records in may end clients, never add any.
   for (std::size_t i = 0; i < clients_.size(); ++i) {
     Client& client = *clients_[i];
-    if (!client.awake) continue;
+    // What was read out of turn, while pages were given, is told by nobody again.
+    if (!client.awake && client.told.empty()) continue;
     bool some = poll_client(client);
     if (faults && client.armed_blocks != 0 && !client.closing) some |= poll_userfault(client);
     if (faults && client.outside_userfault && !client.closing) some |= poll_outside(client);

@@ -73,7 +73,7 @@ class Hash {
       mix(word);
     }
     std::uint64_t rest = 0;
-    std::memcpy(&rest, at, bytes);
+    if (bytes != 0) std::memcpy(&rest, at, bytes);  // an empty table has no address
     mix(rest ^ (std::uint64_t{bytes} << 56U));
     return *this;
   }
