@@ -190,6 +190,7 @@ struct Op {
   DeviceId moved_from = no_device;
   Code move_status = Code::ok;    ///< told by migrate_end
   Status failure;                 ///< of the stage under way
+  bool trouble = false;           ///< set: `failure`, `retry` or `load_failed` may say something
   std::uint32_t outstanding = 0;  ///< actions unanswered
   std::uint32_t copy_failures = 0;
   std::uint32_t tries = 0;    ///< of a request that pins: operations before this one that did not do
@@ -584,6 +585,9 @@ class Core::Impl {
   [[nodiscard]] PageSpan granule_span(const Block& block, std::uint32_t granule) const {
     return {first_page_of(block.index) + granule * config.granularity_pages, config.granularity_pages};
   }
+  /// Calls fn(PageSpan) for each run of the mask, which has no bit outside the operation's granule.
+  template <typename Fn>
+  void for_spans(const Op& op, const PageMask& mask, Fn&& fn) const;
   [[nodiscard]] static Granule& granule_state(const Op& op) { return op.block->granules[op.granule]; }
 
   Config config;
@@ -626,6 +630,24 @@ class Core::Impl {
   Work work;
   Reclaim reclaim;
 };
+
+template <typename Fn>
+void Core::Impl::for_spans(const Op& op, const PageMask& mask, Fn&& fn) const {
+  const Page base = first_page_of(op.block->index);
+  const unsigned from = op.granule * config.granularity_pages;
+  const unsigned to = from + config.granularity_pages;
+  if (config.granularity_pages == 1) {
+    if (mask.test(from)) {
+      fn(PageSpan{base + from, 1});
+    }
+    return;
+  }
+  for (unsigned first = mask.find_set(from); first < to;) {
+    const unsigned end = std::min(mask.find_clear(first), to);
+    fn(PageSpan{base + first, end - first});
+    first = end < to ? mask.find_set(end) : to;
+  }
+}
 
 /// Calls fn(block) for each block of the span that exists, by looking them up or by going through all, whichever is less.
 /// `fn` may drop the block that it is given.

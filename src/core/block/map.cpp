@@ -3,28 +3,20 @@
 #include "core/impl.h"
 
 namespace ferry::core {
-namespace {
-
-/// Runs of a mask as page spans of a block.
-template <typename Fn>
-void for_spans(const Block& block, const PageMask& mask, Fn&& fn) {
-  mask.for_each_run([&](unsigned first, unsigned count) { fn(PageSpan{first_page_of(block.index) + first, count}); });
-}
-
-}  // namespace
-
 void Core::Impl::mark_revoked(Block& block, DeviceId device, const PageMask& pages) {
   DeviceView& view = block.devices[device];
-  const std::uint64_t closed = (view.in_place & pages).count();
-  count(*block.client, [closed](Stats& s) { s.dma_unmapped_pages += closed; });
+  if (view.in_place.intersects(pages)) {
+    const std::uint64_t closed = (view.in_place & pages).count();
+    count(*block.client, [closed](Stats& s) { s.dma_unmapped_pages += closed; });
+    view.in_place.remove(pages);
+  }
   view.mapped.remove(pages);
   view.writable.remove(pages);
-  view.in_place.remove(pages);
   view.peer.remove(pages);
 }
 
 void Core::Impl::revoke_device(Op& op, DeviceId device, const PageMask& pages) {
-  for_spans(*op.block, pages & op.block->devices[device].mapped, [&](PageSpan span) {
+  for_spans(op, pages & op.block->devices[device].mapped, [&](PageSpan span) {
     tell(EventKind::unmap_device, *op.block->client, device, span, op.cause);
     Action& action = ask(Verb::revoke_device, op, span);
     action.device = device;
@@ -46,7 +38,7 @@ void Core::Impl::revoke_for_vram(Op& op) {
   if (planted(PlantedBug::skip_cpu_revoke)) {
     block.cpu_mapped.remove(going);
   } else {
-    for_spans(block, going & block.cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
+    for_spans(op, going & block.cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
   }
   for (DeviceId d = 0; d < devices.size(); ++d) {
     revoke_device(op, d, going & block.devices[d].in_place);
@@ -113,7 +105,7 @@ void Core::Impl::copy_home(Op& op) {
   if (planted(PlantedBug::wrong_vram_page) && from % block_pages != 0) {
     from -= config.granularity_pages;
   }
-  for_spans(block, dirty, [&](PageSpan span) {
+  for_spans(op, dirty, [&](PageSpan span) {
     Action& action = ask(Verb::copy, op, span);
     action.device = owner;
     action.place = Place::vram;
@@ -129,7 +121,7 @@ void Core::Impl::drop_discarded(Op& op, PageMask& dirty) {
   Block& block = *op.block;
   const PageMask dropped_pages = dirty & discarded(block);
   dirty.remove(dropped_pages);
-  for_spans(block, dropped_pages, [&](PageSpan span) { ask(Verb::discard_system, op, span); });
+  for_spans(op, dropped_pages, [&](PageSpan span) { ask(Verb::discard_system, op, span); });
   const std::uint64_t count_dropped = dropped_pages.count();
   count(*block.client, [count_dropped](Stats& s) { s.discarded_pages += count_dropped; });
 }
@@ -157,7 +149,7 @@ void Core::Impl::copy_up(Op& op) {
   }
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage to = devices[op.device].slots[state.slot].first;
-  for_spans(block, going, [&](PageSpan span) {
+  for_spans(op, going, [&](PageSpan span) {
     Action& action = ask(Verb::copy, op, span);
     action.place = Place::system;
     action.vram_first = to + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);
@@ -191,9 +183,9 @@ void Core::Impl::map_vram(Op& op) {
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage first = devices[owner].slots[state.slot].first;
   const bool write = op.access == Access::write;
-  for (const Rights& rights : rights_of(block, op.granule, op.device, op.pages & block.vram_current, write)) {
+  const auto map = [&](const Rights& rights) {
     if (rights.pages.none()) {
-      continue;
+      return;
     }
     if (rights.writable && !planted(PlantedBug::lose_dirty)) {
       block.system_current.remove(rights.pages);  // from the moment that a write can happen, VRAM is the newest
@@ -209,7 +201,7 @@ void Core::Impl::map_vram(Op& op) {
     } else {
       view.writable.remove(rights.pages);
     }
-    for_spans(block, rights.pages, [&](PageSpan span) {
+    for_spans(op, rights.pages, [&](PageSpan span) {
       Action& action = ask(Verb::map_device, op, span);
       action.place = Place::vram;
       action.owner = peer ? owner : no_device;
@@ -218,6 +210,14 @@ void Core::Impl::map_vram(Op& op) {
       action.vram_first = first + static_cast<VramPage>((span.first & (block_pages - 1)) - granule_first);
       give_token(op, action);
     });
+  };
+  const PageMask there = op.pages & block.vram_current;
+  if (block.plain && block.protection == nullptr) {
+    map({.pages = there, .writable = write});  // as rights_of() would say
+  } else {
+    for (const Rights& rights : rights_of(block, op.granule, op.device, there, write)) {
+      map(rights);
+    }
   }
 }
 
@@ -252,7 +252,7 @@ void Core::Impl::map_in_place(Op& op) {
     } else {
       view.writable.remove(rights.pages);
     }
-    for_spans(block, rights.pages, [&](PageSpan span) {
+    for_spans(op, rights.pages, [&](PageSpan span) {
       Action& action = ask(Verb::map_device, op, span);
       action.place = Place::system;
       action.prot = rights.writable ? Prot::read_write : Prot::read;
@@ -296,7 +296,7 @@ void Core::Impl::map_cpu(Op& op) {
   const PageMask waiting = block.cpu_waiting & pages;
   block.cpu_mapped |= pages;
   block.cpu_waiting.remove(pages);
-  for_spans(block, pages, [&](PageSpan span) {
+  for_spans(op, pages, [&](PageSpan span) {
     const Action& action = ask(Verb::map_cpu, op, span);
     pendings[static_cast<std::uint32_t>((action.id & 0xffff'ffff) - 1)].wakes_cpu = waiting.intersects(PageMask::range(
         static_cast<unsigned>(span.first & (block_pages - 1)), static_cast<unsigned>(span.count_pages)));
@@ -349,7 +349,7 @@ void Core::Impl::discard(Op& op) {
     block.cpu_mapped |= op.pages;
   }
   if (block.cpu_waiting.intersects(op.pages)) {
-    for_spans(block, block.cpu_waiting & op.pages,
+    for_spans(op, block.cpu_waiting & op.pages,
               [&](PageSpan span) { emit(Verb::wake_cpu, *block.client).pages = span; });
     block.cpu_waiting.remove(op.pages);
   }

@@ -3,15 +3,6 @@
 #include "core/impl.h"
 
 namespace ferry::core {
-namespace {
-
-template <typename Fn>
-void for_spans(const Block& block, const PageMask& mask, Fn&& fn) {
-  mask.for_each_run([&](unsigned first, unsigned count) { fn(PageSpan{first_page_of(block.index) + first, count}); });
-}
-
-}  // namespace
-
 // --- charging --------------------------------------------------------------------------------------------------------
 
 /// All pages of the operation end up in system memory. Cleared: only those without a newer or equal copy elsewhere.
@@ -262,7 +253,7 @@ bool Core::Impl::load(Op& op, const PageMask& pages) {
     tell_moved(op, Place::system);
     count(*block.client, [](Stats& s) { ++s.migrations_to_system; });
   }
-  for_spans(block, missing, [&](PageSpan span) { ask(Verb::load, op, span); });
+  for_spans(op, missing, [&](PageSpan span) { ask(Verb::load, op, span); });
   return true;
 }
 
@@ -287,7 +278,7 @@ bool Core::Impl::load_failed(Op& op) {
     }
     return true;
   });
-  for_spans(block, failed & block.cpu_waiting, [&](PageSpan span) {
+  for_spans(op, failed & block.cpu_waiting, [&](PageSpan span) {
     Action& action = emit(Verb::wake_cpu, client);
     action.pages = span;
     action.status = Code::io_error;
@@ -309,7 +300,7 @@ void Core::Impl::forget_stored(Op& op, const PageMask& pages) {
   }
   const std::uint64_t forgotten = stale.count();
   count(*block.client, [forgotten](Stats& s) { s.stored_pages -= forgotten; });
-  for_spans(block, stale, [&](PageSpan span) { ask(Verb::discard_store, op, span); });
+  for_spans(op, stale, [&](PageSpan span) { ask(Verb::discard_store, op, span); });
 }
 
 // --- out of system memory --------------------------------------------------------------------------------------------
@@ -345,7 +336,7 @@ Core::Impl::StoreStart Core::Impl::start_store(Block& block, std::uint32_t granu
 /// Nobody may write what is stored, and nobody may reach what is dropped.
 void Core::Impl::revoke_for_store(Op& op) {
   Block& block = *op.block;
-  for_spans(block, op.pages & block.cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
+  for_spans(op, op.pages & block.cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
   for (DeviceId d = 0; d < devices.size(); ++d) {
     revoke_device(op, d, op.pages & block.devices[d].in_place);
   }
@@ -360,7 +351,7 @@ void Core::Impl::store(Op& op) {
   write.remove(block.stored | block.vram_current);
   write.remove(discarded(block));
   tell_moved(op, Place::store);
-  for_spans(block, write, [&](PageSpan span) { ask(Verb::store, op, span); });
+  for_spans(op, write, [&](PageSpan span) { ask(Verb::store, op, span); });
   if (planted(PlantedBug::drop_before_stored)) {
     block.stored |= write;
     drop_system(op);
@@ -398,7 +389,7 @@ void Core::Impl::drop_system(Op& op) {
     return;
   }
   block.system_current.remove(drop & ~zeros);
-  for_spans(block, drop, [&](PageSpan span) { ask(Verb::discard_system, op, span); });
+  for_spans(op, drop, [&](PageSpan span) { ask(Verb::discard_system, op, span); });
 }
 
 void Core::Impl::dropped(Op& op, const PageMask& pages) {

@@ -3,13 +3,6 @@
 #include "core/impl.h"
 
 namespace ferry::core {
-namespace {
-template <typename Fn>
-void for_spans(const Block& block, const PageMask& mask, Fn&& fn) {
-  mask.for_each_run([&](unsigned first, unsigned count) { fn(PageSpan{first_page_of(block.index) + first, count}); });
-}
-}  // namespace
-
 Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause cause, DeviceId device, Access access) {
   OpIndex index = 0;
   if (op_holes.empty()) {
@@ -36,6 +29,7 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.moved = false;
   op.move_status = Code::ok;
   op.failure = {};
+  op.trouble = false;
   op.outstanding = 0;
   op.copy_failures = 0;
   op.tries = 0;
@@ -67,7 +61,8 @@ void Core::Impl::run_op(OpIndex index) {
   // One that ends may begin the next on its granule at once, but each of them asks the machine for something or leaves
   // nobody who waits. Where that fails, they would go round for ever.
   FERRY_CHECK_LT(++op_depth, op_depth_most);
-  while (ops[index].in_use && ops[index].outstanding == 0 && step(ops[index])) {}
+  Op& op = ops[index];
+  while (op.in_use && op.outstanding == 0 && step(op)) {}
   --op_depth;
 }
 
@@ -77,19 +72,22 @@ bool Core::Impl::step(Op& op) {
     end_op(op.self);
     return false;
   }
-  if (op.load_failed.any()) {
-    if (!load_failed(op)) {
-      end_op(op.self);
-      return false;
+  if (op.trouble) {
+    if (op.load_failed.any()) {
+      if (!load_failed(op)) {
+        end_op(op.self);
+        return false;
+      }
+      return true;
     }
-    return true;
-  }
-  if (op.retry.any() || !op.failure.ok()) {
-    if (!stage_failed(op)) {
-      end_op(op.self);
-      return false;
+    if (op.retry.any() || !op.failure.ok()) {
+      if (!stage_failed(op)) {
+        end_op(op.self);
+        return false;
+      }
+      return true;
     }
-    return true;
+    op.trouble = false;
   }
   switch (op.stage) {
     case Stage::begin: begin(op); return true;
@@ -118,7 +116,7 @@ bool Core::Impl::step(Op& op) {
         take_mappings(op);
         op.stage = Stage::finished;
       } else if (op.goal == Goal::forget) {
-        for_spans(*op.block, op.pages & op.block->cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
+        for_spans(op, op.pages & op.block->cpu_mapped, [&](PageSpan span) { ask(Verb::revoke_cpu, op, span); });
         revoke_everything(op);
         op.stage = Stage::forget;
       } else if (op.goal == Goal::zero || op.goal == Goal::protect) {
@@ -271,6 +269,7 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
   FERRY_CHECK_EQ(op.serial, pending.op_serial);
   FERRY_CHECK_GE(op.outstanding, 1U);
   --op.outstanding;
+  op.trouble = op.trouble || !status.ok();
   Block& block = *op.block;
   const auto mask = PageMask::range(static_cast<unsigned>(pending.pages.first & (block_pages - 1)),
                                     static_cast<unsigned>(pending.pages.count_pages));
@@ -337,8 +336,7 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
         op.failure = status;
         // Whoever waits for what was freed meanwhile meets what the application put there: a free may be kept for long.
         PageMask waiting = mask;
-        for_spans(block, mask & block.freeing,
-                  [&](PageSpan span) { emit(Verb::wake_cpu, *block.client).pages = span; });
+        for_spans(op, mask & block.freeing, [&](PageSpan span) { emit(Verb::wake_cpu, *block.client).pages = span; });
         waiting.remove(block.freeing);
         block.cpu_waiting |= waiting;
       } else if (pending.wakes_cpu) {

@@ -20,15 +20,16 @@ StridePrefetcher::Stream* StridePrefetcher::find(std::uint64_t granule) {
   for (Stream& stream : streams_) {
     if (stream.step == 0) continue;
     const auto behind = static_cast<std::int64_t>(stream.next - granule);
-    if (behind % stream.step != 0) continue;
-    const std::int64_t steps = behind / stream.step;
-    if (steps == 0) {
+    if (behind == 0) {
       stream.next = granule + static_cast<std::uint64_t>(stream.step);
       stream.ahead = 0;
       return &stream;
     }
-    if (steps > 0 && steps <= static_cast<std::int64_t>(stream.ahead)) {
-      stream.ahead = static_cast<std::uint32_t>(steps) - 1;
+    // Most faults are far from most streams, and a division costs more than all else here.
+    const std::int64_t farthest = stream.step * static_cast<std::int64_t>(stream.ahead);
+    if (stream.step > 0 ? behind < 0 || behind > farthest : behind > 0 || behind < farthest) continue;
+    if (behind % stream.step == 0) {
+      stream.ahead = static_cast<std::uint32_t>(behind / stream.step) - 1;
       return &stream;
     }
   }
@@ -38,8 +39,11 @@ StridePrefetcher::Stream* StridePrefetcher::find(std::uint64_t granule) {
 /// A stream that begins with this fault, or null: it is remembered as a single one then.
 StridePrefetcher::Stream* StridePrefetcher::begin(std::uint64_t granule) {
   std::int64_t step = 0;
-  for (std::size_t i = singles_most; i-- > 0 && step == 0;) {
-    const std::uint64_t before = singles_[i];
+  // Most faults are near none of the single ones.
+  std::uint64_t near = 0;
+  for (const std::uint64_t single : singles_) near |= granule - single + reach_ <= 2 * reach_ ? 1U : 0U;
+  for (std::size_t i = singles_most; near != 0 && i-- > 0 && step == 0;) {
+    const std::uint64_t before = singles_[(oldest_single_ + i) % singles_most];
     const auto distance = static_cast<std::int64_t>(granule - before);
     if (before == ~std::uint64_t{0} || distance == 0) continue;
     if (distance == 1) {
@@ -52,8 +56,8 @@ StridePrefetcher::Stream* StridePrefetcher::begin(std::uint64_t granule) {
     }
   }
   if (step == 0) {
-    std::move(singles_.begin() + 1, singles_.end(), singles_.begin());
-    singles_.back() = granule;
+    singles_[oldest_single_] = granule;
+    oldest_single_ = (oldest_single_ + 1) % singles_most;
     return nullptr;
   }
   Stream& stream = *std::min_element(streams_.begin(), streams_.end(),
@@ -98,7 +102,7 @@ std::uint64_t StridePrefetcher::digest() const {
     d.add(stream.next).add(static_cast<std::uint64_t>(stream.step)).add(stream.length).add(stream.ahead);
     d.add(static_cast<std::uint64_t>(older));
   }
-  for (const std::uint64_t single : singles_) d.add(single);
+  for (std::size_t i = 0; i < singles_most; ++i) d.add(singles_[(oldest_single_ + i) % singles_most]);
   return d.value();
 }
 

@@ -18,7 +18,7 @@ struct PrefetchView {
   std::uint64_t granule = 0;
   unsigned granularity_pages = 1;
   unsigned most = 0;        ///< granules that may be brought; at least 1
-  const PageMask* in_vram;  ///< pages of the fault's block that the device reaches in its VRAM
+  const PageMask* in_vram;  ///< pages of the fault's block that the device reaches in its VRAM; null: not by density
 };
 
 class Prefetcher {
@@ -57,8 +57,9 @@ class StridePrefetcher final : public Prefetcher {
 
   std::uint64_t reach_;
   std::array<Stream, streams_most> streams_;
-  /// Faults that belong to no stream, newest last; ~0: none.
+  /// Faults that belong to no stream, a ring: the oldest is at oldest_single_. ~0: none.
   std::array<std::uint64_t, singles_most> singles_ = filled();
+  std::size_t oldest_single_ = 0;
   Stream* current_ = nullptr;  ///< of the last fault()
   std::uint64_t clock_ = 0;
 

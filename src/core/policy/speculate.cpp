@@ -15,11 +15,15 @@ void Core::Impl::speculate(Block& block, std::uint32_t granule, DeviceId device,
     return;
   }
   const unsigned most = own.gate.allow(config.speculation_granules);
-  PageMask in_vram = block.devices[device].mapped;
-  in_vram.remove(block.devices[device].in_place);
+  const bool by_density = config.prefetch == PrefetchKind::density || config.prefetch == PrefetchKind::both;
+  PageMask in_vram;
+  if (by_density) {
+    in_vram = block.devices[device].mapped;
+    in_vram.remove(block.devices[device].in_place);
+  }
   // Faults are seen while nothing may be brought too, so that a walk is known when it may again.
   const PrefetchView view{block.index * slots_per_chunk() + granule, config.granularity_pages, std::max(most, 1U),
-                          &in_vram};
+                          by_density ? &in_vram : nullptr};
   for (const auto& prefetcher : own.prefetchers) {
     if (prefetcher == nullptr) {
       break;
