@@ -17,6 +17,8 @@ namespace ferry::linux {
 
 /// Pages that a worker takes at once.
 inline constexpr std::uint32_t slice_pages = 64;
+/// Likewise, of pages that lie in the file as they are: few cycles each, so more of them keep the disk busy meanwhile.
+inline constexpr std::uint32_t read_slice_pages = 256;
 /// Slabs that go to the file in one batch.
 inline constexpr unsigned slabs_a_batch = 8;
 /// Frames that stay warm for the slabs to come.
@@ -78,6 +80,10 @@ struct Store::Shared {
     if (!all) return file.take_some(count, got);
     got = count;
     return file.take(count);
+  }
+  [[nodiscard]] bool is_file_page(StoreHandle handle) const {
+    return handle != 0 && (handle & small_fill_bit) == 0 &&
+           slabs.find(static_cast<Slabs::Object>(handle - 1)).place == Slabs::Place::file_page;
   }
   void unpin(Slabs::Slab slab) {
     slabs.unpin(slab, file);

@@ -112,12 +112,14 @@ bool Store::take_turn(Worker& worker) {
   if (mine == nullptr) return false;
   ++mine->claims;
   const std::uint32_t first = mine->next;
-  const std::uint32_t count = std::min(slice_pages, mine->job.count_pages - first);
+  const bool is_load = mine->job.kind == StoreJob::Kind::load;
+  const std::uint32_t most =
+      is_load && shared_->is_file_page(mine->job.handles[first]) ? read_slice_pages : slice_pages;
+  const std::uint32_t count = std::min(most, mine->job.count_pages - first);
   mine->next = first + count;
   lock.unlock();  // deque: `mine` stays where it is
 
   const std::uint64_t begin = monotonic_ns();
-  const bool is_load = mine->job.kind == StoreJob::Kind::load;
   const Status status = is_load ? load_slice(worker, *mine, first, count) : store_slice(worker, *mine, first, count);
   const std::uint64_t took = monotonic_ns() - begin;
 

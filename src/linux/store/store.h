@@ -119,7 +119,8 @@ class Store {
   Status load_slice(Worker& worker, Running& job, std::uint32_t first, std::uint32_t count);
   void begin_pages(Worker& worker);
   Status end_pages(Worker& worker, StoreHandle* handles, Status status);
-  void begin_reads(Worker& worker, std::vector<Plan>& plans);
+  static void order_reads(Worker& worker, std::vector<Plan>& plans);
+  std::size_t begin_reads(Worker& worker, std::size_t first);
   bool background(Worker& worker);
   Status move_out(Worker& worker);
   void wake(int workers);

@@ -277,14 +277,18 @@ Status Store::load_slice(Worker& worker, Running& job, std::uint32_t first, std:
     }
   }
   if (from_file && status.ok()) {
-    begin_reads(worker, plans);
-    for (const Plan* plan : worker.order) {
-      // The others are on their way meanwhile.
-      if (!worker.io.wait_for(plan->number)) break;
-      if (is_bad(*plan, plan->bytes)) status = {Code::io_error, EBADMSG};
+    order_reads(worker, plans);
+    for (std::size_t done = 0; done < worker.order.size() && status.ok();) {
+      const std::size_t begun = begin_reads(worker, done);
+      for (; done < begun; ++done) {
+        const Plan& plan = *worker.order[done];
+        // The others are on their way meanwhile.
+        if (!worker.io.wait_for(plan.number)) break;
+        if (is_bad(plan, plan.bytes)) status = {Code::io_error, EBADMSG};
+      }
+      const Status read = worker.io.wait();
+      if (status.ok()) status = read;
     }
-    const Status read = worker.io.wait();
-    if (status.ok()) status = read;
   }
   const LockGuard lock(shared_->mutex);
   for (const Plan& plan : plans) {
@@ -293,8 +297,8 @@ Status Store::load_slice(Worker& worker, Running& job, std::uint32_t first, std:
   return status;
 }
 
-/// Reads what the plans need into the worker's buffer, neighbours in one go.
-void Store::begin_reads(Worker& worker, std::vector<Plan>& plans) {
+/// What the plans need of the file, in its order.
+void Store::order_reads(Worker& worker, std::vector<Plan>& plans) {
   std::vector<Plan*>& order = worker.order;
   order.clear();
   for (Plan& plan : plans) {
@@ -304,9 +308,17 @@ void Store::begin_reads(Worker& worker, std::vector<Plan>& plans) {
   }
   std::sort(order.begin(), order.end(),
             [](const Plan* a, const Plan* b) { return a->found.file_offset < b->found.file_offset; });
+}
+
+/// Begins to read from `first` of the order on, neighbours in one go, pages to where they are wanted where that can be,
+/// else into the worker's buffer, until that is full. Returns up to where; all of it has been waited for before.
+std::size_t Store::begin_reads(Worker& worker, std::size_t first) {
+  const std::vector<Plan*>& order = worker.order;
   std::size_t used = 0;
   std::uint64_t read = 0;
-  for (std::size_t i = 0; i < order.size();) {
+  unsigned reads = 0;
+  std::size_t i = first;
+  while (i < order.size() && reads < BlockIo::depth) {
     const std::uint64_t begin = order[i]->found.file_offset & ~(page_bytes - 1);
     std::uint64_t end = begin;
     std::size_t last = i;
@@ -319,9 +331,13 @@ void Store::begin_reads(Worker& worker, std::vector<Plan>& plans) {
       end = std::max(end, (f.file_offset + f.bytes + page_bytes - 1) & ~(page_bytes - 1));
     }
     // Whoever comes first in the next piece may lie in the last page of this one too.
-    FERRY_CHECK_LE(used + (end - begin), Worker::buffer_bytes);
+    if (!straight && used + (end - begin) > Worker::buffer_bytes) {
+      FERRY_CHECK_GE(used, 1U);
+      break;
+    }
     std::byte* const to = straight ? order[i]->target : worker.buffer.get() + used;
     const unsigned number = worker.io.read(to, end - begin, begin);
+    ++reads;
     for (std::size_t k = i; k < last; ++k) {
       order[k]->number = number;
       order[k]->bytes = to + (order[k]->found.file_offset - begin);
@@ -333,6 +349,7 @@ void Store::begin_reads(Worker& worker, std::vector<Plan>& plans) {
   worker.io.go();
   const LockGuard lock(shared_->mutex);
   shared_->read_bytes += read;
+  return i;
 }
 
 // --- background ------------------------------------------------------------------------------------------------------
