@@ -21,11 +21,14 @@ namespace ferry::client {
 namespace {
 
 constinit linux::LockClass device_lock("files of a device", linux::LockRank::device);
+constinit linux::LockClass served_lock("socket for files of the program", linux::LockRank::leaf);
 
 struct Device {
   linux::Mutex mutex{device_lock};
   DeviceFiles files;  // guarded by mutex; queues is invalid when fresh ones are needed
   std::atomic<wire::QueueControl*> queues{nullptr};
+  linux::Mutex served_mutex{served_lock};
+  linux::Fd served;  ///< guarded by served_mutex: to the process's agent
 };
 constinit Immortal<std::array<Device, max_devices>> devices;
 
@@ -68,7 +71,13 @@ bool start_process(Session& session, unsigned device, Device& d, ferry_error* er
   spawn.waves_per_cu = session.machine.waves_per_cu;
   spawn.window_base = session.window_base;
   spawn.window_bytes = session.window_bytes;
+  auto files = linux::make_socket_pair();
+  if (!files) {
+    fail(error, files.status(), "cannot make a socket for the device");
+    return false;
+  }
   int fds[device_fd_count];
+  fds[fd_files] = files.value().second.get();
   fds[fd_manager] = pair.value().second.get();
   fds[fd_kick] = session.kick.get();
   fds[fd_system] = session.system_file.get();
@@ -85,6 +94,11 @@ bool start_process(Session& session, unsigned device, Device& d, ferry_error* er
   }
   // Only the process itself may hold its end, or the manager would not see it close.
   pair.value().second.reset();
+  files.value().second.reset();
+  {
+    const linux::LockGuard lock(d.served_mutex);
+    d.served = std::move(files.value().first);
+  }
   Answer answer;
   const int end[] = {pair.value().first.get()};
   const Status attached =
@@ -127,7 +141,21 @@ wire::QueueControl* attached_queues(Session& session, unsigned device, ferry_err
 }
 
 void abandon_devices() {
-  for (Device& d : *devices) d.files = {};
+  for (Device& d : *devices) {
+    d.files = {};
+    d.served.reset();
+  }
+}
+
+Status send_served_file(unsigned device, std::uint32_t serial, int file) {
+  if (device >= max_devices) return Code::device_lost;
+  Device& d = (*devices)[device];
+  const linux::LockGuard lock(d.served_mutex);
+  if (!d.served) return Code::device_lost;
+  const int fds[] = {file};
+  constexpr int no_wait = 0;
+  return linux::send_message(d.served.get(), wire::MessageType::served_file, 0, wire::ServedFile{serial, 0}, fds,
+                             no_wait);
 }
 
 void device_lost(unsigned device) {

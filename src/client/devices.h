@@ -31,6 +31,9 @@ wire::QueueControl* current_queues(unsigned device);
 /// Reader thread: the device's process has ended. Wakes everybody who waits for it.
 void device_lost(unsigned device);
 
+/// Sends a file to a device that runs, as `serial`. Never waits. Any thread. ERRORS: device_lost, io_error.
+Status send_served_file(unsigned device, std::uint32_t serial, int file);
+
 /// Closes this process's copies of the files: in a child of the application's fork.
 void abandon_devices();
 

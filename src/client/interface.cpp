@@ -10,6 +10,7 @@
 
 #include "base/types.h"
 #include "client/adopt/adopter.h"
+#include "client/adopt/file_notes.h"
 #include "client/change/adopted.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"
@@ -317,7 +318,7 @@ ferry_code ferry_release(void* pointer, size_t bytes, ferry_error* error) {
     return own.code;
   }
   if (!may_adopt_span(*s, pointer, bytes, error)) return FERRY_BAD_RANGE;
-  if (!has_adopted()) return FERRY_OK;
+  if (!has_adopted() && !has_served_files()) return FERRY_OK;
   const AdoptResult result = give_back(reinterpret_cast<std::uint64_t>(pointer), bytes);
   return result.status.ok() ? FERRY_OK : fail(error, result.status, "cannot give adopted memory back");
 }

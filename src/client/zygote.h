@@ -44,6 +44,7 @@ enum DeviceFd : unsigned {
   fd_vram,
   fd_device_control,
   fd_queue_control,
+  fd_files,  ///< where the application sends files that it has mapped
   device_fd_count
 };
 

@@ -110,6 +110,7 @@ void default_signals() {
   start.vram_fd = incoming->fds[fd_vram].release();
   start.control_fd = incoming->fds[fd_device_control].release();
   start.queue_fd = incoming->fds[fd_queue_control].release();
+  start.files_socket = incoming->fds[fd_files].release();
   start.cu_count = spawn.cu_count;
   start.waves_per_cu = spawn.waves_per_cu;
   device::run_device(start);

@@ -50,13 +50,14 @@ class SpareMappings {
 class Agent {
  public:
   Agent(wire::DeviceControl& control, DeviceMemory& memory, Units& units, std::span<const Cu> cus, int kick_fd,
-        int manager_socket)
+        int manager_socket, int files_socket)
       : port_(control.agent, control.head),
         memory_(memory),
         units_(units),
         cus_(cus),
         kick_fd_(kick_fd),
-        manager_socket_(manager_socket) {
+        manager_socket_(manager_socket),
+        files_socket_(files_socket) {
     incoming_ = static_cast<linux::Incoming*>(map_own(sizeof(linux::Incoming)));
     if (incoming_ != nullptr) new (incoming_) linux::Incoming;
   }
@@ -95,6 +96,11 @@ class Agent {
       }
       if (is(command, wire::DownKind::quit)) _exit(0);
       int error = EINVAL;
+      if (is(command, wire::DownKind::map_file)) {
+        map_file(command);
+        ++i;
+        continue;
+      }
       if (is(command, wire::DownKind::map)) {
         take_files(command);
         error = memory_.map(command);
@@ -140,6 +146,34 @@ class Agent {
         return;
       }
     }
+  }
+
+  /// The application has sent the descriptor before it asked for the command.
+  linux::Fd take_served_file(std::uint32_t serial) {
+    while (files_socket_ >= 0 && incoming_ != nullptr) {
+      wire::ServedFile served{};
+      if (linux::receive_message(files_socket_, *incoming_, file_patience_ms) != linux::Receive::message ||
+          incoming_->type() != wire::MessageType::served_file || !incoming_->body(served) || incoming_->fd_count != 1) {
+        break;
+      }
+      linux::Fd file = std::move(incoming_->fds[0]);
+      if (served.serial == serial) return file;
+    }
+    return {};
+  }
+
+  /// The descriptor is not kept: the mapping has the file.
+  void map_file(const wire::DownRecord& command) {
+    const linux::Fd file = take_served_file(command.buffer);
+    wire::UpRecord record{};
+    int error = file.valid() ? memory_.map_file(command, file.get(), record.address, record.value) : EBADF;
+    while (error == ENOMEM && spare_.release()) {
+      error = memory_.map_file(command, file.get(), record.address, record.value);
+    }
+    record.kind = static_cast<std::uint32_t>(wire::UpKind::done);
+    record.action = command.action;
+    record.error = error;
+    post(record);
   }
 
   /// False: the command is none of these.
@@ -235,6 +269,7 @@ class Agent {
   std::span<const Cu> cus_;
   int kick_fd_;
   int manager_socket_;
+  int files_socket_;
   linux::Incoming* incoming_ = nullptr;
   linux::AdaptiveSpin spin_{2'000, 50'000};
   SpareMappings spare_;
@@ -246,9 +281,9 @@ class Agent {
 }  // namespace
 
 void run_agent(wire::DeviceControl& control, DeviceMemory& memory, Units& units, std::span<const Cu> cus, int kick_fd,
-               int manager_socket) {
+               int manager_socket, int files_socket) {
   const linux::NoLocks none("whoever holds a lock may wait for a page, and this thread brings it");
-  Agent agent(control, memory, units, cus, kick_fd, manager_socket);
+  Agent agent(control, memory, units, cus, kick_fd, manager_socket, files_socket);
   agent.run();
 }
 

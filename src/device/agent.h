@@ -12,6 +12,6 @@ namespace ferry::device {
 
 /// `kick_fd`: the manager's eventfd.
 [[noreturn]] void run_agent(wire::DeviceControl& control, DeviceMemory& memory, Units& units, std::span<const Cu> cus,
-                            int kick_fd, int manager_socket);
+                            int kick_fd, int manager_socket, int files_socket);
 
 }  // namespace ferry::device

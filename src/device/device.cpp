@@ -154,7 +154,7 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   process->queue_control->device_state.store(1, std::memory_order_seq_cst);
   linux::futex_wake(process->queue_control->device_state, INT_MAX);
   run_agent(*process->control, process->memory, process->units, {process->cus, start.cu_count}, start.kick_fd,
-            start.manager_socket);
+            start.manager_socket, start.files_socket);
 }
 
 }  // namespace

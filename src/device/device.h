@@ -20,6 +20,7 @@ struct DeviceStart {
   int queue_fd = -1;        ///< wire::QueueControl
   int kick_fd = -1;         ///< eventfd of the manager
   int manager_socket = -1;  ///< device_hello goes there; end of file ends the device
+  int files_socket = -1;    ///< the application sends files there that it has mapped; -1: none come
   int owner_socket = -1;    ///< end of file ends the device; -1: none
   unsigned cu_count = 1;
   unsigned waves_per_cu = 1;

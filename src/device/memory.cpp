@@ -176,6 +176,8 @@ int DeviceMemory::arm(std::uint64_t address, std::uint64_t length_bytes) const {
 
 void* map_own(std::size_t bytes) { return map_own_at_hint(bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1); }
 void* map_own_file(int fd, std::size_t bytes) { return map_own_at_hint(bytes, MAP_SHARED, fd); }
+std::uint64_t own_memory_begin() { return own_begin; }
+std::uint64_t own_memory_end() { return own_end.load(std::memory_order_relaxed); }
 bool is_own(std::uint64_t address) { return address >= own_begin && address < own_end.load(std::memory_order_relaxed); }
 
 }  // namespace ferry::device

@@ -65,6 +65,10 @@ class DeviceMemory {
   /// Makes an extent outside the window as the window is at the start: nothing there yet, registered. EEXIST where the
   /// device has memory of its own: then nothing has changed. Not for signal handlers.
   int admit(std::uint64_t address, std::uint64_t length_bytes) const;
+  /// Maps as much of the extent from the application's file as is free around the byte `command.units`, and says what that
+  /// is. EEXIST where the device has memory of its own just there; EACCES and others: `fd` cannot be mapped like this. On an
+  /// error nothing has changed. The descriptor stays the caller's. The agent only.
+  int map_file(const wire::DownRecord& command, int fd, std::uint64_t& begin, std::uint64_t& bytes) const;
   /// The extent is empty, and registered again.
   int rearm(std::uint64_t address, std::uint64_t length_bytes) const;
 
@@ -87,6 +91,9 @@ class DeviceMemory {
 [[nodiscard]] void* map_own(std::size_t bytes);
 /// The same for a shared file.
 [[nodiscard]] void* map_own_file(int fd, std::size_t bytes);
+/// All of them lie in [own_memory_begin(), own_memory_end()), where there was room.
+[[nodiscard]] std::uint64_t own_memory_begin();
+[[nodiscard]] std::uint64_t own_memory_end();
 /// True for addresses inside of what map_own and map_own_file gave.
 [[nodiscard]] bool is_own(std::uint64_t address);
 

@@ -22,6 +22,7 @@
 #include "linux/userfaultfd.h"
 #include "manager/block_table.h"
 #include "manager/client_work.h"
+#include "manager/file_spans.h"
 #include "manager/fork.h"
 #include "wire/control.h"
 #include "wire/ring.h"
@@ -35,6 +36,7 @@ struct WaveSlot {
   std::uint64_t generation = 0;  ///< the device's, echoed
   std::uint64_t address = 0;
   std::uint8_t unit = wire::no_unit;  ///< that it holds, for all the device says
+  std::uint64_t file_epoch = 0;       ///< of the file span that it was last let go on for
 };
 
 /// The device's thread of that number, and its waves. Which of the machine's compute units it runs on changes.
@@ -77,6 +79,7 @@ struct DevicePeer {
   std::uint32_t garbage = 0;              ///< records that no honest device sends
   std::uint64_t pieces = 0;               ///< sum over its blocks
   std::uint64_t dma_pages = 0;            ///< likewise: system pages that are open to it
+  std::uint64_t file_pages = 0;           ///< of the application's files, that are open to it: sum over its file spans
   std::uint16_t peer_files = 0;           ///< bit d: it was sent the VRAM of device d
   std::uint16_t peer_files_taken = 0;     ///< bit d: its agent has mapped something of that: its compute units may, too
   std::vector<std::uint64_t> buffer_files;  ///< by buffer number: the buffer whose file it was sent, 0: none; or empty
@@ -145,6 +148,8 @@ struct Client {
     std::uint64_t request = 0;
     PageSpan pages;
   };
+  FileSpans files;                      ///< of the application, that devices have mapped
+  std::vector<Beginning> file_drops;    ///< file_drop that waits for devices
   std::vector<Beginning> beginning;     ///< adopt_begin that waits for `unmapped`
   std::vector<PageSpan> releasing;      ///< not managed any more, and not yet taken from the system file
   std::vector<linux::Mapping> mirrors;  ///< the system file, mapped a segment at a time

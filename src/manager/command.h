@@ -32,6 +32,8 @@ enum class CommandKind : std::uint8_t {
   drop_buffer_device,    ///< device agent: the same when arming failed: nothing is mapped
   forget_buffer,         ///< device agent
   admit,                 ///< device agent: before anything else outside the window
+  map_file,              ///< device agent: of the application
+  revoke_file,           ///< device agent
   grant_units,           ///< device agent
   take_units,            ///< device agent
   run_graphics,          ///< device agent
@@ -54,6 +56,7 @@ struct Command {
   std::uint64_t file_first = 0;  ///< map_extent in runs: page of the file that the block's first page has
   core::Action deferred;         ///< admit: the map_device that waits for it, if `actions` is not empty
   std::uint64_t since_ns = 0;
+  std::uint64_t epoch = 0;              ///< map_file, revoke_file: of the span
   core::BufferId object = 0;            ///< map_buffer_device: the buffer
   DeviceId owner = no_device;           ///< map_extent, resume_map: whose VRAM, if not the device's own
   core::FaultToken token;               ///< the wave to resume when it is done

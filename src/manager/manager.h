@@ -110,6 +110,8 @@ class Manager final : private Household {
   bool on_administration(Client& client);
   void on_request(Client& client);
   void count_converted(Client& client, PageSpan pages);
+  // file_requests.cpp
+  bool on_files(Client& client);
   // change_requests.cpp
   bool on_change(Client& client);
   void tell_changes(Client& client);
@@ -232,6 +234,7 @@ class Manager final : private Household {
   void drop_device(Client& client, DeviceId device, const char* why) override;
   void drop_client(Client& client, const char* why) override;
   void fork_ready(Client& client, std::uint64_t request) override;
+  void answer_request(Client& client, std::uint64_t request, Status status) override;
   void fork_ended(Fork& fork) override;
 
   ManagerConfig config_;

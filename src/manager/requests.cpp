@@ -93,7 +93,7 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::fork_end: fork_end(client); return;
     default: break;
   }
-  if (on_work(client) || on_svm(client) || on_change(client) || on_adoption(client)) return;
+  if (on_work(client) || on_svm(client) || on_change(client) || on_adoption(client) || on_files(client)) return;
   wire::Span span{};
   if (!incoming_->body(span)) {
     misunderstood(client);

@@ -39,6 +39,8 @@ enum class Refusal : std::uint32_t {
   program_file,      ///< initialised data of the program that is still mapped from its file
   program_runtime,   ///< globals of a program that holds what the device's own runtime needs
   program_constant,  ///< read-only data of an executable or library: the device has the same bytes
+  file_end,          ///< the mapped file has nothing there: it ends before, or cannot be read, or has no room
+  private_pages,     ///< a private mapping of a file of which the program has copies of its own
   kernel,            ///< the kernel refused a step; AdoptAnswer::sys_errno says how
 };
 inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusal::kernel) + 1;
@@ -74,6 +76,8 @@ inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusa
              "C library, or tables of the loader for want of -z relro), so the device has globals of its own";
     case Refusal::program_constant:
       return "it is read-only data of the program, of which the device has the same bytes";
+    case Refusal::file_end: return "the mapped file ends before it, cannot be read there, or finds no room for it";
+    case Refusal::private_pages: return "it is a private mapping of a file, of which the program has copies of its own";
     case Refusal::kernel: return "the kernel refused";
   }
   return "no reason";
@@ -81,8 +85,8 @@ inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusa
 
 struct AdoptAsk {
   std::uint64_t address;
-  std::uint32_t write;  ///< 1: the touch was a write
-  std::uint32_t reserved0;
+  std::uint32_t write;    ///< 1: the touch was a write
+  std::uint32_t devices;  ///< bit d: device d has waves that wait for the page
 };
 
 /// The descriptor tells of unmapped memory, too: C libraries unmap without asking anybody.

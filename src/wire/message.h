@@ -81,6 +81,7 @@
 #include "wire/adopt.h"
 #include "wire/change.h"
 #include "wire/control.h"
+#include "wire/files.h"
 #include "wire/svm.h"
 #include "wire/work.h"
 
@@ -160,6 +161,9 @@ enum class MessageType : std::uint32_t {
   fork_end = 97,
   fork_child = 98,
   fork_goes = 99,
+  file_serve = 124,   ///< files.h
+  file_drop = 125,    ///< files.h
+  served_file = 126,  ///< files.h
   attributes_run = 128,
 };
 

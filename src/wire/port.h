@@ -41,9 +41,10 @@ struct UpRecord {
   std::uint64_t action;      ///< done: ActionId of the command
   std::int32_t error;        ///< done: errno, 0 if well
   std::uint32_t queue;       ///< kernel_*: queue number
-  std::uint64_t value;       ///< kernel_begin: waves of the grid; kernel_end: Code; fault: DeviceControl::changes
-  std::uint64_t launch;      ///< kernel_*: launch number on its queue
-  std::uint64_t time_ns;     ///< CLOCK_MONOTONIC at posting
+  std::uint64_t
+      value;  ///< done of map_file: bytes; kernel_begin: waves of the grid; kernel_end: Code; fault: DeviceControl::changes
+  std::uint64_t launch;   ///< kernel_*: launch number on its queue
+  std::uint64_t time_ns;  ///< CLOCK_MONOTONIC at posting
 };
 static_assert(sizeof(UpRecord) == 64);
 
@@ -76,6 +77,9 @@ enum class DownKind : std::uint32_t {
   admit =
       15,  ///< device agent: as rearm, for an extent outside the window, where the device may have memory of its own:
            ///< then EEXIST, and nothing has changed
+  map_file =
+      16,  ///< device agent: map what it can of the extent from the file that the application sent, then post done
+           ///< with what it mapped: [address, address + value)
   cancel_job = 14,  ///< device agent: the job in JobSlot `slot`, if it runs still, is to end soon, post done at once
 };
 
@@ -104,8 +108,9 @@ struct DownRecord {
   std::uint64_t generation;   ///< resume*: must equal the slot's, else the record is dropped
   std::uint32_t status;       ///< resume: Code, 0 retry
   std::uint32_t buffer;       ///< File::buffer, forget_buffer: number of the buffer in this application; File::peer: of
-                              ///< the device; resume: wire::Refusal
-  std::uint64_t units;        ///< grant_units, take_units, run_job: bit u: compute unit u
+                              ///< the device; resume: wire::Refusal; map_file: ServedFile::serial
+  std::uint64_t units;        ///< grant_units, take_units, run_job: bit u: compute unit u; map_file: an address of the
+                              ///< extent that is to be mapped in any case
 };
 static_assert(sizeof(DownRecord) == 64);
 static_assert(std::is_trivially_copyable_v<UpRecord> && std::is_trivially_copyable_v<DownRecord>);

@@ -8,6 +8,8 @@
 #include <atomic>
 #include <cerrno>
 
+#include "client/adopt/file_notes.h"
+#include "client/adopt/files.h"
 #include "client/adopt/known.h"
 #include "client/adopt/places.h"
 #include "client/adopt/sleepers.h"
@@ -34,6 +36,7 @@ struct Job {
   std::uint64_t address = 0;
   std::uint64_t bytes = 0;
   bool write = false;
+  std::uint32_t devices = 0;
   AdoptResult result;
   unsigned held = 0;  ///< of hold: which
 };
@@ -235,8 +238,14 @@ AdoptResult give_back_span(std::uint64_t begin, std::uint64_t end) {
 AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
   for (std::uint64_t at = begin; at < end;) {
     const Place place = place_of(at);
-    if (place.refusal != wire::Refusal::none) return refuse(place.refusal, at);
-    at = place.end;
+    std::uint64_t to = place.end;
+    if (may_be_file(place)) {
+      const AdoptResult file = check_file(at, to);
+      if (!file.status.ok()) return file;
+    } else if (place.refusal != wire::Refusal::none) {
+      return refuse(place.refusal, at);
+    }
+    at = to;
   }
   for (std::uint64_t at = begin; at < end;) {
     const Place place = place_of(at);
@@ -245,7 +254,8 @@ AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
       at = at / block_bytes * block_bytes;
       to = (to + block_bytes - 1) / block_bytes * block_bytes;
     }
-    if (!place.adopted) {
+    // Devices get a file when they touch it.
+    if (!place.adopted && !may_be_file(place)) {
       const AdoptResult piece =
           place.refusal != wire::Refusal::none ? refuse(place.refusal, at) : adopt_piece(place, at, to);
       if (!piece.status.ok()) {
@@ -260,9 +270,10 @@ AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
 }
 
 /// Around the page as much of its block as is of one kind.
-AdoptResult adopt_page(std::uint64_t address, bool write) {
+AdoptResult adopt_page(std::uint64_t address, bool write, std::uint32_t devices) {
   const Place place = place_of(address);
   if (place.adopted) return {};
+  if (may_be_file(place)) return serve_file(*session, address, write, devices);
   if (place.refusal != wire::Refusal::none) return refuse(place.refusal, address);
   if (write && (place.prot & PROT_WRITE) == 0) return refuse(wire::Refusal::read_only, address);
   const std::uint64_t block = address & ~(block_bytes - 1);
@@ -272,15 +283,18 @@ AdoptResult adopt_page(std::uint64_t address, bool write) {
 
 void serve_device() {
   const std::uint64_t address = device_job.address;
-  const AdoptResult r = adopt_page(address, device_job.write);
+  const bool write = device_job.write;
+  const std::uint32_t devices = device_job.devices;
+  // The next question may come as soon as the manager has an answer.
+  device_job.state.store(job_free, std::memory_order_release);
+  const AdoptResult r = adopt_page(address, write, devices);
   wire::AdoptAnswer answer{};
   answer.address = address;
   answer.refusal = static_cast<std::uint32_t>(r.status.ok()                      ? wire::Refusal::none
                                               : r.refusal == wire::Refusal::none ? wire::Refusal::kernel
                                                                                  : r.refusal);
   answer.sys_errno = r.status.sys_errno;
-  device_job.state.store(job_free, std::memory_order_release);
-  session->requests.say(wire::MessageType::adopt_answer, answer);
+  if (!r.answered) session->requests.say(wire::MessageType::adopt_answer, answer);
 }
 
 void serve(Job& job) {
@@ -289,7 +303,10 @@ void serve(Job& job) {
   switch (job.what) {
     case What::adopt: job.result = adopt_span(begin, end); break;
     case What::give_back:
-    case What::give_back_held: job.result = give_back_span(begin, end); break;
+    case What::give_back_held:
+      job.result = give_back_span(begin, end);
+      if (const Status dropped = drop_files(*session, begin, end); !dropped.ok()) job.result.status = dropped;
+      break;
     case What::suspend:
       suspended = true;
       job.result = give_back_span(0, user_address_end);
@@ -365,6 +382,14 @@ void* adopter_main(void*) {
 
 }  // namespace
 
+void cut_at_held(std::uint64_t address, std::uint64_t& begin, std::uint64_t& end) {
+  for (const HeldSpan& h : held) {
+    if (!h.taken.load(std::memory_order_acquire) || h.end <= begin || h.begin >= end) continue;
+    if (h.end <= address) begin = (h.end + page_bytes - 1) & ~(page_bytes - 1);
+    if (h.begin > address) end = h.begin & ~(page_bytes - 1);
+  }
+}
+
 Status start_adopter(Session& s) {
   session = &s;
   device_job.what = What::for_device;
@@ -401,6 +426,7 @@ void adopt_for_device(const wire::AdoptAsk& ask) {
   if (device_job.state.load(std::memory_order_acquire) != job_free) return;
   device_job.address = ask.address;
   device_job.write = ask.write != 0;
+  device_job.devices = ask.devices;
   device_job.state.store(job_ready, std::memory_order_release);
   ring();
 }

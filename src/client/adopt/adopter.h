@@ -20,6 +20,7 @@ struct AdoptResult {
   Status status;
   wire::Refusal refusal = wire::Refusal::none;
   std::uint64_t address = 0;  ///< where it stopped, if it did
+  bool answered = false;      ///< the manager knows already
 };
 
 /// Any thread but the session's own. Rounds out to pages. On an error nothing has changed.
@@ -37,6 +38,9 @@ Status give_back_held(unsigned held, std::uint64_t begin, std::uint64_t end);
 
 /// Reader thread: the manager asks for a page that a device touched. Answered by adopt_answer.
 void adopt_for_device(const wire::AdoptAsk& ask);
+
+/// The adopter itself: the part of [begin, end) around the address, which nobody holds, of which nobody holds anything.
+void cut_at_held(std::uint64_t address, std::uint64_t& begin, std::uint64_t& end);
 
 /// Before a fork: everything adopted is given back, and nothing is adopted until resume_adoption().
 void suspend_adoption();

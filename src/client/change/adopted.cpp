@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "client/adopt/adopter.h"
+#include "client/adopt/file_notes.h"
 #include "client/adopt/known.h"
 #include "client/adopt/places.h"
 #include "client/change/rules.h"
@@ -19,7 +20,7 @@
 namespace ferry::client {
 namespace {
 
-/// While it lives nothing is adopted or given back in the span, but by give_back(). No signal comes, whose handler could
+/// While it lives nothing is adopted or given back in the span, but by give_back(), and no device gets a file there. No signal comes, whose handler could
 /// want the same span.
 class Held {
  public:
@@ -28,6 +29,7 @@ class Held {
     sigfillset(&all);
     ::pthread_sigmask(SIG_BLOCK, &all, &before_);
     number_ = hold_span(begin, end);
+    [[maybe_unused]] const Status dropped = drop_files(*session_if_open(), begin, end);
   }
   ~Held() { let_go(); }
   Held(const Held&) = delete;

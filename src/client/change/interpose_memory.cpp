@@ -8,10 +8,13 @@
 #include <cstdarg>
 #include <cstddef>
 
+#include "client/adopt/file_notes.h"
 #include "client/change/adopted.h"
 #include "client/change/change.h"
 #include "client/change/libc.h"
 
+using ferry::client::FileChange;
+using ferry::client::files_mapped_anew;
 using ferry::client::touches_adopted;
 using ferry::client::touches_managed;
 
@@ -22,6 +25,7 @@ FERRY_INTERPOSED int munmap(void* address, std::size_t bytes) noexcept {
   if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_unmap(address, bytes);
   }
+  const FileChange files(address, bytes, FERRY_CALLED_FROM_INSIDE());
   return static_cast<int>(::syscall(SYS_munmap, address, bytes));
 }
 
@@ -32,7 +36,14 @@ FERRY_INTERPOSED void* mmap(void* address, std::size_t bytes, int prot, int flag
   if ((flags & MAP_FIXED) != 0 && touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_map_over(address, bytes, prot, flags, fd, offset);
   }
-  return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+  const bool inside = FERRY_CALLED_FROM_INSIDE();
+  if ((flags & MAP_FIXED) != 0) {
+    const FileChange files(address, bytes, inside);
+    return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+  }
+  auto* const mapped = reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+  files_mapped_anew(mapped, bytes, inside);
+  return mapped;
 }
 
 FERRY_INTERPOSED void* mmap64(void* address, std::size_t bytes, int prot, int flags, int fd, off64_t offset) noexcept {
@@ -42,7 +53,14 @@ FERRY_INTERPOSED void* mmap64(void* address, std::size_t bytes, int prot, int fl
   if ((flags & MAP_FIXED) != 0 && touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_map_over(address, bytes, prot, flags, fd, offset);
   }
-  return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+  const bool inside = FERRY_CALLED_FROM_INSIDE();
+  if ((flags & MAP_FIXED) != 0) {
+    const FileChange files(address, bytes, inside);
+    return reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+  }
+  auto* const mapped = reinterpret_cast<void*>(::syscall(SYS_mmap, address, bytes, prot, flags, fd, offset));
+  files_mapped_anew(mapped, bytes, inside);
+  return mapped;
 }
 
 FERRY_INTERPOSED int mprotect(void* address, std::size_t bytes, int prot) noexcept {
@@ -52,6 +70,7 @@ FERRY_INTERPOSED int mprotect(void* address, std::size_t bytes, int prot) noexce
   if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_protect(address, bytes, prot);
   }
+  const FileChange files(address, bytes, FERRY_CALLED_FROM_INSIDE());
   return static_cast<int>(::syscall(SYS_mprotect, address, bytes, prot));
 }
 
@@ -97,5 +116,13 @@ FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t 
       !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_remap(address, old_bytes, new_bytes, flags, to);
   }
-  return reinterpret_cast<void*>(::syscall(SYS_mremap, address, old_bytes, new_bytes, flags, to));
+  const bool inside = FERRY_CALLED_FROM_INSIDE();
+  void* moved = MAP_FAILED;
+  {
+    const FileChange files(address, old_bytes, inside);
+    const FileChange files_there(to, (flags & MREMAP_FIXED) != 0 ? new_bytes : 0, inside);
+    moved = reinterpret_cast<void*>(::syscall(SYS_mremap, address, old_bytes, new_bytes, flags, to));
+  }
+  if ((flags & MREMAP_FIXED) == 0) files_mapped_anew(moved, new_bytes, inside);
+  return moved;
 }

@@ -19,6 +19,7 @@ constexpr int no_wait = 0;
 bool Executor::hold_outside(Client& client, const HeldWave& wave) {
   const Page page = client.window().page_of_address(wave.address);
   if (client.closing) return true;
+  if (!client.files.empty() && hold_for_file(client, wave)) return true;
   if (!client.is_allocated(page) || client.is_releasing({page, 1})) {
     hold(client, wave);
     ask_next(client);
@@ -48,9 +49,12 @@ void Executor::ask_next(Client& client) {
   if (client.asking != 0 || client.closing) return;
   for (const HeldWave& wave : client.held) {
     const Page page = client.window().page_of_address(wave.address);
-    if (client.is_allocated(page) || client.is_releasing({page, 1})) continue;
+    if (client.is_allocated(page) || client.is_releasing({page, 1}) || file_serves(client, wave)) continue;
     client.asking = wave.address;
-    const wire::AdoptAsk ask{wave.address, wave.wants() == Access::write ? 1U : 0U, 0};
+    wire::AdoptAsk ask{wave.address, wave.wants() == Access::write ? 1U : 0U, 0};
+    for (const HeldWave& other : client.held) {
+      if (client.window().page_of_address(other.address) == page) ask.devices |= 1U << other.device;
+    }
     const Status sent = linux::send_message(client.socket.get(), wire::MessageType::adopt_ask, 0, ask, {}, no_wait);
     if (!sent.ok()) household_.drop_client(client, "it does not take questions");
     return;
@@ -66,7 +70,9 @@ void Executor::on_adopt_answer(Client& client, const wire::AdoptAnswer& body) {
   const Page page = client.window().page_of_address(body.address);
   auto why = body.refusal < wire::refusal_count ? static_cast<wire::Refusal>(body.refusal) : wire::Refusal::kernel;
   // Said to be managed, and is not: asking again would not end.
-  if (why == wire::Refusal::none && !client.is_allocated(page)) why = wire::Refusal::kernel;
+  if (why == wire::Refusal::none && !client.is_allocated(page) && !client.files.overlaps({page, 1})) {
+    why = wire::Refusal::kernel;
+  }
   if (why != wire::Refusal::none) {
     std::vector<HeldWave> refused;
     std::erase_if(client.held, [&](const HeldWave& h) {

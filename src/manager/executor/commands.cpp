@@ -14,7 +14,9 @@ wire::DownKind wire_kind(CommandKind kind) {
     case CommandKind::zap_fork:
     case CommandKind::zap_device: return wire::DownKind::zap;
     case CommandKind::map_home: return wire::DownKind::map_home;
+    case CommandKind::revoke_file:
     case CommandKind::drop_device: return wire::DownKind::revoke;
+    case CommandKind::map_file: return wire::DownKind::map_file;
     case CommandKind::revoke_device:
     case CommandKind::rearm: return wire::DownKind::rearm;
     case CommandKind::admit: return wire::DownKind::admit;
@@ -173,6 +175,10 @@ void Executor::on_done(Client& client, DeviceId device, unsigned cu, const wire:
       send(next);
     }
   }
+  if (commands_.at(index).kind == CommandKind::map_file) {
+    file_mapped(index, record);
+    return;
+  }
   finish(index, status_of(record.error));
 }
 
@@ -223,6 +229,12 @@ void Executor::finish(std::uint32_t index, Status status) {
         c.sent = false;
         send(index);
         return;
+      case CommandKind::revoke_file:
+        if (status.ok()) break;
+        // Its end takes the file away, and answers this.
+        ++client.expected;
+        household_.drop_device(client, device, "it could not let go of a file");
+        return;
       case CommandKind::zap_device:
       case CommandKind::drop_device:
         if (!status.ok()) {
@@ -266,6 +278,7 @@ void Executor::finish(std::uint32_t index, Status status) {
       case CommandKind::map_buffer_device:
       case CommandKind::forget_buffer:
       case CommandKind::resume_map:
+      case CommandKind::map_file:
       case CommandKind::admit: break;
       case CommandKind::rearm:
         if (status.ok()) armed_again(client, device, pages);
@@ -293,8 +306,10 @@ void Executor::finish(std::uint32_t index, Status status) {
   }
   const bool resume_wave = c.has_token && kind == CommandKind::map_extent && status.ok();
   const core::FaultToken token = c.token;
+  const std::uint64_t epoch = c.epoch;
   for (const core::ActionId action : c.actions) done(action, status);
   commands_.release(index);
+  if (kind == CommandKind::revoke_file || (kind == CommandKind::map_file && gone)) file_gone(client, epoch);
   if (kind == CommandKind::zap_fork) fork_zapped(client);
   if (resume_wave) resume(client, device, token, {});
 }
@@ -341,6 +356,7 @@ void Executor::device_ended(Client& client, DeviceId device) {
     b.devices[device] = {};
   });
   FERRY_CHECK(peer.dma_pages == 0);
+  forget_files(client, device);
   peer.pieces = 0;
   peer.peer_files = 0;
   peer.peer_files_taken = 0;

@@ -8,6 +8,7 @@
 //   video.cpp     the video engine's threads
 //   fork.cpp      forks come and go       fork_pages.cpp  what children still need of the application's pages
 //   adopt.cpp     device faults outside the window: asking the application and the device for the pages
+//   files.cpp     the application's own files, which devices map where they are
 //   unit.cpp      grant_cus, revoke_cus, graphics jobs on the device process, reset_device
 // Main thread only. The path of a fault allocates nothing in steady state and takes no lock but the kernel's.
 // Never touches managed memory through an application's address, only through the manager's own mappings of the files.
@@ -29,6 +30,7 @@
 #include "manager/fork.h"
 #include "manager/store_client.h"
 #include "wire/adopt.h"
+#include "wire/files.h"
 
 namespace ferry::manager {
 
@@ -44,6 +46,8 @@ class Household {
   virtual void drop_client(Client& client, const char* why) = 0;
   /// The application that asked may fork now.
   virtual void fork_ready(Client& /*client*/, std::uint64_t /*request*/) {}
+  /// The request is answered by `done`.
+  virtual void answer_request(Client& /*client*/, std::uint64_t /*request*/, Status /*status*/) {}
   /// Its descriptors are not watched any more.
   virtual void fork_ended(Fork& /*fork*/) {}
 
@@ -118,6 +122,13 @@ class Executor final : private StoreUser {
   // --- changes of the application's mappings (change.cpp) ---
   void protected_by_application(Client& client, PageSpan pages, bool back_to_normal);
   void mapped_over(Client& client, PageSpan pages);
+
+  // --- files of the application (files.cpp) ---
+  /// The devices named were sent the file. ERRORS, and nothing has changed: bad_range, no_mappings (more than a client may
+  /// have).
+  Status serve_file(Client& client, const wire::FileServe& body);
+  /// No device maps a file in the span any more when the request is answered.
+  void drop_files(Client& client, PageSpan pages, std::uint64_t request);
 
   // --- memory outside the window (adopt.cpp) ---
   void on_adopt_answer(Client& client, const wire::AdoptAnswer& body);
@@ -301,6 +312,16 @@ class Executor final : private StoreUser {
   static void open_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
   static void close_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
   void armed_again(Client& client, DeviceId device, PageSpan pages);
+  // files.cpp
+  bool hold_for_file(Client& client, const HeldWave& wave);
+  [[nodiscard]] static bool file_serves(const Client& client, const HeldWave& wave);
+  [[nodiscard]] static PageSpan free_around(const Client& client, DeviceId device, PageSpan span, Page page);
+  void file_mapped(std::uint32_t command, const wire::UpRecord& record);
+  void refuse_file(Client& client, DeviceId device, Page page, int error);
+  void revoke_file(Client& client, FileSpan& span);
+  void file_gone(Client& client, std::uint64_t epoch);
+  void forget_files(Client& client, DeviceId device);
+  void answer_drops(Client& client);
   // adopt.cpp
   bool hold_outside(Client& client, const HeldWave& wave);
   void hold(Client& client, const HeldWave& wave);
