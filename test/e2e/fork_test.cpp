@@ -81,6 +81,7 @@ TEST(Fork, a_child_whose_pages_the_store_lost_gets_SIGBUS) {
                                                      {"FERRY_SYSTEM", "4M"},
                                                      {"FERRY_STORE_IO", "threads"},
                                                      {"LD_PRELOAD", program("lib/libe2e_failing_disk.so")},
+                                                     {"ASAN_OPTIONS", "verify_asan_link_order=0"},
                                                      {"FERRY_TEST_DISK", "read 5 0"}});
   EXPECT_TRUE(app.wait_line("the child got SIGBUS")) << app.errors();
   EXPECT_EQ(app.wait_end(), 0) << app.errors();

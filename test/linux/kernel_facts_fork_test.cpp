@@ -102,6 +102,22 @@ TEST_F(ForkFacts, K72_AdviceWaitsUntilItIsReadAndThePageIsMissingAgain) {
   EXPECT_EQ(child.join(), 0);
 }
 
+TEST_F(ForkFacts, K74_AChangeIsUnderWayUntilItIsReadWhateverIsRegistered) {
+  Child child([&] {
+    if (!watch(sockets_.second.get())) return 1;
+    return ::madvise(memory_ + page_bytes, page_bytes, MADV_DONTNEED) == 0 ? 0 : 2;
+  });
+  const Userfaultfd u = take(sockets_.first.get());
+  pollfd p{u.fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&p, 1, patience_ms), 1);
+  ASSERT_EQ(u.unregister_span(at(0), pages * page_bytes), Fault::ok);
+  ASSERT_EQ(u.wake(at(0), pages * page_bytes), Fault::ok);
+  std::uint64_t done = 0;
+  EXPECT_EQ(u.fill(at(3), nullptr, page_bytes, done), Fault::again);
+  EXPECT_EQ(next(u).event, UFFD_EVENT_REMOVE);
+  EXPECT_EQ(child.join(), 0);
+}
+
 TEST_F(ForkFacts, K73_MemoryThatIsMovedStaysWatchedAndItsOldPlaceIsToldToBeUnmappedAfterwards) {
   void* const to = ::mmap(nullptr, page_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   Child child([&] {

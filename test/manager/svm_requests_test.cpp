@@ -219,7 +219,9 @@ TEST_F(SvmRequests, ASpanAPageStaysBounded) {
     for (unsigned i = 0; i < together; ++i) ASSERT_EQ(code(answer(other_)), Code::ok);
   }
   const std::uint64_t after = private_bytes(ferryd_.pid());
+#ifndef __SANITIZE_ADDRESS__  // whose own memory grows along
   EXPECT_LT(after, before + 200 * window_pages);
+#endif
   for (Page page = 0; page < window_pages; page += 9973) {
     EXPECT_EQ(ask(other_, MessageType::svm_get, list({{5, 0, 0, 0}}, page, 1)).values[0], (page + 3) % 9);
   }
