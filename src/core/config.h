@@ -64,8 +64,12 @@ enum class PlantedBug : std::uint8_t {
   // contention
   forget_turn,      ///< whoever waits for the end of a slice is not told
   keep_empty_slot,  ///< an operation that brought nothing into VRAM keeps its slot
+  // forks, changes
+  keep_fork_mapping,  ///< a device goes on with what it maps in place when its application forks
+  free_before_child,  ///< the executor's: pages go before a fork's child, which still needs them, has its copy
+  forget_protection,  ///< what was said of pages that nothing had touched is forgotten when something does
 };
-inline constexpr unsigned planted_bug_count = 45;
+inline constexpr unsigned planted_bug_count = 48;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
@@ -73,8 +77,10 @@ inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern g
   return (number > 0 && number < memory_bug_count) || bug == PlantedBug::refill_nothing ||
          (number >= static_cast<unsigned>(PlantedBug::drop_before_stored) &&
           number <= static_cast<unsigned>(PlantedBug::keep_peer_mapping)) ||
-         bug == PlantedBug::keep_discarded || bug == PlantedBug::keep_protected_mapping ||
-         bug == PlantedBug::forget_turn;
+         (number >= static_cast<unsigned>(PlantedBug::keep_discarded) &&
+          number <= static_cast<unsigned>(PlantedBug::forget_turn)) ||
+         (number >= static_cast<unsigned>(PlantedBug::keep_fork_mapping) &&
+          number <= static_cast<unsigned>(PlantedBug::forget_protection));
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);
 

@@ -340,6 +340,8 @@ class Core::Impl {
 
   // svm/change.cpp
   Status change(ClientId id, Change change, PageSpan span, Page to, std::uint8_t prot, Cookie cookie);
+  void leave_out_of_discards(const Client& client, PageSpan span);
+  [[nodiscard]] static std::vector<PageSpan> not_allocated_parts(const Client& client, PageSpan span);
   void start_unmap(std::uint32_t request);
   void start_discard(std::uint32_t request);
   void start_protect(std::uint32_t request, std::uint8_t prot);

@@ -172,6 +172,9 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::serve_old_fault: return "serve_old_fault";
     case PlantedBug::forget_turn: return "forget_turn";
     case PlantedBug::keep_empty_slot: return "keep_empty_slot";
+    case PlantedBug::keep_fork_mapping: return "keep_fork_mapping";
+    case PlantedBug::free_before_child: return "free_before_child";
+    case PlantedBug::forget_protection: return "forget_protection";
   }
   return "unknown";
 }

@@ -81,12 +81,12 @@ void World::do_set(unsigned slot, PageSpan span) {
   }
   const bool bad = random_.chance(50);
   if (bad) changes.push_back({AttributeType::access, static_cast<DeviceId>(swarm_.devices), 0});
-  const bool some = span_has(slot, span, AllocState::allocated);
+  const bool some = span_exists(slot, span);
   auto expected = static_cast<unsigned>(changes.size());
   Code code = bad ? Code::bad_range : some ? Code::ok : Code::not_allocated;
   if (bad) expected = static_cast<unsigned>(changes.size()) - 1;
   for (Page p = span.first; code != Code::bad_range && some && p < span.end(); ++p) {
-    if (!memory_.inside({p, 1}) || memory_.state(slot, p) != AllocState::allocated) continue;
+    if (!memory_.inside({p, 1}) || !memory_.exists(slot, p)) continue;
     Attributes a = said(slot, p);
     for (unsigned i = 0; i < changes.size(); ++i) {
       apply(a, changes[i]);
@@ -103,7 +103,7 @@ void World::do_set(unsigned slot, PageSpan span) {
     // What the core decides in the call, it decides by what is said now.
     c.plain = false;
     for (Page p = span.first; p < span.end(); ++p) {
-      if (!memory_.inside({p, 1}) || memory_.state(slot, p) != AllocState::allocated) continue;
+      if (!memory_.inside({p, 1}) || !memory_.exists(slot, p)) continue;
       for (const Attribute& a : changes) apply(c.said[p - memory_.window().first], a);
     }
   }
@@ -119,7 +119,7 @@ void World::do_set(unsigned slot, PageSpan span) {
 
 void World::reset_attributes(unsigned slot, PageSpan span) {
   Client& c = clients_[slot];
-  const bool some = span_has(slot, span, AllocState::allocated);
+  const bool some = span_exists(slot, span);
   const std::uint64_t cookie = new_cookie(RequestKind::attributes, slot, span);
   if (some) {
     for (Page p = span.first; p < span.end(); ++p) {
@@ -139,7 +139,7 @@ void World::reset_attributes(unsigned slot, PageSpan span) {
 /// The random phase is over: whatever was said is taken back, so that what follows may expect what is usual.
 void World::forget_attributes(unsigned slot) {
   Client& c = clients_[slot];
-  if (c.state != ClientState::running || swarm_.attributes_weight == 0 || c.spans.empty()) return;
+  if (c.state != ClientState::running || swarm_.attributes_weight == 0 || !span_exists(slot, memory_.window())) return;
   for (std::uint32_t group = 1; group <= 2; ++group) (void)core_->group_migration(now_ns_, c.id, group, true);
   reset_attributes(slot, memory_.window());
 }
@@ -155,7 +155,7 @@ void World::check_get(unsigned slot, PageSpan span) {
   std::vector<Attribute> expected = queries;
   bool first = true;
   for (Page p = span.first; p < span.end(); ++p) {
-    if (!memory_.inside({p, 1}) || memory_.state(slot, p) != AllocState::allocated) continue;
+    if (!memory_.inside({p, 1}) || !memory_.exists(slot, p)) continue;
     const Attributes& a = said(slot, p);
     for (Attribute& e : expected) {
       switch (e.type) {
@@ -201,7 +201,7 @@ bool World::may_reach(unsigned slot, Page page, DeviceId device, bool write) con
 void World::check_mapping(const core::Action& a) const {
   const unsigned slot = slot_of(a);
   for (Page p = a.pages.first; p < a.pages.end(); ++p) {
-    if (memory_.state(slot, p) == AllocState::allocated && !may_reach(slot, p, a.device, a.prot == Prot::read_write)) {
+    if (memory_.exists(slot, p) && !may_reach(slot, p, a.device, a.prot == Prot::read_write)) {
       look_at(slot, p);
       violate(Invariant::nothing_forbidden, "device %u is to map page %llu of client %u, which it may not%s",
               unsigned{a.device}, u(p), a.client, may_reach(slot, p, a.device, false) ? " write" : "");
@@ -211,7 +211,7 @@ void World::check_mapping(const core::Action& a) const {
 
 void World::check_attributes_reply(const Request& request) const {
   for (Page p = request.span.first; p < request.span.end(); ++p) {
-    if (!memory_.inside({p, 1}) || memory_.state(request.slot, p) != AllocState::allocated) continue;
+    if (!memory_.inside({p, 1}) || !memory_.exists(request.slot, p)) continue;
     const bool asked_again = std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
       return other.second.kind == RequestKind::attributes && other.second.slot == request.slot &&
              !other.second.replied && other.second.span.contains(p);

@@ -26,7 +26,7 @@ bool World::leave_alone(unsigned slot, PageSpan span) {
   for (const auto index : clients_[slot].agents) {
     Agent& a = agents_[index];
     if (a.alive && a.has_op && span.contains(a.page)) return false;
-    if (a.alive && span.overlaps(a.target)) a.left = 0;
+    if (span.overlaps(a.target)) a.left = 0;  // also of those that will run in a new process
   }
   return true;
 }
@@ -46,6 +46,8 @@ void World::do_unmap(unsigned slot) {
   ++stats_.changes;
   std::vector<PageSpan> parts = allocated_in(slot, span);
   for (const PageSpan& part : parts) {
+    if (!planted(core::PlantedBug::free_before_child)) keep_for_children(slot, part);
+    for (Page p = part.first; p < part.end(); ++p) c.said[p - memory_.window().first] = {};
     memory_.begin_free(slot, part);
     drop_span(slot, part);
     wake_cpu_waiters(slot, part, {});
@@ -65,6 +67,7 @@ void World::do_unmap(unsigned slot) {
     requests_.erase(cookie);
     return;
   }
+  for (Page p = span.first; p < span.end(); ++p) c.unmapped[p - memory_.window().first] = core_->changes(c.id);
   requests_[cookie].parts = std::move(parts);
 }
 
@@ -75,20 +78,39 @@ void World::do_zero(unsigned slot) {
     const std::uint64_t skip = random_.below(span.count_pages);
     span = {span.first + skip, 1 + random_.below(span.count_pages - skip)};
   }
-  if (!leave_alone(slot, span)) return;
+  if (random_.chance(200)) span = random_span(slot);
+  const auto asked = [&](const auto& r) {  // a pin that is not answered yet may be had before or after
+    return r.second.kind == RequestKind::pin && r.second.slot == slot && r.second.span.overlaps(span);
+  };
+  if (std::any_of(requests_.begin(), requests_.end(), asked) || !leave_alone(slot, span)) return;
   ++stats_.changes;
-  memory_.begin_zero(slot, span);
-  drop_span(slot, span);
+  const bool held = may_be_pinned(slot, span);
+  // What is allocated in the span later is not what it is about.
+  std::vector<PageSpan> parts = allocated_in(slot, span);
+  for (Page p = span.first; p < span.end(); ++p) {
+    if (memory_.zeroing(slot, p)) return;
+  }
+  if (parts.empty()) return;
+  for (const PageSpan& part : parts) {
+    keep_for_children(slot, part);
+    memory_.begin_zero(slot, part);
+  }
   const std::uint64_t cookie = new_cookie(RequestKind::zero, slot, span);
   const Status status = core_->change(now_ns_, c.id, core::Change::discard, span, 0, 0, {cookie});
   line(Line::change, slot, no_device, span.first, span.count_pages,
        cookie << 16 | static_cast<std::uint64_t>(status.code), static_cast<std::uint64_t>(core::Change::discard));
-  if (!status.ok()) {
-    violate(Invariant::answers_right, "discard of %llu+%llu of client %u gives: %s; the span is allocated",
+  if (status.code != (held ? Code::in_use : Code::ok)) {
+    violate(Invariant::answers_right, "discard of %llu+%llu of client %u gives: %s; the span is %s",
             static_cast<unsigned long long>(span.first), static_cast<unsigned long long>(span.count_pages), c.id,
-            to_string(status.code));
+            to_string(status.code), held ? "pinned, in part at least" : "allocated");
   }
-  requests_[cookie].parts = {span};
+  if (!status.ok()) {
+    for (const PageSpan& part : parts) memory_.cancel_zero(slot, part);
+    requests_.erase(cookie);
+    return;
+  }
+  for (const PageSpan& part : parts) drop_span(slot, part);
+  requests_[cookie].parts = std::move(parts);
 }
 
 void World::do_protect(unsigned slot) {

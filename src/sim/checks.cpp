@@ -127,8 +127,8 @@ std::string World::who_waits() const {
         " waits for page " + std::to_string(a.page));
   }
   for (const auto& [cookie, r] : requests_) {
-    const char* kinds[] = {"free",    "prefetch", "client_gone", "pin",  "discard",
-                           "migrate", "svm_set",  "unmap",       "zero", "protect"};
+    const char* kinds[] = {"free",    "prefetch", "client_gone", "pin",     "discard",    "migrate",
+                           "svm_set", "unmap",    "zero",        "protect", "client_fork"};
     const char* kind = kinds[static_cast<unsigned>(r.kind)];
     add(std::string(kind) + " (cookie " + std::to_string(cookie) + ") of client " +
         std::to_string(clients_[r.slot].id) + " for pages " + std::to_string(r.span.first) + "+" +

@@ -128,6 +128,11 @@ void World::check_wake(const Action& a) {
     violate(Invariant::fault_ends_once, "%s for token %llu: device %u of client %u was reported gone before",
             core::to_string(a.verb), token, unsigned{a.device}, a.client);
   }
+  if (f.old && (a.verb != Verb::wake_wave || !a.status.ok())) {
+    violate(Invariant::old_fault_again,
+            "the fault at page %llu of client %u, older than an unmap of the page, is answered by %s: %s",
+            static_cast<unsigned long long>(f.page), a.client, core::to_string(a.verb), to_string(a.status.code));
+  }
   if (a.verb == Verb::map_device) {
     if (!a.pages.contains(f.page) || (f.access == Access::write && a.prot == Prot::read)) {
       violate(Invariant::fault_ends_once, "map_device carries token %llu, but does not serve its fault at page %llu",
@@ -141,13 +146,14 @@ void World::check_wake(const Action& a) {
   const bool never_there = !memory_.inside({f.page, 1});
   switch (a.status.code) {
     case Code::ok:
-      if (!never_there && memory_.state(f.slot, f.page) == AllocState::allocated &&
+      if (!never_there && !f.old && memory_.state(f.slot, f.page) == AllocState::allocated &&
           !may_reach(f.slot, f.page, f.device, f.access == Access::write)) {
         violate(Invariant::nothing_forbidden,
                 "the fault at page %llu of client %u ends well; device %u may not touch it",
                 static_cast<unsigned long long>(f.page), a.client, unsigned{f.device});
       }
-      if (never_there) {
+      // A fault that is older than all unmaps that are remembered is tried again, whatever its page.
+      if (never_there && f.seen == core_->changes(a.client)) {
         violate(Invariant::answers_right, "the fault at page %llu of client %u, where nothing is, ends well",
                 static_cast<unsigned long long>(f.page), a.client);
       }
@@ -196,6 +202,7 @@ void World::check_wake(const Action& a) {
 
 /// A CPU thread is told that its page cannot be had: fair only where the store has failed.
 void World::check_told(const Action& a) const {
+  if (clients_[slot_of(a)].state != ClientState::running) return;  // none of its threads is there to be told
   if (a.status.code == Code::in_use) {
     for (Page page = a.pages.first; page < a.pages.end(); ++page) {
       if (!may_be_pinned(slot_of(a), {page, 1})) {
@@ -253,7 +260,8 @@ void World::check_reply(const Action& a) {
     check_pin_reply(r, a);
     if (a.status.ok() && clients_[r.slot].state == ClientState::running) pinned(r);
   }
-  if (r.kind == RequestKind::discard) memory_.end_discard(r.slot, r.span);
+  if (r.kind == RequestKind::discard) memory_.end_discard(r.slot, r.span, r.begun);
+  if (r.kind == RequestKind::fork) forked(r, a.status);
   change_replied(r);
 }
 
@@ -355,9 +363,17 @@ void World::perform_pages(Flight& f, PageSpan pages) {
     look_at(f.slot, p);
     switch (a.verb) {
       case Verb::revoke_cpu: memory_.revoke_cpu(f.slot, p); break;
-      case Verb::map_cpu: memory_.map_cpu(f.slot, p); break;
+      case Verb::map_cpu:
+        memory_.give_children(f.slot, p, {});
+        memory_.map_cpu(f.slot, p);
+        break;
       case Verb::revoke_device: memory_.revoke_device(f.slot, a.device, p); break;
       case Verb::map_device:
+        if (a.prot == Prot::read_write) {
+          memory_.give_children(
+              f.slot, p,
+              a.place == Place::system ? Memory::ChildSource{} : Memory::ChildSource{vram_owner(a), vram, false});
+        }
         memory_.map_device(
             f.slot, a.device, p,
             {a.place == Place::system ? DeviceKind::system : DeviceKind::vram, a.prot == Prot::read_write,

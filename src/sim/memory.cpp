@@ -70,6 +70,7 @@ void Memory::client_close(unsigned slot) {
     c.devices[d].chunks.clear();
   }
   c.resident = 0;
+  c.children.clear();
   for (auto& p : c.pages) {
     forget_stored(p);
     p.resident = false;
@@ -97,6 +98,7 @@ void Memory::alloc(unsigned slot, PageSpan span, bool in_place) {
               clients_[slot].id, rel(page));
     }
     p.alloc = AllocState::allocated;
+    p.allocated_at = alloc_moment_ + 1;
     p.discarding = 0;
     p.discarded = false;
     p.in_place = in_place;
@@ -107,6 +109,7 @@ void Memory::alloc(unsigned slot, PageSpan span, bool in_place) {
     ++p.generation;
     for (auto& d : clients_[slot].devices) d.vram_of[page - first_] = 0;
   }
+  ++alloc_moment_;
 }
 
 void Memory::begin_free(unsigned slot, PageSpan span) {
@@ -138,6 +141,13 @@ void Memory::begin_zero(unsigned slot, PageSpan span) {
   }
 }
 
+void Memory::cancel_zero(unsigned slot, PageSpan span) {
+  for (Page page = span.first; page < span.end(); ++page) {
+    at(slot, page).alloc = AllocState::allocated;
+    at(slot, page).zeroing = false;
+  }
+}
+
 void Memory::end_zero(unsigned slot, PageSpan span) {
   for (Page page = span.first; page < span.end(); ++page) {
     auto& p = at(slot, page);
@@ -152,7 +162,7 @@ void Memory::end_zero(unsigned slot, PageSpan span) {
     for (DeviceId d = 0; d < devices_; ++d) {
       const DeviceEntry e = device_entry(slot, d, page);
       if (e.kind == DeviceKind::absent) continue;
-      const Word word = e.kind == DeviceKind::system ? p.system : vram_at(slot, d, e.vram).word;
+      const Word word = e.kind == DeviceKind::system ? p.system : vram_at(slot, e.owner, e.vram).word;
       if (holds_rest(word)) {
         violate(Invariant::discarded_pages, "the discard of page %lld of client %u is answered, and device %u reads %s",
                 rel(page), clients_[slot].id, unsigned{d}, describe(word).c_str());
@@ -598,17 +608,18 @@ void Memory::check_pin(unsigned slot, Page page, DeviceId leaves, VramPage vram,
           what);
 }
 
-void Memory::begin_discard(unsigned slot, PageSpan span) {
+std::uint64_t Memory::begin_discard(unsigned slot, PageSpan span) {
   for (Page page = span.first; page < span.end(); ++page) {
-    if (inside({page, 1}) && at(slot, page).alloc == AllocState::allocated) ++at(slot, page).discarding;
+    if (inside({page, 1}) && exists(slot, page)) ++at(slot, page).discarding;
   }
+  return alloc_moment_;
 }
 
-void Memory::end_discard(unsigned slot, PageSpan span) {
+void Memory::end_discard(unsigned slot, PageSpan span, std::uint64_t begun) {
   for (Page page = span.first; page < span.end(); ++page) {
     if (!inside({page, 1})) continue;
     auto& p = at(slot, page);
-    if (p.discarding == 0) continue;
+    if (p.discarding == 0 || p.allocated_at > begun || !exists(slot, page)) continue;
     --p.discarding;
     p.discarded = p.discarded || p.alloc == AllocState::allocated;
   }

@@ -61,7 +61,13 @@ class Memory {
   /// Contents do not matter until end_zero(), from when on they are zeros (I-72). No thread or wave uses the span.
   void begin_zero(unsigned slot, PageSpan span);
   void end_zero(unsigned slot, PageSpan span);
+  /// The request was refused: contents matter as before.
+  void cancel_zero(unsigned slot, PageSpan span);
   [[nodiscard]] bool zeroing(unsigned slot, Page page) const { return at(slot, page).zeroing; }
+  /// Allocated and not being freed.
+  [[nodiscard]] bool exists(unsigned slot, Page page) const {
+    return at(slot, page).alloc == AllocState::allocated || at(slot, page).zeroing;
+  }
   /// core::SpanProt bits. Threads obey at once, devices by end_protect() at the latest (I-70).
   void begin_protect(unsigned slot, PageSpan span, std::uint8_t prot);
   void end_protect(unsigned slot, PageSpan span);
@@ -102,8 +108,25 @@ class Memory {
   void dma(unsigned slot, Page page, Op op);
   void forget_pins(unsigned slot);
   /// From the request on the pages may read as zeros; from the answer on, until somebody looks or writes.
-  void begin_discard(unsigned slot, PageSpan span);
-  void end_discard(unsigned slot, PageSpan span);
+  /// Returns the moment, which end_discard() of the same request is given: what was allocated later is not concerned.
+  std::uint64_t begin_discard(unsigned slot, PageSpan span);
+  void end_discard(unsigned slot, PageSpan span, std::uint64_t begun);
+
+  // --- forks (forks.cpp) ---------------------------------------------------------------------------------------------
+  /// I-80: no device reaches any page of the client. A child is there, to which all pages are as they are now (I-81).
+  void fork(unsigned slot);
+  [[nodiscard]] std::size_t children(unsigned slot) const { return clients_[slot].children.size(); }
+  [[nodiscard]] bool child_needs(unsigned slot, Page page) const;
+  /// Where the newest bytes of a page lie: VRAM of `device`, or the store, or else system memory.
+  struct ChildSource {
+    DeviceId device = no_device;
+    VramPage vram = 0;
+    bool store = false;
+  };
+  /// Children that need the page get it from there.
+  void give_children(unsigned slot, Page page, ChildSource from);
+  void child_access(unsigned slot, std::size_t child, Page page, Op op);
+  void end_child(unsigned slot, std::size_t child);
 
   // --- VRAM ----------------------------------------------------------------------------------------------------------
   /// A chunk counts from its first use on (I-04). REQUIRES nothing: any number may come from the core.
@@ -168,7 +191,8 @@ class Memory {
     std::uint16_t pins = 0;
     DeviceId pin_device = no_device;
     VramPage pin_vram = 0;
-    std::uint16_t discarding = 0;  ///< discards asked for and not answered
+    std::uint64_t allocated_at = 0;  ///< a moment, of alloc_moment_
+    std::uint16_t discarding = 0;    ///< discards asked for and not answered
     bool discarded = false;
   };
   [[nodiscard]] static bool loose(const PageState& p) { return p.discarding != 0 || p.discarded; }
@@ -198,7 +222,17 @@ class Memory {
     std::vector<std::uint32_t> vram_of;  ///< VRAM page + 1 where the page was copied to last; 0: nowhere
     std::vector<std::unique_ptr<Chunk>> chunks;
   };
+  struct ChildPage {
+    Word want = 0;  ///< what it reads: as it was at the fork, or what the child wrote
+    Word has = 0;
+    bool pending = false;  ///< it has no copy yet
+    bool loose = false;    ///< discarded before the fork: zeros will do
+  };
+  struct Child {
+    std::vector<ChildPage> pages;
+  };
   struct ClientMemory {
+    std::vector<Child> children;
     ClientId id = 0;
     std::uint64_t resident = 0;
     std::vector<PageState> pages;
@@ -233,6 +267,7 @@ class Memory {
   DeviceId devices_;
   std::uint64_t budget_chunks_;
   std::uint64_t stamp_ = 0;
+  std::uint64_t alloc_moment_ = 0;
   bool counted_ = false;
   std::uint64_t store_capacity_ = 0;
   std::uint64_t stored_pages_ = 0;

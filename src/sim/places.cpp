@@ -46,6 +46,9 @@ void World::do_pin(unsigned slot) {
   if (random_.chance(50)) span = random_span(slot);
   DeviceId device = no_device;
   if (random_.chance(500)) device = static_cast<DeviceId>(random_.below(swarm_.devices));
+  for (Page p = span.first; p < span.end(); ++p) {
+    if (memory_.inside({p, 1}) && memory_.zeroing(slot, p)) return;
+  }
   const std::uint64_t cookie = new_cookie(RequestKind::pin, slot, span);
   requests_[cookie].device = device;
   const Status status = core_->pin(now_ns_, c.id, span, device, {cookie});
@@ -68,6 +71,7 @@ void World::do_pin(unsigned slot) {
 }
 
 void World::pinned(const Request& r) {
+  keep_for_children(r.slot, r.span);
   for (Page page = r.span.first; page < r.span.end(); ++page) {
     look_at(r.slot, page);
     memory_.pin(r.slot, page, r.device);
@@ -108,11 +112,12 @@ void World::do_dma(unsigned slot) {
 void World::do_discard(unsigned slot) {
   Client& c = clients_[slot];
   const PageSpan span = random_.chance(100) ? random_span(slot) : part_of_allocation(slot);
+  keep_for_children(slot, span);
   const std::uint64_t cookie = new_cookie(RequestKind::discard, slot, span);
   const Status status = core_->change(now_ns_, c.id, core::Change::lazy_free, span, 0, core::span_all, {cookie});
   line(Line::discard, slot, no_device, span.first, span.count_pages, static_cast<std::uint64_t>(status.code), cookie);
   if (status.ok()) {
-    memory_.begin_discard(slot, span);
+    requests_[cookie].begun = memory_.begin_discard(slot, span);
   } else {
     requests_.erase(cookie);
   }

@@ -169,10 +169,16 @@ void World::deliver_fault(std::uint64_t token) {
     faults_.erase(it);
     return;
   }
+  if (clients_[f.slot].forking) {
+    clients_[f.slot].held.push_back(token);
+    return;
+  }
   f.delivered = true;
   if (memory_.inside({f.page, 1})) {
     f.was_allocated = memory_.state(f.slot, f.page) == AllocState::allocated;
     f.page_generation = memory_.generation(f.slot, f.page);
+    f.old = f.seen < clients_[f.slot].unmapped[f.page - memory_.window().first];
+    stats_.old_faults += f.old ? 1 : 0;
   }
   ++stats_.device_faults;
   if (clients_[f.slot].state != ClientState::leaving) ++seen_.device_faults;
@@ -196,6 +202,7 @@ void World::wake_agent(std::uint32_t index, Status status) {
   if (!status.ok()) {
     ++stats_.waves_failed;
     a.has_op = false;
+    a.retries = 0;
     a.left = 0;
   }
   schedule(1 + random_.below(1000), Kind::agent, index, a.life);
@@ -216,7 +223,7 @@ void World::manage(unsigned slot) {
   }
   const unsigned changes = swarm_.unmap_weight + swarm_.zero_weight + swarm_.protect_weight;
   const unsigned total = swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight +
-                         swarm_.places_weight + swarm_.attributes_weight + changes;
+                         swarm_.places_weight + swarm_.attributes_weight + changes + swarm_.fork_weight;
   auto dice = static_cast<unsigned>(random_.below(total));
   if (c.spans.empty() || dice < swarm_.alloc_weight) {
     do_alloc(slot);
@@ -234,6 +241,8 @@ void World::manage(unsigned slot) {
     do_zero(slot);
   } else if ((dice -= swarm_.zero_weight) < swarm_.protect_weight) {
     do_protect(slot);
+  } else if ((dice -= swarm_.protect_weight) < swarm_.fork_weight) {
+    random_.chance(300) ? do_fork(slot) : do_child(slot);
   } else {
     do_bad_request(slot);
   }
@@ -261,10 +270,18 @@ bool World::span_has(unsigned slot, PageSpan span, AllocState state) const {
   return false;
 }
 
+/// Some page is allocated, and not being freed.
+bool World::span_exists(unsigned slot, PageSpan span) const {
+  for (Page p = span.first; p < span.end(); ++p) {
+    if (memory_.inside({p, 1}) && memory_.exists(slot, p)) return true;
+  }
+  return false;
+}
+
 std::uint64_t World::new_cookie(RequestKind kind, unsigned slot, PageSpan span) {
   ++stats_.requests;
   const std::uint64_t cookie = next_cookie_++;
-  requests_[cookie] = Request{kind, slot, clients_[slot].life, span, no_device, false, {}};
+  requests_[cookie] = Request{kind, slot, clients_[slot].life, span, no_device, false, 0, {}};
   return cookie;
 }
 
@@ -316,6 +333,7 @@ void World::free_span(unsigned slot, PageSpan span) {
   }
   const bool fair = !span_has(slot, span, AllocState::none) && !span_has(slot, span, AllocState::freeing);
   if (fair) {
+    if (!planted(core::PlantedBug::free_before_child)) keep_for_children(slot, span);
     // munmap comes first: threads that wait in the span get their own fault.
     memory_.begin_free(slot, span);
     for (Page p = span.first; p < span.end(); ++p) c.said[p - memory_.window().first] = {};

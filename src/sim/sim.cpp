@@ -53,6 +53,9 @@ const char* to_string(Invariant invariant) {
     case Invariant::protected_pages: return "protection binds devices";
     case Invariant::discarded_pages: return "what was discarded reads as zeros";
     case Invariant::over_is_told: return "what exceeds the budget is told";
+    case Invariant::old_fault_again: return "a fault older than an unmap is tried again";
+    case Invariant::fork_is_quiet: return "no device reaches what forks";
+    case Invariant::fork_sees_own: return "a child sees the moment of its fork";
     case Invariant::pinned_stays: return "a pinned page stays";
   }
   return "unknown";
@@ -71,6 +74,9 @@ void SimStats::add(const SimStats& o) {
   waves_failed += o.waves_failed;
   requests += o.requests;
   changes += o.changes;
+  forks += o.forks;
+  child_pages += o.child_pages;
+  old_faults += o.old_faults;
   budgets += o.budgets;
   stored_pages += o.stored_pages;
   loaded_pages += o.loaded_pages;

@@ -42,6 +42,9 @@ enum class Invariant : std::uint8_t {
   attributes_are_true = 51,  ///< what was said about a page is what is read back, and nothing else
   pinned_stays = 60,         ///< a pinned page keeps its place and memory
   protected_pages = 70,      ///< from the answer to a protection on no device does what it forbids
+  old_fault_again = 73,      ///< a fault older than an unmap of its page is tried again, and nothing else
+  fork_is_quiet = 80,        ///< when a fork is answered no device reaches any page
+  fork_sees_own = 81,        ///< a child sees what was there at the fork, and its own writes
   discarded_pages = 72,      ///< from the answer to a discard on the pages read as zeros until they are written
 };
 [[nodiscard]] const char* to_string(Invariant invariant);
@@ -75,7 +78,10 @@ struct SimStats {
   std::uint64_t waves_failed = 0;
   std::uint64_t requests = 0;
   std::uint64_t changes = 0;  ///< of address spaces: unmaps, discards, protections
-  std::uint64_t budgets = 0;  ///< runs with a budget of system memory
+  std::uint64_t forks = 0;
+  std::uint64_t child_pages = 0;  ///< copied for children before they could go or change
+  std::uint64_t old_faults = 0;   ///< read after their page was unmapped
+  std::uint64_t budgets = 0;      ///< runs with a budget of system memory
   std::uint64_t stored_pages = 0;
   std::uint64_t loaded_pages = 0;
   std::uint64_t over_budget_pages = 0;

@@ -70,11 +70,27 @@ void draw_attributes(Swarm& s, const SimOptions& options) {
 
 void draw_changes(Swarm& s, const SimOptions& options) {
   Random r(options.seed ^ 0xc4a6'9e00'51de'0070);
-  // Pins make free and discard wait or fail, attributes make faults fail: each has programs of its own.
-  if (s.places_weight != 0 || s.attributes_weight != 0) return;
+  // Pins make free and discard wait or fail, attributes make faults fail: often each is alone, often all are mixed.
+  const bool mixed = Random(options.seed ^ 0x3a11'7e57'ed00'0081).chance(600);
+  if ((s.places_weight != 0 || s.attributes_weight != 0) && !mixed) return;
   s.unmap_weight = r.chance(300) ? 0 : pick(r, 2, 15);
   s.zero_weight = r.chance(300) ? 0 : pick(r, 5, 30);
   s.protect_weight = r.chance(300) ? 0 : pick(r, 5, 30);
+}
+
+void draw_forks(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0xf02c'ed00'0000'0080);
+  if (r.chance(500)) return;
+  s.fork_weight = pick(r, 3, 30);
+}
+
+/// Numbers of pages in the window, of adopted ones behind it, or some of both.
+void draw_window(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0xad09'7ed0'0000'0017);
+  const Window window;
+  const unsigned kind = pick(r, 0, 3);
+  if (kind == 0) s.window_first = window.page_of_address(0x7f00'0000'0000 + r.below(1U << 20) * block_bytes);
+  if (kind == 1) s.window_first = window.pages() - (1 + r.below(s.window_blocks)) * block_pages;
 }
 }  // namespace
 
@@ -134,6 +150,8 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   draw_places(s, options);
   draw_attributes(s, options);
   draw_changes(s, options);
+  draw_forks(s, options);
+  draw_window(s, options);
   return s;
 }
 

@@ -212,6 +212,14 @@ std::string Trace::text_of(const Record& r) {
                     core::to_string(static_cast<core::Change>(byte_of(r.d, 0))), u(r.a), u(r.b), u(r.c >> 16),
                     u(byte_of(r.d, 1)), status_name(r.c & 0xffff));
       break;
+    case Line::fork: std::snprintf(what, sizeof what, "> client_fork cookie %llu: %s", u(r.a), status_name(r.b)); break;
+    case Line::child:
+      if (r.b == 2) {
+        std::snprintf(what, sizeof what, "child %llu ends", u(r.c));
+      } else {
+        std::snprintf(what, sizeof what, "child %llu: %s page %llu", u(r.c), op_name(r.b), u(r.a));
+      }
+      break;
     case Line::pressure: std::snprintf(what, sizeof what, "> pressure %llu pages", u(r.a)); break;
     case Line::open: std::snprintf(what, sizeof what, "> client_open %llu", u(r.a)); break;
     case Line::attach: std::snprintf(what, sizeof what, "> device_attach"); break;

@@ -48,6 +48,8 @@ enum class Line : std::uint8_t {
   resume_process,
   budget,    ///< a: pages, b: room in the store
   pressure,  ///< a: pages
+  fork,      ///< a: cookie, b: status
+  child,     ///< a: page, b: op, or 2: it ends, c: child
   change,    ///< a: first page, b: pages, c: status and cookie, d: change, e: protection
 };
 

@@ -160,6 +160,7 @@ void World::dispatch(const Event& e) {
       if (phase_ == Phase::random && random_.chance(500)) schedule(delay() * 4, Kind::attach, e.index, c.life, device);
       return;
     case Kind::client_gone: {
+      leave_children(e.index);
       c.state = ClientState::leaving;
       // From here on the core may drop the contents.
       for (const PageSpan& span : c.spans) memory_.begin_free(e.index, span);
@@ -223,6 +224,9 @@ void World::open_client(unsigned slot) {
   c.freed.clear();
   c.hot.clear();
   c.said.assign(memory_.window().count_pages, {});
+  c.unmapped.assign(memory_.window().count_pages, 0);
+  c.forking = false;
+  c.held.clear();
   c.groups = false;
   c.plain = true;
   memory_.client_open(slot, c.id);
@@ -346,6 +350,7 @@ SimResult World::run() {
     }
     for (unsigned slot = 0; slot < swarm_.clients; ++slot) forget_attributes(slot);
     drain("settling");
+    for (unsigned slot = 0; slot < swarm_.clients; ++slot) leave_children(slot);
     check_settled();
 
     enter(Phase::sweep);

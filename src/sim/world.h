@@ -5,6 +5,7 @@
 //   executor.cpp  the core's actions                  programs.cpp  threads, waves and requests
 //   places.cpp    pins, discards, moves with a fence
 //   attributes.cpp  what programs say about their memory
+//   forks.cpp     forks, and what their children see
 //   changes.cpp   unmaps, discards, protections      checks.cpp    what needs both the core and the machine
 #pragma once
 
@@ -128,10 +129,13 @@ class World final : public core::Observer {
     std::vector<PageSpan> freed;  ///< free to be allocated again, newest last
     std::vector<Page> hot;
     std::vector<Pin> pins;
-    std::vector<core::Attributes> said;  ///< by page of the window
-    bool groups = false;                 ///< pages were put into groups
-    bool plain = true;                   ///< nothing was ever said: contention alone decides what is served in place
-    bool parked = false;                 ///< no manage event is queued
+    std::vector<core::Attributes> said;   ///< by page of the window
+    std::vector<std::uint64_t> unmapped;  ///< by page of the window: number of its last unmap
+    bool forking = false;                 ///< client_fork is not answered
+    std::vector<std::uint64_t> held;      ///< tokens of device faults that wait for that
+    bool groups = false;                  ///< pages were put into groups
+    bool plain = true;                    ///< nothing was ever said: contention alone decides what is served in place
+    bool parked = false;                  ///< no manage event is queued
   };
   /// A device fault from the wave's park to its wake.
   struct Fault {
@@ -147,6 +151,7 @@ class World final : public core::Observer {
     bool delivered = false;
     bool carried = false;    ///< a map_device with the token is under way
     bool forgotten = false;  ///< its device was reported gone
+    bool old = false;        ///< it was read after its page was unmapped
     std::uint64_t seen = 0;  ///< Core::changes() when the wave touched the page
     bool ended = false;      ///< its wake is decided, not yet performed
   };
@@ -160,7 +165,8 @@ class World final : public core::Observer {
     attributes,
     unmap,
     zero,
-    protect
+    protect,
+    fork
   };
   struct Request {
     RequestKind kind = RequestKind::free;
@@ -169,6 +175,7 @@ class World final : public core::Observer {
     PageSpan span;
     DeviceId device = no_device;  ///< pin
     bool replied = false;         ///< decided, not yet performed
+    std::uint64_t begun = 0;      ///< discard: Memory::begin_discard()
     std::vector<PageSpan> parts;  ///< unmap, zero: of the span, what was allocated
   };
   /// An action from the core's decision to its answer (or, without id, to its effect).
@@ -205,6 +212,8 @@ class World final : public core::Observer {
   void line(Line kind, unsigned slot, DeviceId device, std::uint64_t a = 0, std::uint64_t b = 0, std::uint64_t c = 0,
             std::uint64_t d = 0);
   void look_at(unsigned slot, Page page) const { subject_ = {clients_[slot].id, page, true}; }
+  /// Bugs that are the executor's.
+  [[nodiscard]] bool planted(core::PlantedBug bug) const { return options_.bug == bug; }
   [[nodiscard]] Process& process_of(unsigned slot, DeviceId device) {
     return device == no_device ? clients_[slot].process : clients_[slot].devices[device].process;
   }
@@ -236,6 +245,7 @@ class World final : public core::Observer {
   void call_the_dead(unsigned slot);
   [[nodiscard]] PageSpan random_span(unsigned slot);
   [[nodiscard]] bool span_has(unsigned slot, PageSpan span, AllocState state) const;
+  [[nodiscard]] bool span_exists(unsigned slot, PageSpan span) const;
   void drop_span(unsigned slot, PageSpan span);
   void start_sweep();
   void ask_prefetch(unsigned slot, PageSpan span, DeviceId device);
@@ -258,6 +268,13 @@ class World final : public core::Observer {
     const auto& hives = swarm_.core.hives;
     return a != b && a < hives.size() && b < hives.size() && hives[a] != 0 && hives[a] == hives[b];
   }
+
+  // --- forks.cpp
+  void do_fork(unsigned slot);
+  void forked(const Request& request, Status status);
+  void keep_for_children(unsigned slot, PageSpan span);
+  void do_child(unsigned slot);
+  void leave_children(unsigned slot);
 
   // --- attributes.cpp
   void ask_attributes(unsigned slot);

@@ -20,7 +20,9 @@ constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page,     PlantedBu
                                       PlantedBug::move_pinned,         PlantedBug::discard_shows_others,
                                       PlantedBug::keep_discarded,      PlantedBug::keep_protected_mapping,
                                       PlantedBug::serve_old_fault,     PlantedBug::keep_peer_mapping,
-                                      PlantedBug::forget_turn,         PlantedBug::keep_empty_slot};
+                                      PlantedBug::forget_turn,         PlantedBug::keep_empty_slot,
+                                      PlantedBug::keep_fork_mapping,   PlantedBug::free_before_child,
+                                      PlantedBug::forget_protection};
 
 std::vector<std::shared_ptr<const Scenario>> scenarios_that_show(PlantedBug bug) {
   std::vector<std::shared_ptr<const Scenario>> out;

@@ -278,6 +278,27 @@ TEST(Change, a_client_that_ends_takes_its_changes_along) {
   EXPECT_TRUE(m.core.quiescent());
 }
 
+/// Of the pages that are not allocated when it is asked for, some are before it is answered.
+TEST(Change, a_discard_is_not_about_what_is_allocated_there_later) {
+  for (const Change kind : {Change::discard, Change::lazy_free}) {
+    Machine m(plain_config());
+    ASSERT_TRUE(m.core.alloc(1, 1, {0, 100}, Placement::automatic).ok());
+    m.fault(5, Access::write);  // the discard has to wait for this
+    ASSERT_TRUE(ask(m, kind, {0, 200}, 1).ok());
+    ASSERT_FALSE(m.replied(1).has_value());
+    ASSERT_TRUE(m.core.alloc(++m.now, 1, {100, 50}, Placement::automatic).ok());
+    bool touched = false;
+    for (m.take(); !m.open.empty(); m.take()) {
+      for (const Action& a : m.open) {
+        touched = touched || ((a.verb == Verb::discard_system || a.verb == Verb::revoke_cpu) && a.pages.contains(120));
+      }
+      m.answer(m.open.front().verb);
+    }
+    EXPECT_TRUE(m.replied(1).has_value());
+    EXPECT_FALSE(touched) << to_string(kind);
+  }
+}
+
 /// Each planted bug breaks what is written beside it.
 TEST(ChangeDeathTest, planted_bugs_are_seen) {
   const auto run = [](PlantedBug bug, Change change, std::uint8_t prot) {

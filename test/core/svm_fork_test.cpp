@@ -46,6 +46,28 @@ TEST(Fork, takes_pages_out_of_the_devices_reach_and_leaves_them_where_they_are) 
   EXPECT_EQ(m.core.stats().pages_to_vram, copied);
 }
 
+TEST(Fork, does_not_wait_for_freed_pages_that_a_pin_keeps_mapped) {
+  Machine m(plain_config());
+  ASSERT_TRUE(m.core.alloc(1, 1, four_blocks, Placement::automatic).ok());
+  m.fault(1, Access::write);
+  m.settle();
+  ASSERT_TRUE(m.core.pin(++m.now, 1, {3, 1}, 0, {5}).ok());
+  m.settle();
+  m.fault(3, Access::write);
+  m.settle();
+  ASSERT_NE(m.at(3).device_mapped, 0);
+  ASSERT_TRUE(m.core.free(++m.now, 1, {3, 1}, {6}).ok());
+  m.settle();
+  ASSERT_FALSE(m.replied(6).has_value()) << "the pin keeps it";
+  ASSERT_TRUE(m.core.client_fork(++m.now, 1, {7}).ok());
+  m.settle();
+  ASSERT_TRUE(m.replied(7).has_value());
+  EXPECT_EQ(m.at(1).device_mapped, 0);
+  ASSERT_TRUE(m.core.unpin(++m.now, 1, {3, 1}).ok());
+  m.settle();
+  EXPECT_TRUE(m.replied(6).has_value());
+}
+
 TEST(Fork, waits_for_what_is_under_way_and_looks_again) {
   Machine m(plain_config());
   ASSERT_TRUE(m.core.alloc(1, 1, four_blocks, Placement::automatic).ok());

@@ -31,6 +31,9 @@ TEST(SimRunTest, BlockOfSeedsIsClean) {
   EXPECT_GT(total.stops, 100U);
   EXPECT_GT(total.waves_failed, 100U);
   EXPECT_GT(total.changes, 300U);
+  EXPECT_GT(total.forks, 200U);
+  EXPECT_GT(total.child_pages, 2000U);
+  EXPECT_GT(total.old_faults, 10U);
   EXPECT_GT(total.budgets, 50U);
   EXPECT_LT(total.budgets, 150U);
   EXPECT_GT(total.stored_pages, 100'000U);

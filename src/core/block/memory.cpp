@@ -88,6 +88,7 @@ bool Core::Impl::acquire_memory(Op& op) {
   ++memory_line_ops;
   const bool taken = reclaim.take(pages, memory_context(op), {MemoryWaiter::Who::op, op.self, op.serial}, op.memory);
   if (!taken && op.memory != 0) {
+    pump_all();  // what it has left on its way here may serve others; may run the operation on
     return false;
   }
   --memory_line_ops;

@@ -99,7 +99,7 @@ Block& Core::Impl::make_block(Client& client, BlockIndex index) {
       take_range(*block, it->first, it->second);
     }
   }
-  if (!client.protections.empty()) {
+  if (!client.protections.empty() && !planted(PlantedBug::forget_protection)) {
     protect_block(client, *block);
   }
   std::uint32_t at = 0;
@@ -232,12 +232,7 @@ void Core::Impl::start_free(Client& owner, PageSpan span, Cookie cookie, std::ui
   tell(EventKind::free, *client, no_device, span, Cause::freed);
   work.userptr_invalidate(id, span);
   svm_forget(*client, span);
-  for (PrefetchRequest& request : prefetches) {
-    if (request.in_use && request.client == client && request.kind == PrefetchRequest::Kind::forget &&
-        request.span.overlaps(span)) {
-      request.freed.push_back(span);
-    }
-  }
+  leave_out_of_discards(owner, span);
 
   const auto free_in = [&](Block& block) {
     const Page block_first = first_page_of(block.index);

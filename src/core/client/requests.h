@@ -31,6 +31,8 @@ struct ChangeRequest {
   Cookie cookie;
   std::uint64_t remaining = 0;  ///< granules, and parts that are freed, still to come
   bool in_use = false;
+  /// Discards: not allocated when it was asked for, or freed since. What is allocated there next is not what it is about.
+  std::vector<PageSpan> other = {};
 };
 
 /// A walk over a span, granule by granule.
@@ -59,8 +61,8 @@ struct PrefetchRequest {
   FenceId fence = 0;                  ///< not 0: it signals at the end, in place of the reply
   Status status;                      ///< kind pin: why it fails
   std::vector<PageSpan> pinned = {};  ///< kind pin: done so far
-  /// Kind forget: freed since it was asked for. What is allocated there next is not what it is about.
-  std::vector<PageSpan> freed = {};
+  /// Kind forget: not allocated when it was asked for, or freed since. What is allocated there next is not what it is about.
+  std::vector<PageSpan> other = {};
   /// It looks at a granule again when the operation there has ended, before anybody else is served.
   [[nodiscard]] bool revisits() const { return kind == Kind::pin || kind == Kind::forget; }
 };

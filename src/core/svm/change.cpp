@@ -61,6 +61,38 @@ std::uint32_t new_change(std::vector<ChangeRequest>& changes) {
 
 }  // namespace
 
+/// The span is freed: discards that are under way are not about what is allocated there next.
+void Core::Impl::leave_out_of_discards(const Client& client, PageSpan span) {
+  for (PrefetchRequest& request : prefetches) {
+    if (request.in_use && request.client == &client && request.kind == PrefetchRequest::Kind::forget &&
+        request.span.overlaps(span)) {
+      request.other.push_back(span);
+    }
+  }
+  for (ChangeRequest& request : changes) {
+    if (request.in_use && request.client == &client && request.change == Change::discard &&
+        request.span.overlaps(span)) {
+      request.other.push_back(span);
+    }
+  }
+}
+
+/// What lies between the parts of the span that are allocated, or is being freed.
+std::vector<PageSpan> Core::Impl::not_allocated_parts(const Client& client, PageSpan span) {
+  std::vector<PageSpan> gaps;
+  Page at = span.first;
+  for (const PageSpan part : allocated_parts(client, span)) {
+    if (part.first > at) {
+      gaps.push_back({at, part.first - at});
+    }
+    at = part.end();
+  }
+  if (at < span.end()) {
+    gaps.push_back({at, span.end() - at});
+  }
+  return gaps;
+}
+
 Status Core::change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page to, std::uint8_t prot,
                     Cookie cookie) {
   impl_->now_ns = now_ns;
@@ -243,6 +275,7 @@ void Core::Impl::start_discard(std::uint32_t index) {
   Client& client = *changes[index].client;
   const PageSpan span = changes[index].span;
   work.userptr_invalidate(client.id, span);
+  changes[index].other = not_allocated_parts(client, span);
   BlockIndex last = ~BlockIndex{0};
   for (const PageSpan part : allocated_parts(client, span)) {
     for (BlockIndex b = block_of(part.first); b <= block_of(part.end() - 1); ++b) {
@@ -317,6 +350,9 @@ void Core::Impl::change_granule(std::uint32_t index, Block& block, std::uint32_t
   }
   if (kind == Change::discard) {
     pages.remove(pinned(block, pages));  // pinned since it was asked for
+    for (const PageSpan other : changes[index].other) {
+      pages.remove(mask_in(block, other));
+    }
   }
   if (pages.none()) {
     change_part_done(index);

@@ -77,7 +77,7 @@ PageMask Core::Impl::requested(const PrefetchRequest& request, const Block& bloc
   PageMask pages = PageMask::range(static_cast<unsigned>(from & (block_pages - 1)), static_cast<unsigned>(to - from)) &
                    block.allocated;
   pages.remove(block.freeing);
-  for (const PageSpan gone : request.freed) {
+  for (const PageSpan gone : request.other) {
     const Page first = std::max(span.first, gone.first);
     const Page end = std::min(span.end(), gone.end());
     if (first < end) {
@@ -126,6 +126,7 @@ Status Core::Impl::discard_contents(ClientId id, PageSpan span, Cookie cookie) {
   const Status status = request_moves(id, span, no_device, PrefetchRequest::Kind::forget, index);
   if (status.ok()) {
     prefetches[index].cookie = cookie;
+    prefetches[index].other = not_allocated_parts(*client, span);
     advance_prefetch(index);
   }
   return status;

@@ -77,9 +77,7 @@ bool Core::Impl::acquire_slot(Op& op) {
   if (memory_line_ops != 0) {
     show_slot_line(op.device);
   }
-  if (!dev.pumping) {
-    pump(op.device);  // may run the operation on, even to its end: the caller must not touch it again
-  }
+  pump_all();      // may run the operation on, even to its end: the caller must not touch it again
   reclaim.pump();  // who waits for memory may have waited for this one to end
   return false;
 }
@@ -258,9 +256,10 @@ bool Core::Impl::room_is_coming(DeviceId device) const {
   if (slot_in_motion(device)) {
     return true;
   }
-  // One that has given its slot back looks at the line when it ends.
-  const bool left =
-      std::any_of(ops.begin(), ops.end(), [device](const Op& op) { return op.in_use && op.reclaim_device == device; });
+  // One that has given its slot back looks at the line when it ends. If it waits itself, that may be for this very line.
+  const bool left = std::any_of(ops.begin(), ops.end(), [device](const Op& op) {
+    return op.in_use && op.reclaim_device == device && op.outstanding != 0;
+  });
   return left || std::any_of(clients.begin(), clients.end(), [device](const auto& client) {
            const std::vector<Chunk>& chunks = client.second->devices[device].chunks;
            return std::any_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.releasing; });
