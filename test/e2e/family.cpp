@@ -151,6 +151,8 @@ App::App(std::vector<std::string> arguments, const Environment& environment, con
     return;
   }
   errors_ = memfd_create("errors", MFD_CLOEXEC);
+  // Processes that write at one time must not write over each other: the kernel keeps a memory file's position unlocked.
+  fcntl(errors_, F_SETFL, O_APPEND);
   std::vector<char*> words;
   for (std::string& word : arguments) words.push_back(word.data());
   words.push_back(nullptr);
