@@ -20,6 +20,7 @@
 #include "client/process_state.h"
 #include "client/spans.h"
 #include "client/zygote.h"
+#include "device/program_data.h"
 #include "linux/lock.h"
 #include "wire/ring.h"
 
@@ -198,6 +199,8 @@ Session* open_new(const char* socket, ferry_error* error) {
     fail(error, zygote, "cannot fork the template of device processes");
     return nullptr;
   }
+  // Not before main where a static constructor is the first to ask, or Ferry was loaded by the running program.
+  device::make_program_data_anonymous();
   auto* s = new (session_storage) Session;
   s->window_base = window.base;
   s->window_bytes = window.bytes;

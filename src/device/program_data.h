@@ -38,10 +38,10 @@ struct ProgramPart {
 /// True for addresses that give_up_program_data took away.
 [[nodiscard]] bool is_program_data(std::uint64_t address);
 
-/// Application, before main, with one thread: what comes from the executable's file becomes anonymous, as the kernel does not
+/// Application, before main or, where Ferry came in later, before its first thread: what comes from the executable's file becomes anonymous, as the kernel does not
 /// protect private pages of files against single writes. Nothing is done, and devices are refused those globals, where
-/// they are more than `program_data_most_bytes`.
+/// they are more than `program_data_most_bytes`, or the program has threads already.
 void make_program_data_anonymous();
-inline constexpr std::size_t program_data_most_bytes = std::size_t{32} << 20;
+inline constexpr std::size_t program_data_most_bytes = std::size_t{8} << 20;
 
 }  // namespace ferry::device

@@ -67,7 +67,7 @@ inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusa
     case Refusal::no_memory: return "there is no memory for the copy";
     case Refusal::no_mappings: return "the process has no mappings left (vm.max_map_count)";
     case Refusal::program_file:
-      return "it is initialised data of the program, of which there is more than 32 MiB, or which threads or a "
+      return "it is initialised data of the program, of which there is more than 8 MiB, or which threads or a "
              "debugger "
              "could change before main";
     case Refusal::program_runtime:

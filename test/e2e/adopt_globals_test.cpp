@@ -17,6 +17,7 @@
 #include <cstring>
 #include <ferry/ferry.hpp>
 #include <ferry/svm.hpp>
+#include <ferry/work.hpp>
 #include <functional>
 #include <latch>
 #include <stdexcept>
@@ -286,6 +287,21 @@ TEST(Globals, WithoutRetryFaultsTheyAreMappedBefore) {
   EXPECT_EQ(out[1], 6);
   EXPECT_EQ(now(zeroed), 91);
   ferry::free(out);
+}
+
+TEST(Globals, AGraphicsJobThatTouchesOneFails) {
+  auto* far = &larger_than_vram[larger_than_vram.size() / 2];
+  *far = 5;
+  // Without any buffer. Its own code calls libraries all the same.
+  ferry::submit_graphics({}, 1, [](std::size_t) { (void)std::strtol(now(names[1]), nullptr, 10); }).wait();
+  ferry_code code = FERRY_OK;
+  try {
+    ferry::submit_graphics({}, 1, [far](std::size_t) { *static_cast<volatile std::uint32_t*>(far) = 6; }).wait();
+  } catch (const ferry::error& e) {
+    code = static_cast<ferry_code>(e.code());
+  }
+  EXPECT_EQ(code, FERRY_KERNEL_FAULT);
+  EXPECT_EQ(now(*far), 5U);
 }
 
 TEST(ReadOnlyMemory, IsReadByKernelsAndWrittenByNobody) {

@@ -10,7 +10,7 @@
 
 #if defined(FERRY_TEST_LARGE_DATA)
 /// More than is made anonymous before main.
-char large[(33 << 20)] = {1};
+char large[(9 << 20)] = {1};
 #endif
 #if defined(FERRY_TEST_OWN_MALLOC)
 extern "C" {
@@ -25,6 +25,10 @@ void free(void* p) { __libc_free(p); }
 }
 #endif
 
+#if defined(FERRY_TEST_EARLY)
+/// A static constructor is the first to ask for a device.
+void* early = ferry::alloc(4096);
+#endif
 int initialised = 5;
 int zeroed;
 int made = static_cast<int>(::getppid());
