@@ -37,6 +37,7 @@ struct StressOptions {
   std::string granularity;           ///< empty: the seed draws it
   std::vector<std::string> only;     ///< operations; empty: all
   std::vector<std::string> without;  ///< operations
+  bool allocated_only = false;       ///< no memory of the program's own
 };
 int stress(const StressOptions& options);
 /// Names of what the stress test can do.

@@ -64,6 +64,9 @@ int main(int argc, char** argv) {
   stress_command->add_option("--without", stress_options.without, "operations not to do, by name")
       ->check(CLI::IsMember(stress_operations()));
 
+  stress_command->add_flag("--allocated-only", stress_options.allocated_only,
+                           "ferry_alloc's memory alone, and none of the program's own that is adopted");
+
   RoleOptions role;
   CLI::App* role_command = app.add_subcommand("role", "An application that a demonstration starts")->group("");
   role_command->add_option("NAME", role.name)->required();
@@ -77,6 +80,7 @@ int main(int argc, char** argv) {
   role_command->add_option("--threads", role.threads);
   role_command->add_option("--only", role.only);
   role_command->add_option("--without", role.without);
+  role_command->add_flag("--no-own", role.no_own);
 
   try {
     app.parse(argc, argv);

@@ -21,6 +21,7 @@ struct RoleOptions {
   unsigned threads = 1;
   std::vector<std::string> only;     ///< of the stress test's operations; empty: all
   std::vector<std::string> without;  ///< of them
+  bool no_own = false;               ///< the stress test: allocated memory alone
 };
 
 /// Kernels that touch a working set in no order, again and again, for `rounds` or `seconds`; checked at the end.

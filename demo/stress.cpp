@@ -13,6 +13,8 @@
 namespace ferry::demo {
 namespace {
 
+using nlohmann::literals::operator""_json_pointer;
+
 /// The application says that it lives four times a second; one that has not for so long hangs.
 constexpr int patience_ms = 120'000;
 
@@ -41,9 +43,12 @@ Machine machine_of(const StressOptions& options) {
 std::string left_over(const std::string& stats) {
   const auto json = nlohmann::json::parse(stats, nullptr, false);
   if (json.is_discarded()) return "the manager's counters cannot be read";
-  for (const char* key : {"vram_bytes_now", "system_bytes_now", "stored_bytes_now"}) {
-    if (json.contains(key) && json[key].get<unsigned long>() != 0) {
-      return fmt::format("{} is {} with nobody left", key, json[key].get<unsigned long>());
+  const nlohmann::json::json_pointer counts[] = {"/vram_bytes_now"_json_pointer, "/system/bytes_now"_json_pointer,
+                                                 "/store/bytes_now"_json_pointer};
+  for (const auto& count : counts) {
+    if (!json.contains(count)) return fmt::format("the manager does not say {}", count.to_string());
+    if (json[count].get<unsigned long>() != 0) {
+      return fmt::format("{} is {} with nobody left", count.to_string(), json[count].get<unsigned long>());
     }
   }
   if (json["dma_mapped_pages"] != json["dma_unmapped_pages"]) return "pages stay open to devices";
@@ -69,6 +74,7 @@ int stress(const StressOptions& options) {
                                         std::to_string(options.threads)};
   for (const std::string& name : options.only) arguments.insert(arguments.end(), {"--only", name});
   for (const std::string& name : options.without) arguments.insert(arguments.end(), {"--without", name});
+  if (options.allocated_only) arguments.emplace_back("--no-own");
   std::string failure;
   const auto start = std::chrono::steady_clock::now();
   {

@@ -25,7 +25,17 @@ struct PageState {
   bool lazy = false;  ///< its contents were given up: it is as before, or zeros
 };
 
+/// Where a region's memory comes from.
+///
+/// | origin     | memory                                                                                          |
+/// |------------|-------------------------------------------------------------------------------------------------|
+/// | shared_out | ferry_alloc, less than 2 MiB: what is unmapped of it would be missing from other allocations     |
+/// | allocated  | ferry_alloc, of its own: can be unmapped and moved                                               |
+/// | own        | the program's own mapping, outside of Ferry's window: adopted when a device touches it, or before |
+enum class Origin { shared_out, allocated, own };
+
 struct Region {
+  Origin origin = Origin::shared_out;
   std::uint64_t* words = nullptr;
   std::size_t pages = 0;
   std::vector<std::uint64_t> shadow;
@@ -37,6 +47,7 @@ struct Common {
   unsigned devices = 1;
   unsigned threads = 1;
   std::uint64_t seed = 1;
+  bool own_memory = true;     ///< regions of origin own
   std::vector<bool> enabled;  ///< by number of operation
   /// Counters that every thread and every device adds to; the first half may migrate, the second lies in system memory.
   static constexpr std::size_t counters = 32;
@@ -44,7 +55,8 @@ struct Common {
   std::array<std::atomic<std::uint64_t>, counters> added{};
   std::atomic<bool> stop{false};
   std::atomic<std::uint64_t> steps{0};
-  std::vector<std::atomic<std::uint64_t>> done;  ///< by number of operation
+  std::vector<std::atomic<std::uint64_t>> done;        ///< by number of operation
+  std::vector<std::atomic<std::uint64_t>> on_adopted;  ///< of them, those of regions of origin own
   std::mutex mutex;
   std::string wrong;  ///< the first wrong thing; under mutex
 
@@ -88,6 +100,11 @@ class Worker {
   bool protect();
   bool zero();
   bool free_lazily();
+  bool unmap();
+  bool map_again();
+  bool remap();
+  bool adopt();
+  bool release();
 
  private:
   struct Span {
@@ -95,12 +112,19 @@ class Worker {
     std::size_t pages = 0;
   };
   std::uint64_t draw(std::uint64_t below) { return random_() % below; }
-  Region& some_region() { return regions_[draw(regions_.size())]; }
+  Region& some_region() { return *(last_ = &regions_[draw(regions_.size())]); }
+  Region& some_region(Origin origin);
+  /// Pages that are mapped; none where the first drawn is not.
   Span some_span(const Region& region, std::size_t most);
   /// A span of pages that may be touched with `prot`. Empty where the first drawn may not.
   Span usable_span(const Region& region, int prot, std::size_t most);
   void make(Region& region);
   void drop(Region& region);
+  void unmap_own(Region& region);
+  bool remap_to(Region& region, std::size_t pages, bool fixed);
+  /// What has no memory any more, or zeros.
+  void forget(Region& region, std::size_t first, std::size_t pages, bool mapped);
+  [[nodiscard]] static bool uniform(const Region& region);
   void check(const Region& region, Span span);
   /// Pages whose contents were given up are looked at: from now on they are what they were found to be.
   void settle(Region& region, Span span);
@@ -113,6 +137,7 @@ class Worker {
   unsigned number_;
   std::mt19937_64 random_;
   std::vector<Region> regions_;
+  Region* last_ = nullptr;            ///< drawn last
   std::vector<ferry::queue> queues_;  ///< one a device
   std::uint64_t* results_ = nullptr;  ///< where kernels say what they have read
   /// What was done last, for the report of something wrong.
@@ -143,6 +168,7 @@ std::optional<std::string> missing_discard();
 std::optional<std::string> missing_pin();
 std::optional<std::string> missing_fork();
 std::optional<std::string> missing_change();
+std::optional<std::string> missing_adoption();
 
 struct Operation {
   const char* name;
@@ -150,6 +176,8 @@ struct Operation {
   bool (Worker::*run)();
   /// Why it cannot be had here, or nothing. Called once, before the threads begin.
   std::optional<std::string> (*missing)();
+  bool adopted_too = false;  ///< it has to happen to adopted memory as well
+  bool own_only = false;     ///< it is done to regions of origin own alone
 };
 
 /// All operations, in the order of their numbers.

@@ -32,6 +32,27 @@ std::size_t open_files() {
   return count;
 }
 
+/// A run goes on until every operation has happened once, for so many looks a quarter of a second apart.
+constexpr unsigned more_looks_most = 240;
+
+/// An operation that has to happen and has not, or nothing.
+std::string missed(const Common& common) {
+  for (std::size_t o = 0; o < operations().size(); ++o) {
+    if (!common.enabled[o]) continue;
+    if (common.done[o] == 0) return operations()[o].name;
+    if (common.own_memory && operations()[o].adopted_too && common.on_adopted[o] == 0) {
+      return std::string(operations()[o].name) + " of memory of the program's own";
+    }
+  }
+  return {};
+}
+
+/// The descriptors that the first adoption opens belong to the session.
+void adopt_once() {
+  auto word = std::make_unique<std::uint64_t>(0);
+  ferry::parallel_for(1, [at = word.get()](std::size_t) { *at = 1; });
+}
+
 bool named(const std::vector<std::string>& names, const char* name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
@@ -40,11 +61,14 @@ bool named(const std::vector<std::string>& names, const char* name) {
 void choose(const RoleOptions& options, Common& common) {
   common.enabled.assign(operations().size(), false);
   common.done = std::vector<std::atomic<std::uint64_t>>(operations().size());
+  common.on_adopted = std::vector<std::atomic<std::uint64_t>>(operations().size());
   for (std::size_t o = 0; o < operations().size(); ++o) {
     const char* name = operations()[o].name;
     if (operations()[o].weight == 0 && !named(options.only, name)) continue;
     if ((!options.only.empty() && !named(options.only, name)) || named(options.without, name)) {
       say(fmt::format("skipped {} not asked for", name));
+    } else if (operations()[o].own_only && !common.own_memory) {
+      say(fmt::format("skipped {} is of the program's own memory", name));
     } else if (const auto reason = operations()[o].missing()) {
       say(fmt::format("skipped {} {}", name, *reason));
     } else {
@@ -85,6 +109,7 @@ int stress_role(const RoleOptions& options) {
   common.devices = std::min(options.devices, ferry::device_count());
   common.threads = options.threads;
   common.seed = options.seed;
+  common.own_memory = !options.no_own;
   choose(options, common);
   const std::vector<void*> counters = place_counters(common);
   for (unsigned d = 0; d < common.devices; ++d) {
@@ -93,6 +118,7 @@ int stress_role(const RoleOptions& options) {
             1, [](std::size_t) {}, "start")
         .wait();
   }
+  adopt_once();
   const std::size_t files = open_files();
   {
     std::vector<std::unique_ptr<stress::Worker>> workers;
@@ -101,8 +127,10 @@ int stress_role(const RoleOptions& options) {
     for (auto& worker : workers) threads.emplace_back([&worker] { worker->run(); });
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::nanoseconds>(
                                                             std::chrono::duration<double>(options.seconds));
+    unsigned more_looks = 0;
     std::uint64_t told = 0;
-    while (!common.stop && std::chrono::steady_clock::now() < end) {
+    while (!common.stop &&
+           (std::chrono::steady_clock::now() < end || (!missed(common).empty() && more_looks++ < more_looks_most))) {
       poll(nullptr, 0, 250);
       const std::uint64_t steps = common.steps;
       if (steps != told) say(fmt::format("alive {}", steps));  // silence is what a hang is seen by
@@ -122,7 +150,16 @@ int stress_role(const RoleOptions& options) {
     common.tell_wrong(fmt::format("{} files are open, {} were at the start", now, files));
   }
   for (std::size_t o = 0; o < operations().size(); ++o) {
-    if (common.enabled[o]) say(fmt::format("did {} {}", operations()[o].name, common.done[o].load()));
+    if (!common.enabled[o]) continue;
+    const stress::Operation& operation = operations()[o];
+    const std::uint64_t done = common.done[o];
+    const std::uint64_t on_adopted = common.on_adopted[o];
+    say(operation.adopted_too
+            ? fmt::format("did {} {}, {} of the program's own memory", operation.name, done, on_adopted)
+            : fmt::format("did {} {}", operation.name, done));
+  }
+  if (const std::string name = missed(common); !name.empty() && common.wrong.empty()) {
+    common.tell_wrong(name + " never happened");
   }
   say(common.wrong.empty() ? "wrong 0" : "wrong 1 " + common.wrong);
   say("done");

@@ -9,6 +9,11 @@
 namespace ferry::demo::stress {
 namespace {
 
+/// The memory was not Ferry's at that moment: of the program's own, none may be adopted, or it is being given back.
+bool not_there(const Region& region, ferry_code code) {
+  return code == FERRY_NOT_ALLOCATED || (code == FERRY_IN_USE && region.origin == Origin::own);
+}
+
 /// Runs a call on an allocation of its own. What it says, where it is not supported.
 template <typename Call>
 std::optional<std::string> try_it(Call&& call) {
@@ -56,6 +61,7 @@ std::optional<std::string> missing_pin() {
 bool Worker::attribute() {
   Region& region = some_region();
   const Span span = some_span(region, region.pages);
+  if (span.pages == 0) return false;
   note(region, "attribute", span);
   const auto flag = std::uint32_t{1} << draw(8);
   constexpr std::uint32_t harmless =
@@ -79,29 +85,32 @@ bool Worker::attribute() {
   ferry_error error{};
   const ferry_code code =
       ferry_svm_set(region.words + span.first * page_words, span.pages * page_size, &line, 1, &error);
-  if (code == FERRY_OK || code == FERRY_NOT_ALLOCATED) return code == FERRY_OK;
+  if (code == FERRY_OK || not_there(region, code)) return code == FERRY_OK;
   throw ferry::error(error);
 }
 
 bool Worker::reset_attributes() {
   Region& region = some_region();
-  note(region, "reset attributes", {0, region.pages});
+  const Span span = some_span(region, region.pages);
+  if (span.pages == 0) return false;
+  note(region, "reset attributes", span);
   ferry_error error{};
-  const ferry_code code = ferry_svm_reset(region.words, region.pages * page_size, &error);
-  if (code == FERRY_OK || code == FERRY_NOT_ALLOCATED) return code == FERRY_OK;
+  const ferry_code code = ferry_svm_reset(region.words + span.first * page_words, span.pages * page_size, &error);
+  if (code == FERRY_OK || not_there(region, code)) return code == FERRY_OK;
   throw ferry::error(error);
 }
 
 bool Worker::migrate() {
   Region& region = some_region();
   const Span span = some_span(region, region.pages);
+  if (span.pages == 0) return false;
   note(region, "migrate", span);
   ferry_error error{};
   ferry_fence* fence = nullptr;
   const int to = static_cast<int>(draw(common_.devices + 1)) - 1;
   const ferry_code code =
       ferry_migrate_async(region.words + span.first * page_words, span.pages * page_size, to, &fence, &error);
-  if (code == FERRY_NOT_ALLOCATED) return false;
+  if (not_there(region, code)) return false;
   if (code != FERRY_OK) throw ferry::error(error);
   const Fence done(fence);
   if (draw(2) == 0) {  // while they move
@@ -116,11 +125,12 @@ bool Worker::migrate() {
 bool Worker::populate() {
   Region& region = some_region();
   const Span span = some_span(region, region.pages);
+  if (span.pages == 0) return false;
   note(region, "populate", span);
   ferry_error error{};
   const int to = static_cast<int>(draw(common_.devices + 1)) - 1;
   const ferry_code code = ferry_populate(region.words + span.first * page_words, span.pages * page_size, to, &error);
-  if (code == FERRY_OK || code == FERRY_NO_MEMORY || code == FERRY_NOT_ALLOCATED) return code == FERRY_OK;
+  if (code == FERRY_OK || code == FERRY_NO_MEMORY || not_there(region, code)) return code == FERRY_OK;
   throw ferry::error(error);
 }
 

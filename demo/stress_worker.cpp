@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "stress.h"
 #include "work.h"
@@ -13,6 +14,10 @@ namespace {
 
 constexpr std::size_t regions_of_thread = 4;
 constexpr std::size_t region_pages_most = 192;
+/// Allocations of that many pages have their addresses for themselves.
+constexpr std::size_t whole_pages_least = 512;
+constexpr std::size_t whole_pages_most = 640;
+constexpr Origin origins[regions_of_thread] = {Origin::shared_out, Origin::allocated, Origin::own, Origin::own};
 constexpr std::size_t result_pages_most = 64;
 
 std::uint64_t hash_page(const std::uint64_t* words) {
@@ -27,19 +32,35 @@ Worker::Worker(Common& common, unsigned number)
     : common_(common), number_(number), random_(common.seed * 1'000'003 + number), regions_(regions_of_thread) {
   for (unsigned d = 0; d < common.devices; ++d) queues_.emplace_back(d);
   results_ = static_cast<std::uint64_t*>(ferry::alloc_aligned(result_pages_most * 8, page_size, placement::system));
-  for (Region& region : regions_) make(region);
+  for (std::size_t r = 0; r < regions_.size(); ++r) {
+    regions_[r].origin = origins[r];
+    if (!common.own_memory && origins[r] == Origin::own) regions_[r].origin = Origin::shared_out;
+    make(regions_[r]);
+  }
 }
 
 Worker::~Worker() {
   for (Region& region : regions_) {
-    if (region.words != nullptr) ferry_free(region.words, nullptr);
+    if (region.words == nullptr) continue;
+    if (region.origin == Origin::own) {
+      unmap_own(region);
+    } else {
+      ferry_free(region.words, nullptr);
+    }
   }
   ferry_free(results_, nullptr);
 }
 
 void Worker::make(Region& region) {
-  region.pages = 1 + draw(region_pages_most);
-  region.words = static_cast<std::uint64_t*>(ferry::alloc_aligned(region.pages * page_size, page_size));
+  region.pages = region.origin == Origin::allocated ? whole_pages_least + draw(whole_pages_most - whole_pages_least + 1)
+                                                    : 1 + draw(region_pages_most);
+  if (region.origin == Origin::own) {
+    void* memory = mmap(nullptr, region.pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::runtime_error("there is no memory of the program's own");
+    region.words = static_cast<std::uint64_t*>(memory);
+  } else {
+    region.words = static_cast<std::uint64_t*>(ferry::alloc_aligned(region.pages * page_size, page_size));
+  }
   region.states.assign(region.pages, {});
   region.shadow.resize(region.pages * page_words);
   const std::uint64_t salt = random_();
@@ -49,8 +70,12 @@ void Worker::make(Region& region) {
 void Worker::drop(Region& region) {
   settle(region, {0, region.pages});
   check(region, {0, region.pages});
+  if (region.origin == Origin::own) {
+    unmap_own(region);
+    return;
+  }
   // Memory is given back as it was got: what is allocated there next has the protection that is left.
-  if (std::any_of(region.states.begin(), region.states.end(), [](const PageState& p) { return (p.prot & 3) != 3; }) &&
+  if (region.origin == Origin::shared_out && !uniform(region) &&
       mprotect(region.words, region.pages * page_size, PROT_READ | PROT_WRITE) != 0) {
     common_.tell_wrong("protection cannot be given back");
   }
@@ -59,8 +84,19 @@ void Worker::drop(Region& region) {
 }
 
 Worker::Span Worker::some_span(const Region& region, std::size_t most) {
-  const std::size_t first = draw(region.pages);
-  return {first, 1 + draw(std::min(most, region.pages - first))};
+  Span span{draw(region.pages), 0};
+  const std::size_t wanted = 1 + draw(std::min(most, region.pages - span.first));
+  while (span.pages < wanted && region.states[span.first + span.pages].mapped) ++span.pages;
+  return span;
+}
+
+Region& Worker::some_region(Origin origin) {
+  const std::size_t from = draw(regions_.size());
+  for (std::size_t r = 0; r < regions_.size(); ++r) {
+    last_ = &regions_[(from + r) % regions_.size()];
+    if (last_->origin == origin) break;
+  }
+  return *last_;
 }
 
 Worker::Span Worker::usable_span(const Region& region, int prot, std::size_t most) {
@@ -68,7 +104,7 @@ Worker::Span Worker::usable_span(const Region& region, int prot, std::size_t mos
   std::size_t good = 0;
   while (good < span.pages) {
     const PageState& state = region.states[span.first + good];
-    if (!state.mapped || (state.prot & prot) != prot) break;
+    if ((state.prot & prot) != prot) break;
     ++good;
   }
   span.pages = good;
@@ -170,7 +206,9 @@ bool Worker::device_change() {
 
 bool Worker::device_read() {
   Region& region = some_region();
-  const Span span = usable_span(region, PROT_READ, result_pages_most);
+  // Memory of the program's own that may only be read is not adopted.
+  const Span span =
+      usable_span(region, region.origin == Origin::own ? PROT_READ | PROT_WRITE : PROT_READ, result_pages_most);
   settle(region, span);
   if (span.pages == 0) return false;
   note(region, "device read", span);
@@ -220,8 +258,10 @@ bool Worker::prefetch() {
   note(region, "prefetch", span);
   const int to = static_cast<int>(draw(common_.devices + 1)) - 1;
   ferry_error error{};
+  if (span.pages == 0) return false;
   const ferry_code code = ferry_prefetch(region.words + span.first * page_words, span.pages * page_size, to, &error);
-  if (code != FERRY_OK && code != FERRY_NOT_ALLOCATED) throw ferry::error(error);
+  if (code == FERRY_NOT_ALLOCATED || (code == FERRY_BAD_RANGE && region.origin == Origin::own)) return false;
+  if (code != FERRY_OK) throw ferry::error(error);
   return true;
 }
 
@@ -236,6 +276,7 @@ bool Worker::renew() {
 bool Worker::explain() {
   const Region& region = some_region();
   char text[512];
+  // Nothing is said of what is not Ferry's at that moment.
   return ferry_explain(region.words + draw(region.pages) * page_words, text, sizeof text, nullptr) != 0;
 }
 
@@ -258,7 +299,11 @@ void Worker::run() {
   try {
     while (!common_.stop && !drawn.empty()) {
       const unsigned o = drawn[draw(drawn.size())];
-      if ((this->*operations()[o].run)()) ++common_.done[o];
+      last_ = nullptr;
+      if ((this->*operations()[o].run)()) {
+        ++common_.done[o];
+        if (last_ != nullptr && last_->origin == Origin::own) ++common_.on_adopted[o];
+      }
       ++common_.steps;
     }
     for (Region& region : regions_) {
@@ -277,25 +322,30 @@ void Worker::run() {
 const std::vector<Operation>& operations() {
   static const auto always = []() -> std::optional<std::string> { return {}; };
   static const std::vector<Operation> all = {
-      {"read", 8, &Worker::read, always},
-      {"write", 8, &Worker::write, always},
-      {"device-change", 8, &Worker::device_change, always},
-      {"device-read", 6, &Worker::device_read, always},
+      {"read", 8, &Worker::read, always, true},
+      {"write", 8, &Worker::write, always, true},
+      {"device-change", 8, &Worker::device_change, always, true},
+      {"device-read", 6, &Worker::device_read, always, true},
       {"count-cpu", 4, &Worker::count_on_cpu, always},
       {"count-device", 2, &Worker::count_on_device, always},
-      {"prefetch", 4, &Worker::prefetch, always},
-      {"renew", 3, &Worker::renew, always},
-      {"explain", 1, &Worker::explain, always},
-      {"attribute", 3, &Worker::attribute, missing_attributes},
-      {"reset-attributes", 1, &Worker::reset_attributes, missing_attributes},
-      {"migrate-async", 3, &Worker::migrate, missing_migrate},
-      {"populate", 1, &Worker::populate, missing_populate},
-      {"discard", 1, &Worker::discard, missing_discard},
-      {"pin", 1, &Worker::pin, missing_pin},
-      {"fork", 1, &Worker::fork_and_write, missing_fork},
-      {"mprotect", 2, &Worker::protect, missing_change},
-      {"madvise-dontneed", 1, &Worker::zero, missing_change},
-      {"madvise-free", 1, &Worker::free_lazily, missing_change},
+      {"prefetch", 4, &Worker::prefetch, always, true},
+      {"renew", 3, &Worker::renew, always, true},
+      {"explain", 1, &Worker::explain, always, true},
+      {"attribute", 3, &Worker::attribute, missing_attributes, true},
+      {"reset-attributes", 1, &Worker::reset_attributes, missing_attributes, true},
+      {"migrate-async", 3, &Worker::migrate, missing_migrate, true},
+      {"populate", 1, &Worker::populate, missing_populate, true},
+      {"discard", 1, &Worker::discard, missing_discard, true},
+      {"pin", 2, &Worker::pin, missing_pin, true},
+      {"fork", 1, &Worker::fork_and_write, missing_fork, true},
+      {"munmap", 2, &Worker::unmap, missing_change, true},
+      {"mmap-again", 1, &Worker::map_again, missing_change, true, true},
+      {"mremap", 2, &Worker::remap, missing_change, true},
+      {"mprotect", 2, &Worker::protect, missing_change, true},
+      {"madvise-dontneed", 1, &Worker::zero, missing_change, true},
+      {"madvise-free", 1, &Worker::free_lazily, missing_change, true},
+      {"adopt", 2, &Worker::adopt, missing_adoption, true, true},
+      {"release", 1, &Worker::release, missing_adoption, true, true},
       {"spoil", 0, &Worker::spoil, always},
   };
   return all;

@@ -17,6 +17,7 @@
 #include <span>
 
 #include "client/adopt/adopter.h"
+#include "client/change/fork_advice.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"
 #include "client/heap/process_heap.h"
@@ -220,7 +221,7 @@ void set_up_child() {
   } else {
     Session* session = session_if_open();
     process_kind.store(ProcessKind::forked_child);
-    well = connect_child(true) && (way == Way::on_touch || wait_for_everything());
+    well = connect_child(true) && apply_fork_advice() && (way == Way::on_touch || wait_for_everything());
     leave_session(*session);
   }
   close_end(child_end);
@@ -301,6 +302,7 @@ void prepare_grandchild() {
   if (all_here || is_complete() || (manager_socket.is_ours() && ask_manager_of_child())) return;
   for_memory([](std::uintptr_t at, std::size_t bytes) {
     for (std::size_t page = 0; page < bytes; page += page_bytes) {
+      if (is_absent_in_child(at + page)) continue;
       static_cast<void>(*reinterpret_cast<const volatile char*>(at + page));
     }
   });
@@ -326,6 +328,7 @@ void before_fork() {
     adoption_suspended = true;
     suspend_adoption();
   }
+  freeze_fork_advice();
   // Where faults in system calls are not served, no thread may find a page missing that was there before.
   way = session->userfault.full_service() ? Way::on_touch : Way::at_once;
   const bool asked = ask_manager(*session);

@@ -266,6 +266,18 @@ TEST_P(AdoptedChange, WhatAChildIsNotToHaveItDoesNotHave) {
   EXPECT_EQ(end_of(child), 0);
 }
 
+TEST(AdoptedChangeErrors, AKernelThatMayNotReadOrWriteIsTold) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "the sanitizer reports these kernels itself, and ends the device";
+#endif
+  const Own own(10, Had::not_yet);
+  ASSERT_EQ(::mprotect(own.at(0), 10 * page, PROT_READ), 0);
+  // Whether it is served or refused, it ends.
+  static_cast<void>(kernel_code(own.at(3), false));
+  EXPECT_NE(kernel_code(own.at(3), true), 0);
+  EXPECT_EQ(own.word(3), stamp(3));
+}
+
 TEST(AdoptedChangeErrors, AreThoseOfTheKernel) {
   Own own(10, Had::in_vram);
   EXPECT_TRUE(::munmap(own.at(0) + 1, page) == -1 && errno == EINVAL);

@@ -1,5 +1,6 @@
 // munmap, mmap over it, mprotect, madvise, mremap of managed memory, wherever its pages are at that moment.
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -172,6 +173,74 @@ TEST_P(Change, MremapToAnAddressAndWithoutUnmapping) {
   ferry::free(copy);
 }
 
+TEST_P(Change, MremapCarriesTheProtectionAndRefusesSeveral) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::mprotect(pages.at(100), 50 * page, PROT_READ), 0);
+  EXPECT_EQ(::mremap(pages.at(50), 100 * page, 200 * page, MREMAP_MAYMOVE), MAP_FAILED);
+  EXPECT_EQ(errno, EFAULT);
+  EXPECT_EQ(write_signal(pages.at(100)), SIGSEGV);
+  EXPECT_EQ(write_signal(pages.at(50)), 0);
+  auto* moved = static_cast<char*>(::mremap(pages.at(100), 50 * page, 600 * page, MREMAP_MAYMOVE));
+  ASSERT_NE(moved, MAP_FAILED);
+  EXPECT_EQ(write_signal(moved), SIGSEGV);
+  EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(moved + 49 * page), stamp(149));
+#if !defined(__SANITIZE_ADDRESS__)
+  EXPECT_EQ(kernel_code(moved, true), FERRY_KERNEL_FAULT);
+#endif
+  ASSERT_EQ(::mprotect(moved, 600 * page, PROT_READ | PROT_WRITE), 0);
+  EXPECT_EQ(kernel_code(moved + 599 * page, true), 0);
+  ferry::free(moved);
+}
+
+int end_of(pid_t child) {
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0) {
+    if (errno != EINTR) return -1;
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+TEST_P(Change, WhatAChildIsNotToHaveItDoesNotHave) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::madvise(pages.at(400), 10 * page, MADV_WIPEONFORK), 0);
+  ASSERT_EQ(::madvise(pages.at(500), 100 * page, MADV_DONTFORK), 0);
+  ASSERT_EQ(::madvise(pages.at(520), 10 * page, MADV_DOFORK), 0);
+  const auto has = [&](std::size_t p) { return pages.word(p) == stamp(p); };
+  pid_t child = ::fork();
+  if (child == 0) {
+    if (pages.word(405) != 0 || !has(399) || !has(410) || !has(499) || !has(525) || !has(600)) ::_exit(1);
+    pages.word(405) = 7;
+    const pid_t grandchild = ::fork();
+    if (grandchild == 0) ::_exit(pages.word(405) == 0 && has(399) ? 0 : 1);
+    if (end_of(grandchild) != 0 || pages.word(405) != 7) ::_exit(4);
+    ::signal(SIGSEGV, [](int) { ::_exit(3); });
+    static_cast<void>(*static_cast<volatile char*>(pages.at(505)));
+    ::_exit(2);
+  }
+  ASSERT_GT(child, 0);
+  EXPECT_EQ(end_of(child), 3) << "1: not as it should be; 2: it has what it should not; 4: its own child has";
+  for (std::size_t p = 0; p < count; ++p) ASSERT_EQ(pages.word(p), stamp(p)) << p;
+  ASSERT_EQ(::madvise(pages.at(400), 10 * page, MADV_KEEPONFORK), 0);
+  ASSERT_EQ(::madvise(pages.at(500), 100 * page, MADV_DOFORK), 0);
+  child = ::fork();
+  if (child == 0) ::_exit(has(405) && has(505) ? 0 : 1);
+  ASSERT_GT(child, 0);
+  EXPECT_EQ(end_of(child), 0);
+}
+
+TEST(ChangeForks, AdviceEndsWithTheMemory) {
+  for (int round = 0; round < 3; ++round) {
+    auto* memory = static_cast<std::uint64_t*>(ferry::alloc_aligned(16 * page, page));
+    memory[0] = 5;
+    const pid_t child = ::fork();
+    if (child == 0) ::_exit(memory[0] == 5 ? 0 : 1);
+    ASSERT_GT(child, 0);
+    EXPECT_EQ(end_of(child), 0) << "round " << round;
+    ASSERT_EQ(::madvise(memory, 16 * page, MADV_WIPEONFORK), 0);
+    ferry::free(memory);  // and had again by the next round
+  }
+}
+
 TEST(ChangeErrors, AreThoseOfTheKernel) {
   Pages pages(10, Where::in_system);
   EXPECT_TRUE(::munmap(pages.at(0) + 1, page) == -1 && errno == EINVAL);
@@ -246,6 +315,7 @@ TEST(ChangeThreads, SequencesAgainstAShadow) {
         default:
           // All of it moves.
           if (round % 20 == 0) {
+            ::mprotect(base, own * page, PROT_READ | PROT_WRITE);  // what differs the kernel does not move, either
             auto* moved =
                 static_cast<char*>(::mremap(base, own * page, own * page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr));
             if (moved == MAP_FAILED) {

@@ -187,6 +187,17 @@ int adopted_advise(void* address, std::size_t bytes, int advice) {
 
 namespace {
 
+/// All of it is mapped, and the kernel has it as more than one mapping.
+bool has_pieces(const Part& old) {
+  const std::uint64_t first_end = place_of(old.first).end;
+  for (std::uint64_t at = old.first; at < old.end;) {
+    const Place place = place_of(at);
+    if (!place.adopted && place.refusal == wire::Refusal::unmapped) return false;
+    at = place.end;
+  }
+  return first_end < old.end;
+}
+
 /// One mapping after the other: what was given back in pieces the kernel has as several, and it moves one at a time.
 /// Returns the errno; then everything is where it was.
 int move_pieces(const Part& old, std::uint64_t target, bool keep, int& last_prot) {
@@ -271,10 +282,13 @@ void* adopted_remap(void* address, std::size_t old_bytes, std::size_t new_bytes,
   Held held(std::min(old.first, fixed ? over.first : old.first), std::max(old.end, fixed ? over.end : old.end));
   const Status given = held.give_back(old);
   if (!given.ok()) return remap_failed(errno_of(given));
-  void* moved = raw_mremap(old.first, old_bytes, new_bytes, flags, target);
-  if (moved == MAP_FAILED && errno == EFAULT && (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) == 0) {
-    moved = remap_pieces(old, round_up(new_bytes), flags, target);
-  }
+  constexpr int known = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+  const bool moves = (flags & MREMAP_MAYMOVE) != 0;
+  const bool sound = (flags & ~known) == 0 && (moves || (flags & ~MREMAP_MAYMOVE) == 0) &&
+                     ((flags & MREMAP_DONTUNMAP) == 0 || round_up(old_bytes) == round_up(new_bytes));
+  // Not tried first: the kernel unmaps the target before it refuses several mappings, and others may map there then.
+  void* const moved = sound && has_pieces(old) ? remap_pieces(old, round_up(new_bytes), flags, target)
+                                               : raw_mremap(old.first, old_bytes, new_bytes, flags, target);
   const int error = errno;
   if (fixed && touches_adopted(to, new_bytes)) forget(held, over);
   errno = error;

@@ -10,11 +10,13 @@
 #include <cstring>
 
 #include "client/change/adopted.h"
+#include "client/change/fork_advice.h"
 #include "client/change/mappings.h"
 #include "client/change/rules.h"
 #include "client/heap/process_heap.h"
 #include "client/process_state.h"
 #include "client/session.h"
+#include "client/svm/leave.h"
 #include "core/svm/types.h"
 
 // Where this library begins in memory, and where its code ends; the linker's.
@@ -54,6 +56,7 @@ Status unmap_inside(Session& s, const Part& part) {
   const Status told = tell_change(s, core::Change::unmap, part);
   // Once more: a command of the manager that was on its way may have mapped it again.
   if (!hide(part)) return Status(Code::no_mappings, errno);
+  forget_fork_advice(part);
   // Nothing was there: as with munmap.
   return told.code == Code::not_allocated ? Status() : told;
 }
@@ -148,14 +151,22 @@ int change_advise(void* address, std::size_t bytes, int advice) {
   const std::uint64_t at = number(address);
   const AdviceRule rule = rule_of_advice(advice);
   if (rule == AdviceRule::kernel || rule == AdviceRule::hint) return raw_madvise(at, bytes, advice);
-  // What a child gets of managed memory is Ferry's to say; the kernel would give it the parent's own pages.
-  if (rule == AdviceRule::fork) return at % page_bytes == 0 ? 0 : fail_with(EINVAL);
   if (at % page_bytes != 0) return fail_with(EINVAL);
   if (bytes == 0) return 0;
   if (!well_formed(at, bytes)) return fail_with(EINVAL);
   const Cut parts = cut(s, at, bytes);
   for (const Part& outside : {parts.below, parts.above}) {
     if (!outside.empty() && advise_outside(outside, advice) != 0) return -1;
+  }
+  if (rule == AdviceRule::fork) {
+    // The kernel would give a child the parent's own pages, or nothing of what it is to have.
+    if (advice == MADV_DONTFORK || advice == MADV_WIPEONFORK) {
+      note_said(s.page_of(pointer(parts.inside.first)), parts.inside.bytes() / page_bytes);
+    }
+    const ForkAdvice wanted = advice == MADV_DONTFORK     ? ForkAdvice::absent
+                              : advice == MADV_WIPEONFORK ? ForkAdvice::wiped
+                                                          : ForkAdvice::none;
+    return set_fork_advice(parts.inside, wanted).ok() ? 0 : fail_with(ENOMEM);
   }
   const Status told =
       tell_change(s, rule == AdviceRule::free ? core::Change::lazy_free : core::Change::discard, parts.inside);
@@ -201,6 +212,19 @@ void* take_target(Session& s, void* to, std::size_t bytes, bool fixed) {
   return raw_mmap(at, round_up(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 }
 
+/// What threads may do with all of it. False: one part may do other things than the next, or nothing is there.
+bool one_protection(const Part& part, int& prot) {
+  for (std::uint64_t at = part.first; at < part.end;) {
+    OwnMapping here;
+    if (!find_own_mapping(at, here)) return false;
+    const int now = (here.readable ? PROT_READ : 0) | (here.writable ? PROT_WRITE : 0);
+    if (at != part.first && now != prot) return false;
+    prot = now;
+    at = here.end;
+  }
+  return true;
+}
+
 }  // namespace
 
 void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, void* to) {
@@ -226,6 +250,8 @@ void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, 
   // What lies behind an allocation is another's, or may become so.
   if ((flags & MREMAP_MAYMOVE) == 0) return remap_failed(ENOMEM);
 
+  int prot = 0;
+  if (!one_protection(old, prot)) return remap_failed(EFAULT);
   // Nobody writes the pages from here on: a thread that tries gets SIGSEGV, as when they have gone.
   const std::size_t moved = std::min(had, wanted);
   Status told = tell_change(s, core::Change::protect, old, core::span_read);
@@ -234,17 +260,25 @@ void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, 
   if (raw_mprotect(old.first, old.bytes(), PROT_READ) == 0) target = take_target(s, to, wanted, fixed);
   if (target == MAP_FAILED) {
     const int error = errno == 0 ? ENOMEM : errno;
-    raw_mprotect(old.first, old.bytes(), PROT_READ | PROT_WRITE);
-    [[maybe_unused]] const Status again = tell_change(s, core::Change::protect, old, core::span_all);
+    [[maybe_unused]] const Status again = tell_change(s, core::Change::protect, old, device_prot(prot));
+    raw_mprotect(old.first, old.bytes(), prot);
     return remap_failed(error);
   }
   std::memcpy(target, address, moved);
+  if (move_fork_advice({old.first, old.first + moved}, number(target)).ok() && touches_managed(target, wanted)) {
+    note_said(s.page_of(target), wanted / page_bytes);
+  }
   if (keep) {
     told = tell_change(s, core::Change::discard, old);
-    if (told.ok()) told = tell_change(s, core::Change::protect, old, core::span_all);
-    raw_mprotect(old.first, old.bytes(), PROT_READ | PROT_WRITE);
+    if (told.ok()) told = tell_change(s, core::Change::protect, old, device_prot(prot));
+    raw_mprotect(old.first, old.bytes(), prot);
   } else {
     told = unmap_inside(s, old);
+  }
+  if (told.ok() && prot != (PROT_READ | PROT_WRITE)) {
+    const int done = touches_managed(target, wanted) ? change_protect(target, wanted, prot)
+                                                     : raw_mprotect(number(target), wanted, prot);
+    if (done != 0) return MAP_FAILED;
   }
   return told.ok() ? target : remap_failed(errno_of(told));
 }

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/types.h"
+#include "client/change/fork_advice.h"
 #include "client/heap/process_heap.h"
 #include "client/session.h"
 #include "client/svm/ask.h"
@@ -66,6 +67,7 @@ void on_free(const void* start, std::size_t bytes) noexcept {
     const linux::LockGuard lock(said().mutex);
     if (!take(said(), from, end)) return;
   }
+  forget_fork_advice({session->window_base + from * page_bytes, session->window_base + end * page_bytes});
   wire::SvmAnswer answer;
   wire::Span span{};
   span.first_page = from;

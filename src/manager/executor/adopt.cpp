@@ -51,6 +51,7 @@ void Executor::ask_next(Client& client) {
     const Page page = client.window().page_of_address(wave.address);
     if (client.is_allocated(page) || client.is_releasing({page, 1}) || file_serves(client, wave)) continue;
     client.asking = wave.address;
+    client.asking_to_write = wave.wants() == Access::write;
     wire::AdoptAsk ask{wave.address, wave.wants() == Access::write ? 1U : 0U, 0};
     for (const HeldWave& other : client.held) {
       if (client.window().page_of_address(other.address) == page) ask.devices |= 1U << other.device;
@@ -78,7 +79,7 @@ void Executor::on_adopt_answer(Client& client, const wire::AdoptAnswer& body) {
     std::erase_if(client.held, [&](const HeldWave& h) {
       // Waves that only want to read are asked about apart from those that want to write.
       const bool same = client.window().page_of_address(h.address) == page &&
-                        (why != wire::Refusal::read_only || h.wants() == Access::write);
+                        (why != wire::Refusal::read_only || h.wants() == Access::write || !client.asking_to_write);
       if (same) refused.push_back(h);
       return same;
     });
