@@ -21,7 +21,7 @@ enum class CommandKind : std::uint8_t {
   map_home,              ///< application agent
   zap_device,            ///< device agent: armed pages
   revoke_device,         ///< device agent: extents; the window is armed again there
-  drop_device,           ///< device agent: the same when arming failed: nothing is mapped
+  drop_device,           ///< device agent: the same without arming: nothing is mapped
   map_extent,            ///< device agent
   rearm,                 ///< device agent: before CONTINUE where the window is not armed
   resume_map,            ///< compute unit

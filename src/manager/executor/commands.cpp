@@ -243,6 +243,7 @@ void Executor::finish(std::uint32_t index, Status status) {
           household_.drop_device(client, device, "it could not let go of pages");
           return;
         }
+        if (kind == CommandKind::drop_device) disarmed(client, device, pages);
         out_of_reach(client, device, pages);
         break;
       case CommandKind::map_buffer_cpu:
@@ -322,6 +323,13 @@ void Executor::armed_again(Client& client, DeviceId device, PageSpan pages) {
       client.devices[device].pieces -= d.pieces;
       d.pieces = 0;
     }
+  }
+}
+
+/// Nothing is mapped there any more, nor armed.
+void Executor::disarmed(Client& client, DeviceId device, PageSpan pages) {
+  for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
+    client.device_block(client.block(index), device).replaced |= BlockTable::mask_in(index, pages);
   }
 }
 

@@ -320,7 +320,13 @@ void Executor::revoke_device(Client& client, const core::Action& action) {
   }
   // What was given in armed pages is zapped; extents are mapped over by the armed window. Either way the pages end as
   // they were at the start, merged with their neighbours, and can be given one by one.
-  const CommandKind kind = d.replaced.intersects(mask) ? CommandKind::revoke_device : CommandKind::zap_device;
+  // But while a CPU thread sleeps for a page of an extent, that it is out of reach is enough: arming it costs two more
+  // system calls, and is left to the next mapping in place. Not where pieces run short: only an armed block has none.
+  const bool hurry = action.cause == core::Cause::cpu_fault && action.pages.count_pages < block_pages &&
+                     peer.pieces < pieces_max_ / 2 && !client.is_adopted(action.pages.first);
+  const CommandKind kind = !d.replaced.intersects(mask) ? CommandKind::zap_device
+                           : hurry                      ? CommandKind::drop_device
+                                                        : CommandKind::revoke_device;
   d.given.remove(mask);
   if (peer.state == DeviceState::ending) {
     make_command(client, action.device, kind, action.pages, action.id);

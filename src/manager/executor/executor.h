@@ -312,6 +312,7 @@ class Executor final : private StoreUser {
   static void open_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
   static void close_dma(DevicePeer& peer, DeviceBlock& block, const PageMask& pages);
   void armed_again(Client& client, DeviceId device, PageSpan pages);
+  void disarmed(Client& client, DeviceId device, PageSpan pages);
   // files.cpp
   bool hold_for_file(Client& client, const HeldWave& wave);
   [[nodiscard]] static bool file_serves(const Client& client, const HeldWave& wave);
