@@ -367,6 +367,88 @@ TEST(Files, ReadOnlyPagesWithCopiesOfTheProgramsOwnAreRefusedAndTheOthersAreNot)
   EXPECT_NE(text.find("copies of its own"), std::string::npos) << text;
 }
 
+TEST(PrivateFiles, WritesOfBothSidesAreSeenByBothAndNeverReachTheFile) {
+  const File file(4 * mib);
+  const Map map(file.fd(), 4 * mib, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+  map.as()[5] = 100;  // a page of its own already
+  add_on_device(map.as(), mib, 1);
+  EXPECT_EQ(map.as()[5], 101U);
+  EXPECT_EQ(map.as()[6], 7U);
+  map.as()[mib - 1] = 50;
+  add_on_device(map.as(), mib, 1);
+  EXPECT_EQ(map.as()[mib - 1], 51U);
+  for (std::uint32_t i = 6; i < mib - 1; ++i) ASSERT_EQ(map.as()[i], i + 2);
+  for (std::size_t i = 0; i < mib; i += 1000) ASSERT_EQ(file.read(i), i);
+  ferry_error e{};
+  ASSERT_EQ(ferry_release(map.as(), 4 * mib, &e), FERRY_OK) << e.text;
+  EXPECT_EQ(map.as()[5], 102U);
+  EXPECT_EQ(map.as()[7], 9U);
+}
+
+TEST(PrivateFiles, NoUpdateIsLostOfThreadsThatGoOnWriting) {
+  constexpr std::size_t count = 2 * mib;
+  const File file(4 * count);
+  for (int round = 0; round < 3; ++round) {
+    const Map map(file.fd(), 4 * count, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+    auto* words = map.as<std::atomic<std::uint32_t>>();
+    std::atomic<bool> stop{false};
+    std::atomic<std::uint64_t> added{0};
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < 3; ++t) {
+      threads.emplace_back([&, t] {
+        std::uint64_t x = t * 7919 + 1;
+        std::uint64_t mine = 0;
+        for (; !stop.load(std::memory_order_relaxed); ++mine) {
+          x = x * 6364136223846793005U + 1442695040888963407U;
+          words[(x >> 20) % count].fetch_add(1, std::memory_order_relaxed);
+        }
+        added += mine;
+      });
+    }
+    ferry_error e{};
+    if (round % 2 == 0) {
+      ASSERT_EQ(ferry_adopt(words, 4 * count, &e), FERRY_OK) << e.text;
+    }
+    ferry::parallel_for(count, [words](std::size_t i) { words[i].fetch_add(1, std::memory_order_relaxed); });
+    stop = true;
+    for (auto& t : threads) t.join();
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < count; ++i) sum += words[i].load() - static_cast<std::uint32_t>(i);
+    EXPECT_EQ(sum, count + added.load());
+  }
+}
+
+TEST(PrivateFiles, EndWhereTheFileEnds) {
+  const File file(page + 100);
+  const Map map(file.fd(), 8 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+  const std::string text = error_of_kernel([&] { add_on_device(map.as() + 5 * page / 4, 1, 1); });
+  EXPECT_NE(text.find("the mapped file ends before it"), std::string::npos) << text;
+  ferry_error e{};
+  EXPECT_EQ(ferry_adopt(map.as(), 8 * page, &e), FERRY_UNSUPPORTED);
+  EXPECT_NE(std::string(e.text).find("the mapped file ends before it"), std::string::npos) << e.text;
+  add_on_device(map.as(), page / 4, 1);
+  EXPECT_EQ(map.as()[3], 4U);
+  EXPECT_EQ(file.read(3), 3U);
+}
+
+TEST(PrivateFiles, AForkCopiesOnWrite) {
+  const File file(mib);
+  const Map map(file.fd(), mib, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+  add_on_device(map.as(), mib / 4, 1);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const bool same = map.as()[9] == 10;
+    map.as()[9] = 1;
+    ::_exit(same && map.as()[9] == 1 ? 0 : 1);
+  }
+  int how = 0;
+  ASSERT_EQ(::waitpid(child, &how, 0), child);
+  EXPECT_EQ(how, 0);
+  add_on_device(map.as(), mib / 4, 1);
+  EXPECT_EQ(map.as()[9], 11U);
+  EXPECT_EQ(file.read(9), 9U);
+}
+
 TEST(Files, AForkKeepsTheParentsDevicesGoing) {
   const File file(mib);
   const Map map(file.fd(), mib, PROT_READ | PROT_WRITE, MAP_SHARED);

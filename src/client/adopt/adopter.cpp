@@ -15,6 +15,7 @@
 #include "client/adopt/sleepers.h"
 #include "client/agent.h"
 #include "client/convert.h"
+#include "client/convert_file.h"
 #include "client/session.h"
 #include "linux/futex.h"
 
@@ -186,6 +187,17 @@ std::uint32_t flags_of(const Place& place) {
          ((place.prot & PROT_WRITE) == 0 ? wire::span_read_only : 0);
 }
 
+/// A private mapping of a file. Nobody maps anything else there meanwhile.
+Status convert_private_file(const Place& place, std::uint64_t begin, std::uint64_t end, int file,
+                            std::uint64_t offset) {
+  const ServingFiles alone;
+  const Place now = place_of(begin);
+  if (now.adopted || now.refusal != wire::Refusal::none || !now.file || now.end < end || now.prot != place.prot) {
+    return Status(Code::in_use, EAGAIN);
+  }
+  return convert_file_to_shared(reinterpret_cast<void*>(begin), end - begin, file, offset, place.prot);
+}
+
 AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t end) {
   void* at = reinterpret_cast<void*>(begin);
   const wire::Span span = wire_span(begin, end, flags_of(place));
@@ -201,7 +213,8 @@ AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t e
   if (!open_known()) return refuse(wire::Refusal::no_memory, begin);
   if (!keep_fork_advice(begin, end)) return refuse(wire::Refusal::no_mappings, begin);
   note_adopted(begin, end);
-  const Status converted = convert_to_shared(at, end - begin, file, offset, place.prot);
+  const Status converted = place.file ? convert_private_file(place, begin, end, file, offset)
+                                      : convert_to_shared(at, end - begin, file, offset, place.prot);
   // A huge page of more than a block.
   if (!converted.ok() && place.huge && converted.sys_errno == EINVAL) return refuse(wire::Refusal::huge_pages, begin);
   if (!converted.ok()) return refuse_conversion(converted, begin);
@@ -234,6 +247,17 @@ AdoptResult give_back_span(std::uint64_t begin, std::uint64_t end) {
   return result;
 }
 
+/// Around the byte, which may be the first, as much of a private mapping of a file as is converted at once.
+AdoptResult adopt_file_piece(const Place& place, std::uint64_t address, std::uint64_t limit) {
+  const std::uint64_t unit = address & ~(file_piece_bytes - 1);
+  const std::uint64_t begin = std::max(place.begin, unit);
+  const std::uint64_t wanted = std::min({place.end, limit, unit + file_piece_bytes});
+  std::uint64_t end = wanted;
+  if (const Status copied = copy_file_pages(begin, end); !copied.ok()) return refuse_conversion(copied, address);
+  if (address >= end || (limit != user_address_end && end < wanted)) return refuse(wire::Refusal::file_end, end);
+  return adopt_piece(place, begin, end);
+}
+
 /// The whole span or nothing.
 AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
   for (std::uint64_t at = begin; at < end;) {
@@ -254,10 +278,12 @@ AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
       at = at / block_bytes * block_bytes;
       to = (to + block_bytes - 1) / block_bytes * block_bytes;
     }
+    if (place.file) to = std::min(to, (at / file_piece_bytes + 1) * file_piece_bytes);
     // Devices get a file when they touch it.
     if (!place.adopted && !may_be_file(place)) {
-      const AdoptResult piece =
-          place.refusal != wire::Refusal::none ? refuse(place.refusal, at) : adopt_piece(place, at, to);
+      const AdoptResult piece = place.refusal != wire::Refusal::none ? refuse(place.refusal, at)
+                                : place.file                         ? adopt_file_piece(place, at, to)
+                                                                     : adopt_piece(place, at, to);
       if (!piece.status.ok()) {
         // Also what was adopted before this call, which is as well: a device gets it again when it touches it.
         if (at > begin) give_back_span(begin, at);
@@ -276,6 +302,7 @@ AdoptResult adopt_page(std::uint64_t address, bool write, std::uint32_t devices)
   if (may_be_file(place)) return serve_file(*session, address, write, devices);
   if (place.refusal != wire::Refusal::none) return refuse(place.refusal, address);
   if (write && (place.prot & PROT_WRITE) == 0) return refuse(wire::Refusal::read_only, address);
+  if (place.file) return adopt_file_piece(place, address, user_address_end);
   const std::uint64_t block = address & ~(block_bytes - 1);
   const AdoptResult result = adopt_piece(place, std::max(place.begin, block), std::min(place.end, block + block_bytes));
   return result;
