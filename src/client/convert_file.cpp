@@ -37,8 +37,7 @@ void* read_moves(void*) {
     ::poll(&p, 1, -1);
     uffd_msg message{};
     // Faults are told here, too; they end when the span is let go of.
-    while (::read(room, &message, sizeof message) > 0) {
-    }
+    while (::read(room, &message, sizeof message) > 0) {}
   }
 }
 
@@ -143,8 +142,7 @@ Status convert(void* span, std::size_t bytes, int file, std::uint64_t file_offse
   }
   FERRY_CHECK(held.read(view, bytes));
   uffdio_range range{begin, bytes};
-  while (::ioctl(room, UFFDIO_UNREGISTER, &range) != 0 && (errno == EAGAIN || errno == EINTR)) {
-  }
+  while (::ioctl(room, UFFDIO_UNREGISTER, &range) != 0 && (errno == EAGAIN || errno == EINTR)) {}
   ::ioctl(room, UFFDIO_WAKE, &range);
   return {};
 }
