@@ -41,6 +41,7 @@ bool World::can_step(std::uint32_t agent) const {
   std::uint8_t unit = no_unit;
   if (def.is_wave && !place_wave(agent, unit)) return false;
   const Step& step = def.steps[state.pc];
+  if (def.is_wave && forking_[def.client] && !would_hit(agent)) return false;
   const auto known = [this](std::uint32_t f) { return fences_[f].visible || fences_[f].signalled; };
   switch (step.kind) {
     case Kind::await: return words_[step.word];
@@ -154,11 +155,15 @@ void World::step(std::uint32_t agent) {
       page.cpu_mapped = scenario_.system_pages == 0;
       page.shadow = page.system = zeros;
       page.stored = garbage;
+      page.discarding = page.pins = 0;
+      page.discarded = false;
+      page.no_access = 0;
       break;
     }
     case Kind::free: {
       PageState& page = pages_[s.page];
       if (!page.allocated || page.freeing) break;
+      if (setup_.bug != core::PlantedBug::free_before_child) keep_for_children(s.page);
       page.freeing = true;
       page.cpu_mapped = false;
       wake_cpu(span_of_page(s.page), def.client);
@@ -202,6 +207,9 @@ void World::step(std::uint32_t agent) {
       say(LogLine::Kind::call, "machine", "core", s.text);
       core_->set_system_budget(now_ns_, s.number * block_pages);
       break;
+    default:
+      if (svm_step(agent, s)) return;
+      break;
   }
   advance(agent);
 }
@@ -236,12 +244,14 @@ void World::fault(std::uint32_t agent, Page page, Access access) {
   const std::string what = access == Access::write ? " for writing" : "";
   if (def.is_wave) {
     state.wait = Wait::fault;
+    const std::uint32_t touched = def.steps[state.pc].page;
+    state.old = touched != none && pages_[touched].unmapping;
     // The answer to an earlier fault's mapping may still be under way: then the two must not have one name.
     if (scenario_.apart) state.serial = static_cast<std::uint8_t>((state.serial + 1) % 4);
     say(LogLine::Kind::call, def.name, "core",
         "fault at " + def.steps[state.pc].text.substr(def.steps[state.pc].text.find(' ') + 1) + what);
     core_->device_fault(now_ns_, client_id(def.client), def.device, page, access,
-                        {(std::uint64_t{state.serial} << 16) | (agent + 1)}, state.unit);
+                        {(std::uint64_t{state.serial} << 16) | (agent + 1)}, state.unit, unmaps_seen_[def.client]);
   } else {
     state.wait = Wait::cpu_fault;
     say(LogLine::Kind::call, def.name, "core",
@@ -271,12 +281,13 @@ bool World::access_page(std::uint32_t agent, const Step& s) {
     fault(agent, span_of_page(s.page).first, access);
     return false;
   }
-  if (*word != page.shadow && page.allocated && !page.freeing) {
+  if (page.allocated && !page.freeing && !reads_right(page, *word, !write)) {
     violate(Verdict::wrong_bytes, def.name + ", " + s.text + ": finds " + describe_version(*word) +
                                       "; last written: " + describe_version(page.shadow));
   }
   if (write) {
     *word = page.shadow = 1 + agent * 64 + agents_[agent].pc;
+    page.discarded = false;
     // Both copies lie at one place, or the other one is stale from here on.
   }
   return true;
@@ -382,6 +393,13 @@ void World::kill(std::uint32_t client, DeviceId device) {
     notices_.push_back({client, no_device});
     for (std::uint32_t p = 0; p < pages_.size(); ++p) {
       if (scenario_.pages[p].client == client) pages_[p].cpu_mapped = false;
+    }
+  }
+  if (device == no_device) {
+    for (std::uint32_t p = 0; p < pages_.size(); ++p) {
+      if (scenario_.pages[p].client != client) continue;
+      keep_for_children(p);
+      pages_[p].pins = 0;
     }
   }
   say(LogLine::Kind::note, {}, scenario_.clients[client],

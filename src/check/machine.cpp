@@ -138,7 +138,7 @@ std::string World::place_of(const Action& a) const {
       const std::uint64_t index = a.cookie.value & ~cookie_mask;
       const std::uint64_t what = a.cookie.value & cookie_mask;
       if (what == cookie_job) return agent(jobs_[index].submitter);
-      return what == cookie_prefetch ? agent(index) : "memory";
+      return what == cookie_prefetch || what == cookie_svm ? agent(index) : "memory";
     }
     case Verb::run_job:
     case Verb::cancel_job: return std::string(to_string(a.engine)) + " " + std::to_string(a.device);
@@ -249,9 +249,13 @@ void World::take_actions() {
 
 void World::issue(const Action& a) {
   say(LogLine::Kind::action, "core", place_of(a), words(a));
+  check_svm(a);
   switch (a.verb) {
     case Verb::wake_wave: wake_wave(a); return;
-    case Verb::wake_cpu: wake_cpu(a.pages, a.client - 1); return;
+    case Verb::wake_cpu:
+      if (a.status.code == Code::in_use || a.status.code == Code::not_permitted) fail_cpu(a.pages, a.client - 1);
+      wake_cpu(a.pages, a.client - 1);
+      return;
     case Verb::reply: reply(a); return;
     case Verb::cancel_job:
       for (std::uint32_t j = 0; j < jobs_.size(); ++j) {
@@ -294,8 +298,14 @@ void World::wake_wave(const Action& a) {
     state.over = true;
     return;
   }
+  if (state.old) {
+    violate(Verdict::violation, scenario_.agents[agent].name + ", " + s.text +
+                                    ": a fault older than the unmap fails: " + words_of(a.status) + " (I-73)");
+  }
+  const bool refused = s.page != none && ((pages_[s.page].refused >> scenario_.agents[agent].device & 1U) != 0 ||
+                                          (pages_[s.page].pinned_ever && a.status.code == Code::in_use));
   const bool gone = s.page != none ? !pages_[s.page].allocated || pages_[s.page].freeing : failed_before_;
-  if (!gone && !failed_before_) {
+  if (!gone && !refused && !failed_before_) {
     violate(Verdict::violation,
             scenario_.agents[agent].name + ", " + s.text + ": the fault fails: " + words_of(a.status));
   }
@@ -347,10 +357,13 @@ void World::reply(const Action& a) {
                 "the free of " + scenario_.pages[index].name + " is answered while a device maps it");
       }
     }
-    page.allocated = page.freeing = false;
+    // Devices are told the number of an unmap before the application is answered.
+    if (page.unmapping) unmaps_seen_[a.client - 1] = core_->changes(a.client);
+    page.allocated = page.freeing = page.unmapping = false;
     for (std::uint32_t g = 0; g < agents_.size(); ++g) {
       AgentState& state = agents_[g];
-      if (state.wait == Wait::reply && !done_with(g) && scenario_.agents[g].steps[state.pc].kind == Step::Kind::free &&
+      const auto kind = done_with(g) ? Step::Kind::read : scenario_.agents[g].steps[state.pc].kind;
+      if (state.wait == Wait::reply && (kind == Step::Kind::free || kind == Step::Kind::unmap) &&
           scenario_.agents[g].steps[state.pc].page == index) {
         state.wait = Wait::nothing;
         advance(g);
@@ -358,7 +371,8 @@ void World::reply(const Action& a) {
     }
     return;
   }
-  if (what == cookie_prefetch && agents_[index].wait == Wait::reply) {
+  if (what == cookie_svm && agents_[index].wait == Wait::reply) svm_replied(index, a.status);
+  if ((what == cookie_prefetch || what == cookie_svm) && agents_[index].wait == Wait::reply) {
     agents_[index].wait = Wait::nothing;
     advance(index);
   }
@@ -456,10 +470,14 @@ void World::effect_page(const Action& a) {
     switch (a.verb) {
       case Verb::revoke_cpu: page.cpu_mapped = false; break;
       case Verb::map_cpu:
+        give_children(index, page.system);
         if (page.allocated && !page.freeing) page.cpu_mapped = true;
         break;
       case Verb::revoke_device: page.devices[a.device] = {}; break;
       case Verb::map_device:
+        if (a.prot == Prot::read_write) {
+          give_children(index, a.place == core::Place::system ? page.system : vram_word(client, a.device, vram));
+        }
         page.devices[a.device] = {a.place == core::Place::system ? DeviceEntry::To::system : DeviceEntry::To::vram,
                                   a.prot == Prot::read_write, a.place == core::Place::system ? 0 : vram};
         break;
@@ -473,7 +491,7 @@ void World::effect_page(const Action& a) {
       case Verb::store: page.stored = page.system; break;
       case Verb::load: page.system = page.stored; break;
       case Verb::discard_store: page.stored = garbage; break;
-      case Verb::discard_system: page.system = garbage; break;
+      case Verb::discard_system: page.system = page.discarding != 0 || page.discarded ? zeros : garbage; break;
       default: break;
     }
   }

@@ -356,6 +356,37 @@ class Parser {
   void submit(Words& w, Step& out);
   void access(Words& w, Step& out, const Agent& agent);
 
+  DeviceId place(const std::string& word) const { return word == "system" ? no_device : device(word); }
+
+  /// A step on shared virtual memory. False: it is another.
+  bool svm_step(Words& w, const std::string& key, Step& out) {
+    using K = Step::Kind;
+    constexpr std::pair<const char*, K> kinds[] = {
+        {"unmap", K::unmap},     {"pin", K::pin},         {"unpin", K::unpin}, {"access", K::access},
+        {"discard", K::discard}, {"migrate", K::migrate}, {"fork", K::fork}};
+    const auto it = std::find_if(std::begin(kinds), std::end(kinds), [&](const auto& k) { return key == k.first; });
+    if (it == std::end(kinds)) return false;
+    out.kind = it->second;
+    if (out.kind == K::fork) return true;
+    out.page = page(w.next("a page"));
+    if (out.kind == K::pin || out.kind == K::migrate) {
+      w.need("to");
+      out.device = place(w.next("system or a device"));
+    }
+    if (out.kind == K::migrate) {
+      w.need("signals");
+      out.fence = fence_to_make(w.next("a fence"));
+    }
+    if (out.kind == K::access) {
+      const std::string word = w.next("none, in_place or migrate");
+      if (word != "none" && word != "in_place" && word != "migrate") throw Bad("no access is called '" + word + "'");
+      out.number = word == "none" ? 0 : word == "in_place" ? 1 : 2;
+      w.need("on");
+      out.device = device(w.next("a device"));
+    }
+    return true;
+  }
+
   std::uint32_t fence_to_make(const std::string& name) {
     const std::uint32_t f = intern(s_.fences, name);
     if (!made_.insert(f).second) throw Bad("fence '" + name + "' is made twice");
@@ -506,6 +537,9 @@ void Parser::step(Words& w, std::string_view text) {
       const std::string to = w.next("system or a device");
       out.device = to == "system" ? no_device : device(to);
     }
+  } else if (svm_step(w, key, out)) {
+    threads_only();
+    if (out.page != none && s_.pages[out.page].client != agent.client) throw Bad("the page is another client's");
   } else if (key == "advance") {
     threads_only();
     out.kind = K::advance;

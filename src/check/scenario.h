@@ -43,6 +43,13 @@ struct Step {
     kill,        ///< a client, or its device process
     pressure,
     budget,
+    unmap,  ///< a page, as munmap does
+    pin,    ///< a page, in system memory or on a device
+    unpin,
+    access,   ///< a page: what a device may do with it (number)
+    discard,  ///< a page: its contents may be dropped
+    migrate,  ///< a page, to a device or home, with a fence
+    fork,
   } kind = Kind::read;
   std::uint32_t page = none;    ///< or
   std::uint32_t buffer = none;  ///< of read, write: one of both is set

@@ -37,6 +37,8 @@ World::World(const Setup& setup, Log* log)
   words_.resize(scenario_.words.size());
   locks_.resize(scenario_.locks.size(), none);
   client_alive_.resize(scenario_.clients.size(), true);
+  forking_.resize(scenario_.clients.size(), false);
+  unmaps_seen_.resize(scenario_.clients.size(), 0);
   try {
     set_up();
   } catch (const Violation& violation) {
@@ -55,6 +57,7 @@ core::Config World::config() const {
   out.system_pages = scenario_.system_pages * block_pages;
   out.store_pages = scenario_.store_pages * block_pages;
   out.speculation_granules = 0;
+  out.pin_pages = ~std::uint64_t{0} >> 1;
   out.leave = core::LeaveKind::never;
   out.end_deadlocks = false;  // the hang itself is looked for
   out.bug = setup_.bug;
@@ -70,6 +73,9 @@ void World::set_up() {
     if (agent.is_wave) use(agent.device);
     for (const Step& step : agent.steps) {
       if (step.kind == Step::Kind::submit) use(scenario_.jobs[step.job].device);
+      if ((step.kind == Step::Kind::pin || step.kind == Step::Kind::migrate) && step.device != no_device) {
+        use(step.device);
+      }
     }
   }
   for (std::uint32_t p = 0; p < pages_.size(); ++p) {
@@ -382,6 +388,7 @@ std::uint64_t World::digest() const {
   for (std::size_t w = 0; w < words_.size(); ++w) words |= std::uint64_t{words_[w]} << (w & 63);
   h.add(words);
   for (const std::uint32_t l : locks_) h.add(l);
+  h.add(svm_digest());
   std::uint64_t alive = 0;
   for (std::size_t c = 0; c < client_alive_.size(); ++c) alive |= std::uint64_t{client_alive_[c]} << c;
   h.add(alive | std::uint64_t{time_is_idle_} << 32 | std::uint64_t{failed_before_} << 33 |
@@ -453,6 +460,7 @@ Finding World::conclude() {
   if (broken()) return finding_;
   if (!finished()) return why_stuck();
   try {
+    for (std::uint32_t p = 0; p < pages_.size(); ++p) keep_for_children(p);
     core_->verify();
     if (!core_->quiescent()) {
       for (std::uint32_t j = 0; j < jobs_.size(); ++j) {

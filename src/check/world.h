@@ -3,6 +3,7 @@
 // happen next, perform() makes one of it happen. The same events in the same order lead to the same state.
 //   world.cpp   events, time, digest, the end      agents.cpp   what threads and waves do
 //   machine.cpp the core's actions                 rules.cpp    what is checked beside the bytes
+//   svm.cpp     pins, discards, access, forks
 // Unlike the simulator's world it has no queue and no random numbers: who explores it chooses.
 #pragma once
 
@@ -110,6 +111,7 @@ class World {
     Wait wait = Wait::nothing;
     bool begun = false;    ///< a wave: its demand is known to the core
     bool over = false;     ///< its client or device ended
+    bool old = false;      ///< its fault came after the unmap of its page was asked for
     bool reached = false;  ///< the page of the step was faulted in: what comes is a retry
     std::uint8_t unit = no_unit;
     std::uint8_t serial = 0;  ///< of its last fault
@@ -127,10 +129,27 @@ class World {
     bool freeing = false;
     bool cpu_mapped = false;
     std::uint8_t generation = 0;  ///< replaced so often on the CPU side
+    std::uint8_t pins = 0;
+    bool pinned_ever = false;
+    bool unmapping = false;       ///< freeing, by an unmap
+    std::uint8_t discarding = 0;  ///< discards asked for and not answered
+    bool discarded = false;       ///< zeros will do, until somebody looks
+    std::uint16_t no_access = 0;  ///< bit d: device d may not touch it
+    std::uint16_t refused = 0;    ///< ... or might not once
     Version shadow = zeros;
     Version system = zeros;
     Version stored = garbage;
     std::vector<DeviceEntry> devices;
+  };
+  /// What a fork's child is to see of a page, until it has its own copy.
+  struct ChildPage {
+    Version want = zeros;
+    bool pending = false;
+    bool loose = false;  ///< discarded before the fork
+  };
+  struct Child {
+    std::uint32_t client = 0;
+    std::vector<ChildPage> pages;
   };
   struct BufferMap {
     enum class To : std::uint8_t { nowhere, system, vram } to = To::nowhere;
@@ -228,6 +247,18 @@ class World {
   /// Why the agent could go on, had it been told; empty: it could not.
   [[nodiscard]] std::string missed_wakeup(std::uint32_t agent) const;
 
+  // --- svm.cpp
+  bool svm_step(std::uint32_t agent, const Step& step);
+  bool wait_for_reply(std::uint32_t agent, Status status);
+  void svm_replied(std::uint32_t agent, Status status);
+  void check_svm(const core::Action& action) const;
+  void fail_cpu(PageSpan pages, std::uint32_t client);
+  [[nodiscard]] static bool reads_right(PageState& page, Version word, bool settle);
+  void fork_now(std::uint32_t client);
+  void give_children(std::uint32_t page, Version word);
+  void keep_for_children(std::uint32_t page);
+  [[nodiscard]] std::uint64_t svm_digest() const;
+
   // --- machine.cpp
   void take_actions();
   void issue(const core::Action& action);
@@ -281,6 +312,9 @@ class World {
   std::vector<bool> words_;
   std::vector<std::uint32_t> locks_;  ///< agent that holds it, or none
   std::vector<bool> client_alive_;
+  std::vector<bool> forking_;  ///< by client: its fork is not answered; its waves' new faults are held back
+  std::vector<Child> children_;
+  std::vector<std::uint64_t> unmaps_seen_;  ///< by client: Core::changes() as its devices know it
   std::map<std::pair<std::uint32_t, DeviceId>, Process> processes_;
   std::map<std::uint64_t, Version> vram_;  ///< by client, device, VRAM granule; missing: garbage
   std::vector<Flight> flights_;

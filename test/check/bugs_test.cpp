@@ -15,14 +15,10 @@ using core::PlantedBug;
 
 /// Shows only in a chunk of several granules, while a scenario's page is a whole one; or in what scenarios have no words
 /// for. `ferry sim` finds it.
-constexpr PlantedBug left_to_sim[] = {PlantedBug::wrong_vram_page,     PlantedBug::keep_lost_access,
-                                      PlantedBug::write_map_read_only, PlantedBug::leak_attributes,
-                                      PlantedBug::move_pinned,         PlantedBug::discard_shows_others,
-                                      PlantedBug::keep_discarded,      PlantedBug::keep_protected_mapping,
-                                      PlantedBug::serve_old_fault,     PlantedBug::keep_peer_mapping,
-                                      PlantedBug::forget_turn,         PlantedBug::keep_empty_slot,
-                                      PlantedBug::keep_fork_mapping,   PlantedBug::free_before_child,
-                                      PlantedBug::forget_protection};
+constexpr PlantedBug left_to_sim[] = {
+    PlantedBug::wrong_vram_page, PlantedBug::write_map_read_only, PlantedBug::leak_attributes,
+    PlantedBug::keep_discarded,  PlantedBug::keep_peer_mapping,   PlantedBug::keep_protected_mapping,
+    PlantedBug::forget_turn,     PlantedBug::keep_empty_slot,     PlantedBug::forget_protection};
 
 std::vector<std::shared_ptr<const Scenario>> scenarios_that_show(PlantedBug bug) {
   std::vector<std::shared_ptr<const Scenario>> out;

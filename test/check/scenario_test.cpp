@@ -76,6 +76,11 @@ TEST(Scenario, MistakesAreToldWithTheirLine) {
   EXPECT_EQ(error_of("expect none : fine\n"), "x:1: no verdict is called 'fine'");
   EXPECT_EQ(error_of("device 0\nclient app\nwave w : app on 0\n  submit f copy on 0\n"), "x:4: a wave cannot submit");
   EXPECT_EQ(error_of(""), "x: no device");
+  const std::string head = "device 0\nclient app other\npage a : app\npage b : other\n";
+  EXPECT_EQ(error_of(head + "wave w : app on 0\n  pin a to 0\n"), "x:6: a wave cannot pin");
+  EXPECT_EQ(error_of(head + "thread t : app\n  discard b\n"), "x:6: the page is another client's");
+  EXPECT_EQ(error_of(head + "thread t : app\n  access a all on 0\n"), "x:6: no access is called 'all'");
+  EXPECT_EQ(error_of(head + "thread t : app\n  pin a to 1\n"), "x:6: '1' is no number from 0 to 0");
 }
 
 TEST(Scenario, AnyTextIsReadOrRefused) {
