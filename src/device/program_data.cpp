@@ -292,6 +292,16 @@ int move_variables(std::span<const Extent> from, std::span<const std::uint64_t> 
   return error;
 }
 
+/// Whole pages, whatever is in them: under AddressSanitizer that may be its marks between two variables.
+#ifdef __SANITIZE_ADDRESS__
+__attribute__((no_sanitize_address)) void copy_words(void* to, const void* from, std::size_t bytes) {
+  const auto* words = static_cast<const volatile std::uint64_t*>(from);
+  for (std::size_t i = 0; i < bytes / sizeof *words; ++i) static_cast<std::uint64_t*>(to)[i] = words[i];
+}
+#else
+void copy_words(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+#endif
+
 /// All of it is mapped as the loader has mapped it.
 bool is_as_loaded(const Extent& e) {
   bool as_loaded = true;
@@ -375,7 +385,7 @@ void make_program_data_anonymous() {
     void* const at = reinterpret_cast<void*>(e.begin);
     void* const copy = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED) break;
-    std::memcpy(copy, at, size);
+    copy_words(copy, at, size);
     if (::mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED) ::munmap(copy, size);
   }
   ::sigprocmask(SIG_SETMASK, &before, nullptr);
