@@ -266,6 +266,28 @@ TEST_P(AdoptedChange, WhatAChildIsNotToHaveItDoesNotHave) {
   EXPECT_EQ(end_of(child), 0);
 }
 
+TEST(AdoptedPins, ArePassedOverByForksAndNotGivenBack) {
+  const Own own(10, Had::in_vram);
+  ferry_error e{};
+  ASSERT_EQ(ferry_pin(own.at(2), 3 * page, FERRY_TO_CPU, &e), FERRY_OK) << e.text;
+  EXPECT_EQ(ferry_release(own.at(0), 10 * page, &e), FERRY_IN_USE) << e.text;
+  EXPECT_EQ(::mremap(own.at(0), 10 * page, 20 * page, MREMAP_MAYMOVE), MAP_FAILED);
+  EXPECT_EQ(errno, EBUSY);
+  // A fork does not wait for the unpin, which this very thread would have to do.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::signal(SIGSEGV, [](int) { ::_exit(3); });
+    static_cast<void>(*static_cast<volatile char*>(own.at(3)));
+    ::_exit(2);
+  }
+  ASSERT_GT(child, 0);
+  EXPECT_EQ(end_of(child), 3) << "it has what a device may write";
+  EXPECT_EQ(device_word(own.at(3)), stamp(3));
+  ASSERT_EQ(ferry_unpin(own.at(2), 3 * page, &e), FERRY_OK) << e.text;
+  EXPECT_EQ(ferry_release(own.at(0), 10 * page, &e), FERRY_OK) << e.text;
+  for (std::size_t p = 0; p < 10; ++p) EXPECT_EQ(own.word(p), stamp(p)) << p;
+}
+
 TEST(AdoptedChangeErrors, AKernelThatMayNotReadOrWriteIsTold) {
 #if defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "the sanitizer reports these kernels itself, and ends the device";
