@@ -418,6 +418,16 @@ TEST(PrivateFiles, NoUpdateIsLostOfThreadsThatGoOnWriting) {
   }
 }
 
+TEST(PrivateFiles, ThatMayBeWrittenFromNowOnShowTheDeviceWhatIsWritten) {
+  const File file(mib);
+  const Map map(file.fd(), mib, PROT_READ, MAP_PRIVATE);
+  EXPECT_EQ(sum_on_device(map.as(), 100), sum_to(100));
+  ASSERT_EQ(::mprotect(map.as(), mib, PROT_READ | PROT_WRITE), 0);
+  map.as()[0] = 1000;
+  EXPECT_EQ(sum_on_device(map.as(), 100), sum_to(100) + 1000);
+  EXPECT_EQ(file.read(0), 0U);
+}
+
 TEST(PrivateFiles, EndWhereTheFileEnds) {
   const File file(page + 100);
   const Map map(file.fd(), 8 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE);

@@ -202,7 +202,8 @@ void Executor::file_gone(Client& client, std::uint64_t epoch) {
   peer.file_pages -= pages.count_pages;
   client.files.remove(epoch);
   answer_drops(client);
-  if (!client.closing) look_at_held(client, pages);
+  // Waves of one that has ended wait for nothing.
+  if (!client.closing && peer.state == DeviceState::attached) look_at_held(client, pages);
 }
 
 /// Its process is gone: nothing of it can be reached.
