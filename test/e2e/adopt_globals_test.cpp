@@ -304,6 +304,26 @@ TEST(Globals, AGraphicsJobThatTouchesOneFails) {
   EXPECT_EQ(now(*far), 5U);
 }
 
+TEST(Globals, AGraphicsJobsCodeHasWhatItNeedsAfterAForkToo) {
+  for (int round = 0; round < 3; ++round) {
+    ferry_code code = FERRY_OK;
+    try {
+      ferry::submit_graphics({}, 1, [](std::size_t i) {
+        if (std::strtol(now(names[1]), nullptr, 10) == static_cast<long>(i)) throw std::runtime_error("thrown");
+      }).wait();
+    } catch (const ferry::error& e) {
+      code = static_cast<ferry_code>(e.code());
+    }
+    EXPECT_EQ(code, FERRY_KERNEL_THREW) << "round " << round;
+    // Everything adopted is given back for it.
+    const pid_t child = ::fork();
+    if (child == 0) ::_exit(0);
+    int how = 0;
+    ASSERT_EQ(::waitpid(child, &how, 0), child);
+    EXPECT_EQ(how, 0);
+  }
+}
+
 TEST(ReadOnlyMemory, IsReadByKernelsAndWrittenByNobody) {
   auto* p = static_cast<int*>(::mmap(nullptr, 4 * mib, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(p, MAP_FAILED);
