@@ -136,9 +136,22 @@ void World::reset_attributes(unsigned slot, PageSpan span) {
   }
 }
 
+/// Retry faults off, or on again. No compute has asked for units: what is not mapped fails, what is goes on.
+void World::do_retry(unsigned slot) {
+  const Client& c = clients_[slot];
+  const bool on = !core_->retry_faults(c.id, 0);
+  const Status status = core_->set_retry_faults(now_ns_, c.id, on);
+  line(Line::retry, slot, no_device, on ? 1 : 0, static_cast<std::uint64_t>(status.code));
+  if (!status.ok() || core_->retry_faults(c.id, 0) != on) {
+    violate(Invariant::answers_right, "switching retry faults of client %u %s gives: %s", c.id, on ? "on" : "off",
+            to_string(status.code));
+  }
+}
+
 /// The random phase is over: whatever was said is taken back, so that what follows may expect what is usual.
 void World::forget_attributes(unsigned slot) {
   Client& c = clients_[slot];
+  if (c.state == ClientState::running && !core_->retry_faults(c.id, 0)) do_retry(slot);
   if (c.state != ClientState::running || swarm_.attributes_weight == 0 || !span_exists(slot, memory_.window())) return;
   for (std::uint32_t group = 1; group <= 2; ++group) (void)core_->group_migration(now_ns_, c.id, group, true);
   reset_attributes(slot, memory_.window());

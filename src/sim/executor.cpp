@@ -172,6 +172,8 @@ void World::check_wake(const Action& a) {
       }
       break;
     case Code::kernel_fault:
+      // Without retry faults a touch of what is not mapped is an error.
+      if (f.no_retry) break;
       if (!never_there &&
           (memory_.was_protected(f.slot, f.page) || memory_.generation(f.slot, f.page) != f.page_generation)) {
         break;

@@ -174,6 +174,7 @@ void World::deliver_fault(std::uint64_t token) {
     return;
   }
   f.delivered = true;
+  f.no_retry = !core_->retry_faults(clients_[f.slot].id, f.device);
   if (memory_.inside({f.page, 1})) {
     f.was_allocated = memory_.state(f.slot, f.page) == AllocState::allocated;
     f.page_generation = memory_.generation(f.slot, f.page);
@@ -223,7 +224,8 @@ void World::manage(unsigned slot) {
   }
   const unsigned changes = swarm_.unmap_weight + swarm_.zero_weight + swarm_.protect_weight;
   const unsigned total = swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight +
-                         swarm_.places_weight + swarm_.attributes_weight + changes + swarm_.fork_weight;
+                         swarm_.places_weight + swarm_.attributes_weight + changes + swarm_.fork_weight +
+                         swarm_.retry_weight;
   auto dice = static_cast<unsigned>(random_.below(total));
   if (c.spans.empty() || dice < swarm_.alloc_weight) {
     do_alloc(slot);
@@ -243,6 +245,8 @@ void World::manage(unsigned slot) {
     do_protect(slot);
   } else if ((dice -= swarm_.protect_weight) < swarm_.fork_weight) {
     random_.chance(300) ? do_fork(slot) : do_child(slot);
+  } else if ((dice -= swarm_.fork_weight) < swarm_.retry_weight) {
+    do_retry(slot);
   } else {
     do_bad_request(slot);
   }

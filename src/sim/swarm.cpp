@@ -82,6 +82,7 @@ void draw_forks(Swarm& s, const SimOptions& options) {
   Random r(options.seed ^ 0xf02c'ed00'0000'0080);
   if (r.chance(500)) return;
   s.fork_weight = pick(r, 3, 30);
+  if (r.chance(300)) s.retry_weight = pick(r, 1, 5);
 }
 
 /// Numbers of pages in the window, of adopted ones behind it, or some of both.

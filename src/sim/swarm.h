@@ -50,6 +50,7 @@ struct Swarm {
   unsigned alloc_weight = 30, free_weight = 12, prefetch_weight = 20, bad_weight = 3;
   unsigned places_weight = 0;      ///< pins, discards, moves with a fence
   unsigned attributes_weight = 0;  ///< svm_set and its like
+  unsigned retry_weight = 0;       ///< retry faults go off and on
   unsigned fork_weight = 0;        ///< forks, and what their children do
   unsigned unmap_weight = 0, zero_weight = 0, protect_weight = 0;
   std::uint64_t max_alloc_pages = 2048;

@@ -212,6 +212,9 @@ std::string Trace::text_of(const Record& r) {
                     core::to_string(static_cast<core::Change>(byte_of(r.d, 0))), u(r.a), u(r.b), u(r.c >> 16),
                     u(byte_of(r.d, 1)), status_name(r.c & 0xffff));
       break;
+    case Line::retry:
+      std::snprintf(what, sizeof what, "> retry faults %s: %s", r.a != 0 ? "on" : "off", status_name(r.b));
+      break;
     case Line::fork: std::snprintf(what, sizeof what, "> client_fork cookie %llu: %s", u(r.a), status_name(r.b)); break;
     case Line::child:
       if (r.b == 2) {

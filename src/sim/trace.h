@@ -48,6 +48,7 @@ enum class Line : std::uint8_t {
   resume_process,
   budget,    ///< a: pages, b: room in the store
   pressure,  ///< a: pages
+  retry,     ///< a: 1 on, b: status
   fork,      ///< a: cookie, b: status
   child,     ///< a: page, b: op, or 2: it ends, c: child
   change,    ///< a: first page, b: pages, c: status and cookie, d: change, e: protection

@@ -151,6 +151,7 @@ class World final : public core::Observer {
     bool delivered = false;
     bool carried = false;    ///< a map_device with the token is under way
     bool forgotten = false;  ///< its device was reported gone
+    bool no_retry = false;   ///< read while its client had retry faults off
     bool old = false;        ///< it was read after its page was unmapped
     std::uint64_t seen = 0;  ///< Core::changes() when the wave touched the page
     bool ended = false;      ///< its wake is decided, not yet performed
@@ -289,6 +290,7 @@ class World final : public core::Observer {
   void check_mapping(const core::Action& action) const;
   void check_attributes_reply(const Request& request) const;
   void check_refused(const core::Action& action) const;
+  void do_retry(unsigned slot);
   void check_said(unsigned slot, Page page) const;
 
   // --- executor.cpp
