@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <ferry/svm.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -13,6 +14,7 @@
 #include <cstring>
 #include <ferry/ferry.hpp>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <numeric>
 #include <string>
@@ -504,6 +506,53 @@ TEST(Files, ThreadsThatMapAndUnmapWhileDevicesRead) {
   }
   for (auto& t : threads) t.join();
   EXPECT_EQ(wrong, 0);
+}
+
+/// Device processes that have mapped the file, whose name is nobody else's.
+std::vector<pid_t> devices_with(const std::string& path) {
+  std::vector<pid_t> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream comm(entry.path() / "comm");
+    std::string line;
+    if (!std::getline(comm, line) || line != "ferry-device") continue;
+    std::ifstream maps(entry.path() / "maps");
+    while (std::getline(maps, line)) {
+      if (line.find(path) == std::string::npos) continue;
+      found.push_back(static_cast<pid_t>(std::stol(name)));
+      break;
+    }
+  }
+  return found;
+}
+
+TEST(Files, ADeviceThatIsLostHasThemNoMoreAndTheNextOneGetsThem) {
+  const File file(mib);
+  const Map map(file.fd(), mib, PROT_READ | PROT_WRITE, MAP_SHARED);
+  add_on_device(map.as(), mib / 4, 1);
+  const std::vector<pid_t> devices = devices_with(file.path());
+  ASSERT_EQ(devices.size(), 1U);
+  ASSERT_EQ(::kill(devices.front(), SIGKILL), 0);
+  // The first launches may still find the device that has gone.
+  bool again = false;
+  for (int tries = 0; tries < 10000 && !again; ++tries) {
+    try {
+      // Not an addition: the one that ends may still have run it.
+      ferry::parallel_for(1, [p = map.as()](std::size_t) { p[0] = 77; });
+      again = true;
+    } catch (const ferry::error& e) {
+      ASSERT_EQ(e.code(), ferry::errc::device_lost) << e.what();
+      std::this_thread::yield();
+    }
+  }
+  ASSERT_TRUE(again) << "no device after 10000 launches";
+  EXPECT_EQ(file.read(0), 77U);
+  EXPECT_EQ(file.read(1), 2U);
+  // What is unmapped is gone from the new one, too.
+  ASSERT_EQ(devices_with(file.path()).size(), 1U);
+  ASSERT_EQ(::mprotect(map.as(), mib, PROT_READ), 0);
+  EXPECT_TRUE(devices_with(file.path()).empty());
 }
 
 std::size_t open_descriptors() {
