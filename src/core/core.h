@@ -85,6 +85,12 @@ struct Residency {
   bool pinned = false;             ///< keeps its place and memory
 };
 
+/// Of all allocated pages of a span.
+struct SpanState {
+  bool home = true;     ///< all are in system memory, and nothing is under way there
+  bool pinned = false;  ///< some are
+};
+
 /// Where an allocation wants to live. `automatic`: a device fault migrates. `system`: devices reach it in place.
 enum class Placement : std::uint8_t { automatic, system };
 
@@ -176,6 +182,8 @@ class Core {
                               std::uint8_t prot, Cookie cookie);
   /// Number of the client's last unmap. To be told to its devices after each change(), before the application is answered.
   [[nodiscard]] std::uint64_t changes(ClientId client) const;
+  /// Costs what the client has blocks, however large the span is.
+  [[nodiscard]] SpanState span_state(ClientId client, PageSpan span) const;
   /// A fork of the application is about to happen. Replies when no device reaches any page of it and no action that
   /// would let one is under way, so that all bytes stay as they are until the next map_cpu or map_device is performed.
   /// The executor keeps the CPU side, and gives the children what a mapping would let change (docs/design/0018-fork.md).

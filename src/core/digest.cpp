@@ -76,7 +76,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Block& block, std::uint32_
     const std::uint64_t age = time_since(core.now_ns, granule.flip_window_ns, window);
     const bool counting = granule.flips != 0 && age < window;
     d.add(counting ? granule.flips : 0).add(counting ? age : 0);
-    d.add(time_left(core.now_ns, granule.pinned_until_ns));
+    d.add(time_left(core.now_ns, granule.pinned_until_ns)).add(granule.longer);
   }
   d.add(granule.sample ? 1 : 0);
   if (core.config.leave != LeaveKind::never) {

@@ -526,6 +526,7 @@ class Core::Impl {
   // policy/contention.cpp
   bool note_flip(Block& block, Granule& granule);
   bool wait_for_turn(Op& op);
+  [[nodiscard]] std::uint64_t slice_of(const Granule& granule) const;
   void end_turns();
   void forget_turns(const Client& client);
   [[nodiscard]] std::uint64_t next_turn_ns() const;
@@ -561,6 +562,7 @@ class Core::Impl {
   void verify_vram(DeviceId device) const;
   [[nodiscard]] bool quiescent() const;
   Residency query(ClientId id, Page page) const;
+  [[nodiscard]] SpanState span_state(ClientId id, PageSpan span) const;
 
   // shared
   Action& emit(Verb verb, const Client& client);

@@ -47,6 +47,30 @@ Residency Core::Impl::query(ClientId id, Page page) const {
   return r;
 }
 
+SpanState Core::Impl::span_state(ClientId id, PageSpan span) const {
+  SpanState state;
+  const Client* client = find_client(id);
+  if (client == nullptr) {
+    return state;
+  }
+  for (const auto& block : client->blocks) {
+    const PageSpan all{block == nullptr ? 0 : first_page_of(block->index), block_pages};
+    if (block == nullptr || !all.overlaps(span)) {
+      continue;
+    }
+    const Page from = std::max(all.first, span.first);
+    const Page to = std::min(all.end(), span.end());
+    const PageMask pages =
+        block->allocated & PageMask::range(static_cast<unsigned>(from - all.first), static_cast<unsigned>(to - from));
+    state.pinned = state.pinned || pinned(*block, pages).any();
+    state.home = state.home && block->system_current.contains(pages) && !block->stored.intersects(pages);
+    for (std::uint32_t g = 0; g < block->granules.size(); ++g) {
+      state.home = state.home && (block->granules[g].op == none_index || !pages.intersects(granule_mask(g)));
+    }
+  }
+  return state;
+}
+
 bool Core::Impl::quiescent() const {
   if (ops_in_use != 0 || pending_in_use != 0 || !actions.empty()) {
     return false;
@@ -194,7 +218,7 @@ void Core::Impl::verify_turns() const {  // I-64
   for (const OpIndex index : turns) {
     const Op& op = ops[index];
     FERRY_CHECK(op.in_use && op.stage == Stage::wait_turn && op.outstanding == 0);
-    FERRY_CHECK_LE(op.turn_ns, granule_state(op).last_move_ns + config.contention_slice_ns);
+    FERRY_CHECK_LE(op.turn_ns, granule_state(op).last_move_ns + slice_of(granule_state(op)));
   }
 }
 

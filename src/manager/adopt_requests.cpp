@@ -155,15 +155,12 @@ void Manager::begin_adoption(Client& client, PageSpan pages, std::uint32_t flags
 /// Waves that touch the span from here on are held, so the pages are home when the core says so.
 void Manager::release(Client& client, PageSpan pages) {
   const std::uint64_t request = incoming_->head.request;
-  bool pinned = false;
-  for (Page page = pages.first; page < pages.end(); ++page) {
-    pinned = pinned || core_->query(client.id, page).pinned;
-    if (client.is_allocated(page)) continue;
+  if (!client.is_allocated(pages)) {
     answer(client, request, Code::not_allocated);
     return;
   }
   // Not awaited: who is to unpin it may itself wait for memory that cannot be adopted before this has ended.
-  if (pinned || client.is_releasing(pages)) {
+  if (core_->span_state(client.id, pages).pinned || client.is_releasing(pages)) {
     answer(client, request, Code::in_use);
     return;
   }
@@ -178,12 +175,7 @@ void Manager::came_home(Client& client, const Request& request) {
                                   [&](const PageSpan& r) { return r.first == request.page; });
   if (found == client.releasing.end() || client.closing) return;
   const PageSpan pages = *found;
-  bool home = true;
-  for (Page page = pages.first; page < pages.end() && home; ++page) {
-    const core::Residency r = core_->query(client.id, page);
-    home = r.system_current && !r.moving && !r.stored;
-  }
-  if (!home) {
+  if (!core_->span_state(client.id, pages).home) {
     // Waves that the core had before may have taken pages away again. There is an end to them: new ones are held.
     const core::Cookie cookie = make_cookie(Request::Kind::come_home, client.id, request.number, pages.first);
     const Status s = core_->prefetch(now_ns_, client.id, pages, no_device, cookie);

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cstdint>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -217,6 +218,16 @@ struct Client {
     if (it == spans.begin()) return false;
     --it;
     return page - it->first < it->second;
+  }
+  [[nodiscard]] bool is_allocated(PageSpan span) const {
+    Page page = span.first;
+    for (auto it = spans.upper_bound(page); page < span.end(); ++it) {
+      const bool begun = it != spans.begin() && page - std::prev(it)->first < std::prev(it)->second;
+      if (!begun) return false;
+      page = std::prev(it)->first + std::prev(it)->second;
+      if (it == spans.end()) return page >= span.end();
+    }
+    return true;
   }
   [[nodiscard]] bool is_releasing(PageSpan span) const {
     for (const PageSpan& r : releasing) {

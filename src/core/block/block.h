@@ -79,6 +79,7 @@ struct Granule {
   std::uint8_t touches = 0;  ///< parts of it served in place since it last had VRAM
   bool op_failed = false;    ///< its last move to where it is preferred did not do: not tried again for each touch
   std::uint8_t flips = 0;    ///< changes of side since flip_window_ns began
+  std::uint8_t longer = 0;   ///< contended: slices are so many times doubled
   std::uint64_t flip_window_ns = 0;
   std::uint64_t pinned_until_ns = 0;  ///< contended: served in place until then
   std::uint64_t last_move_ns = 0;

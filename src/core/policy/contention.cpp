@@ -6,6 +6,14 @@
 #include "core/impl.h"
 
 namespace ferry::core {
+namespace {
+/// Slices are doubled from turn to turn up to this.
+constexpr std::uint64_t slice_most_ns = 32'000'000;
+}  // namespace
+
+std::uint64_t Core::Impl::slice_of(const Granule& granule) const {
+  return config.contention_slice_ns << granule.longer;
+}
 
 /// A fault is about to take the granule to the other side. True: it has changed sides too often and is pinned now.
 bool Core::Impl::note_flip(Block& block, Granule& granule) {
@@ -20,6 +28,7 @@ bool Core::Impl::note_flip(Block& block, Granule& granule) {
     return false;
   }
   granule.flips = 0;
+  granule.longer = 0;
   granule.pinned_until_ns = now_ns + config.contention_hold_ns;
   count(*block.client, [](Stats& s) { ++s.contention_pins; });
   const auto index = static_cast<std::uint32_t>(&granule - block.granules.data());
@@ -30,14 +39,18 @@ bool Core::Impl::note_flip(Block& block, Granule& granule) {
 /// The operation, which is about to run, takes a contended granule away from whom it came to less than a slice ago.
 /// True: it waits until that is over, and is not to be run. Everybody who touches the granule meanwhile waits with it.
 bool Core::Impl::wait_for_turn(Op& op) {
-  const Granule& state = granule_state(op);
-  const std::uint64_t end_ns = state.last_move_ns + config.contention_slice_ns;
+  Granule& state = granule_state(op);
+  const std::uint64_t end_ns = state.last_move_ns + slice_of(state);
   if (!is_contended(state) || now_ns >= end_ns) {
     return false;
   }
   op.stage = Stage::wait_turn;
   op.turn_ns = end_ns;
   turns.push_back(op.self);
+  // Whoever it came to may not have run yet: on a busy machine threads wait for a processor for longer than the first slices.
+  if (2 * slice_of(state) <= slice_most_ns) {
+    ++state.longer;
+  }
   count(*op.block->client, [](Stats& s) { ++s.contention_waits; });
   return true;
 }
