@@ -75,8 +75,8 @@ constexpr std::array own_types = {
     MessageType::group_destroy, MessageType::group_assign, MessageType::group_migration, MessageType::pin,
     MessageType::unpin,         MessageType::events_open,  MessageType::events_close,    MessageType::change,
     MessageType::changed,       MessageType::fork_begin,   MessageType::fork_end,        MessageType::fork_child,
-    MessageType::fork_done,     MessageType::adopt_ask,    MessageType::adopt_answer,    MessageType::adopt_begin,
-    MessageType::adopt_faults,  MessageType::release,      MessageType::released,        MessageType::attributes_run,
+    MessageType::adopt_ask,     MessageType::adopt_answer, MessageType::adopt_begin,     MessageType::adopt_faults,
+    MessageType::release,       MessageType::released,     MessageType::attributes_run,
 };
 
 TEST_F(Hostile, BodiesOfOtherSizes) {
@@ -85,7 +85,8 @@ TEST_F(Hostile, BodiesOfOtherSizes) {
     ASSERT_TRUE(one.hello());
     const std::array<std::byte, 7> odd{};
     one.send(static_cast<MessageType>(type), odd);
-    if (static_cast<MessageType>(type) == MessageType::group_create) continue;  // has no body to be wrong
+    const auto named = static_cast<MessageType>(type);
+    if (named == MessageType::group_create || named == MessageType::fork_goes) continue;  // no body, no answer
     wire::SvmAnswer answer{};
     ASSERT_EQ(one.receive(), linux::Receive::message) << type;
     const bool refused = one.in().type() == MessageType::svm_answer && one.in().body(answer) && answer.code != 0;
