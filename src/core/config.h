@@ -68,8 +68,13 @@ enum class PlantedBug : std::uint8_t {
   keep_fork_mapping,  ///< a device goes on with what it maps in place when its application forks
   free_before_child,  ///< the executor's: pages go before a fork's child, which still needs them, has its copy
   forget_protection,  ///< what was said of pages that nothing had touched is forgotten when something does
+  // several copies
+  keep_copy,           ///< a write leaves one device's copy as it was, and its mapping
+  write_back_copy,     ///< a copy that leaves VRAM is written home, whatever is there by then
+  drop_last_copy,      ///< a copy somewhere counts as a copy of all pages: what only the home has is dropped
+  map_copied_writable,  ///< the CPU may write a page of which devices have copies
 };
-inline constexpr unsigned planted_bug_count = 48;
+inline constexpr unsigned planted_bug_count = 52;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
@@ -80,7 +85,7 @@ inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern g
          (number >= static_cast<unsigned>(PlantedBug::keep_discarded) &&
           number <= static_cast<unsigned>(PlantedBug::forget_turn)) ||
          (number >= static_cast<unsigned>(PlantedBug::keep_fork_mapping) &&
-          number <= static_cast<unsigned>(PlantedBug::forget_protection));
+          number <= static_cast<unsigned>(PlantedBug::map_copied_writable));
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);
 

@@ -64,6 +64,8 @@ struct Stats {
   std::uint64_t buffer_moves = 0;
   std::uint64_t pages_direct = 0;     ///< copied from one device's VRAM to another's
   std::uint64_t discarded_pages = 0;  ///< left VRAM without a copy, as their contents were given up
+  std::uint64_t pages_duplicated = 0;  ///< copied so that one more processor has its own (svm_read_mostly)
+  std::uint64_t pages_collapsed = 0;   ///< lost all copies but one, as somebody writes them or the flag was taken back
 };
 
 /// Where a page is and who reaches it, for `ferry explain` and ferry::query.
@@ -83,6 +85,8 @@ struct Residency {
   bool held = false;               ///< under a budget of system memory: the page is counted against it
   bool stored = false;             ///< the store has the newest bytes
   bool pinned = false;             ///< keeps its place and memory
+  bool cpu_may_write = false;      ///< never without cpu_may_map
+  std::uint16_t copies = 0;        ///< bit d: device d has a copy beside vram_device and system memory
 };
 
 /// Of all allocated pages of a span.

@@ -22,7 +22,8 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   Digest d;
   d.add(static_cast<std::uint64_t>(op.goal)).add(static_cast<std::uint64_t>(op.stage));
   d.add(static_cast<std::uint64_t>(op.cause)).add(op.device).add(static_cast<std::uint64_t>(op.access));
-  d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U) | (op.by_home ? 4U : 0U))
+  d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U) | (op.by_home ? 4U : 0U) |
+        (op.at_home ? 8U : 0U) | (op.united ? 16U : 0U))
       .add(op.reclaim_device)
       .add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
@@ -111,6 +112,16 @@ std::uint64_t digest_of(const Core::Impl& core, const Block& block) {
     d.add(block.extras->pinned).add(block.extras->discarded);
     for (unsigned bit = 0; bit < block_pages; ++bit) {
       d.add(block.extras->pin_count[bit]);
+    }
+  }
+  if (block.copies != nullptr) {
+    d.add(block.copies->cpu_read_only).add(block.copies->cpu_reads & block.cpu_waiting);
+    for (const PageMask& current : block.copies->current) {
+      d.add(current);
+    }
+    for (std::size_t i = 0; i < block.copies->slots.size(); ++i) {
+      const SlotIndex slot = block.copies->slots[i];
+      d.add(slot == none_index ? ~std::uint64_t{0} : core.devices[i % core.devices.size()].slots[slot].first);
     }
   }
   for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
@@ -264,7 +275,7 @@ std::uint64_t Core::Impl::digest() const {
     if (svm.in_use) {
       Digest s;
       s.add(3).add(svm.client->id).add(svm.span).add(svm.cookie.value).add(svm.remaining).add(svm.cursor);
-      s.add((svm.home ? 1U : 0U) | (svm.map ? 2U : 0U)).add(svm.prefetch).add(svm.tries);
+      s.add((svm.home ? 1U : 0U) | (svm.map ? 2U : 0U) | (svm.unite ? 4U : 0U)).add(svm.prefetch).add(svm.tries);
       requests.add(s.value());
     }
   }

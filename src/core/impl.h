@@ -117,6 +117,7 @@ struct Device {
   std::uint32_t reclaims = 0;    ///< evictions and drains under way that will let one waiter on
   std::uint64_t evictions = 0;
   std::uint64_t used_pages = 0;         ///< of slots in use
+  std::uint32_t copy_slots = 0;         ///< slots in use that hold a copy, not a granule's home
   bool pumping = false;                 ///< pump() runs and will look again
   std::uint64_t line_moved_ns = 0;      ///< when `waiting` was last empty, or room was last found
   bool line_stands = false;             ///< for longer than Config::line_patience_ns; until a granule comes to rest
@@ -147,6 +148,11 @@ enum class Stage : std::uint8_t {
   map_cpu,
   copy_direct,  ///< from one device's VRAM to another's
   switch_home,
+  take_copies,  ///< nobody reads the copies of the pages any more ...
+  drop_copies,  ///< ... and they are gone
+  gather,       ///< goal duplicate: nobody writes the pages; their newest bytes to system memory
+  fill,         ///< ... and to the device's copy
+  map_copy,
   discard,  ///< freed pages: forget them
   forget,   ///< pages are discarded from here on
   zero,     ///< pages lose their contents and stay allocated
@@ -169,6 +175,9 @@ enum class Goal : std::uint8_t {
   take,     ///< where they are, but unmapped wherever attributes forbid the mapping
   store,    ///< out of system memory: to the store, or dropped where another copy is as new
   forget,   ///< where they are, reached by nobody: their contents may be dropped from then on
+  duplicate,  ///< where they are, and a copy with `device`; no_device: with the CPU
+  drop_copy,  ///< where they are, but not with reclaim_device, which has a copy
+  unite,      ///< where their home is, and nowhere else
 };
 
 struct Op {
@@ -198,6 +207,8 @@ struct Op {
   std::uint64_t serial = 0;
   PageMask pages;                  ///< what the operation is about; pages freed meanwhile stay in until it ends
   bool by_home = false;            ///< not directly, although the devices are linked
+  bool at_home = false;            ///< goal duplicate: the device reads system memory, as there is no room for a copy
+  bool united = false;             ///< the pages' copies are gone, but for the home
   SlotIndex slot_to = none_index;  ///< stages of a direct move: the slot of `device` that the granule is copied to
   PageMask arrived;                ///< ... and what is there already
   PageMask retry;                  ///< pages whose copy failed
@@ -440,7 +451,7 @@ class Core::Impl {
   void revoke_vram(Op& op);
   void revoke_everything(Op& op);
   void revoke_device(Op& op, DeviceId device, const PageMask& pages);
-  void copy_home(Op& op);
+  void copy_home(Op& op, const PageMask& pages);
   void drop_discarded(Op& op, PageMask& dirty);
   void copy_up(Op& op);
   void map_vram(Op& op);
@@ -460,6 +471,47 @@ class Core::Impl {
   void drop_target(Op& op);
   void revoke_peers(Op& op, const PageMask& pages);
   bool serve_linked(Block& block, const Waiter& waiter, const Attributes& a);
+
+  // svm/replica.cpp, svm/collapse.cpp: several copies of a page
+  [[nodiscard]] bool reads_own_copy(const Client& client, const Attributes& a, DeviceId device) const;
+  [[nodiscard]] PageMask read_mostly(const Block& block, std::uint32_t granule, DeviceId device) const;
+  [[nodiscard]] static PageMask copied(const Block& block);
+  [[nodiscard]] static PageMask shared(const Block& block);
+  [[nodiscard]] PageMask has_here(const Block& block, std::uint32_t granule, DeviceId device) const;
+  [[nodiscard]] bool holds_copies(const Block& block, std::uint32_t granule) const;
+  [[nodiscard]] SlotIndex copy_slot(const Block& block, std::uint32_t granule, DeviceId device) const {
+    return block.copies == nullptr ? none_index : block.copies->slots[granule * devices.size() + device];
+  }
+  [[nodiscard]] bool is_copy(DeviceId device, const Slot& slot) const;
+  Copies& copies_of(Block& block);
+  void drop_copies_if_none(Block& block);
+  void note_cpu_access(Block& block, unsigned bit, Access access);
+  bool serve_reader(Block& block, const Waiter& waiter, const Attributes& a, bool at_home);
+  [[nodiscard]] PageMask written_with(const Block& block, const Waiter& waiter, const PageMask& pages) const;
+  bool serve_cpu_reader(Block& block, std::uint32_t granule, PageMask& pages);
+  bool prefetch_copy(std::uint32_t request, Block& block, std::uint32_t granule, PageMask& pages);
+  void route_duplicate(Op& op);
+  bool take_copy_slot(Op& op);
+  void protect_source(Op& op);
+  void gather(Op& op);
+  bool fill(Op& op);
+  void map_copy(Op& op);
+  void map_cpu_reading(Op& op);
+  void map_reading(Op& op, const PageMask& pages, Place place, DeviceId device, VramPage first);
+  void copy_arrived(Op& op, const Pending& pending, const PageMask& pages);
+  bool duplicate_failed(Op& op, Status failure);
+  void release_unused(Op& op);
+  [[nodiscard]] bool must_unite(const Op& op) const;
+  void take_copies(Op& op);
+  void drop_copies(Op& op);
+  void release_copy(Block& block, std::uint32_t granule, DeviceId device);
+  [[nodiscard]] bool can_swap_home(const Block& block, std::uint32_t granule, DeviceId device) const;
+  void swap_home(Block& block, std::uint32_t granule, DeviceId device);
+  bool becomes_copy(Block& block, std::uint32_t granule, DeviceId device);
+  void evict_draining_copies(Block& block, std::uint32_t granule);
+  void start_drop_copy(DeviceId device, SlotIndex slot, bool counts);
+  bool unite_span(std::uint32_t svm);
+  void verify_copies(const Block& block) const;
 
   // block/memory.cpp: nothing of it runs without a budget of system memory
   bool acquire_memory(Op& op);
@@ -494,6 +546,7 @@ class Core::Impl {
 
   // vram/vram.cpp
   bool acquire_slot(Op& op);
+  SlotIndex insert_slot(Op& op, VramPage first, std::uint64_t distance);
   void assign_slot(Op& op, VramPage first);
   bool take_slot(Client& client, DeviceId device, VramPage& first);
   void release_slot(Block& block, std::uint32_t granule);

@@ -121,6 +121,8 @@ const char* to_string(EventKind kind) {
     case EventKind::queue_restore: return "queue_restore";
     case EventKind::unmap_device: return "unmap_device";
     case EventKind::prefetch: return "prefetch";
+    case EventKind::duplicate: return "duplicate";
+    case EventKind::collapse: return "collapse";
   }
   return "unknown";
 }
@@ -175,6 +177,10 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::keep_fork_mapping: return "keep_fork_mapping";
     case PlantedBug::free_before_child: return "free_before_child";
     case PlantedBug::forget_protection: return "forget_protection";
+    case PlantedBug::keep_copy: return "keep_copy";
+    case PlantedBug::write_back_copy: return "write_back_copy";
+    case PlantedBug::drop_last_copy: return "drop_last_copy";
+    case PlantedBug::map_copied_writable: return "map_copied_writable";
   }
   return "unknown";
 }

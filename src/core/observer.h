@@ -32,6 +32,8 @@ enum class EventKind : std::uint8_t {
   queue_restore,     ///< it has units again; no pages
   unmap_device,      ///< a mapping of the device is being taken away
   prefetch,          ///< the application asked for it; to == vram: to the device, system: home
+  duplicate,         ///< the device reads its own copy of pages beside others (no_device: the CPU)
+  collapse,          ///< pages with several copies keep one: somebody writes them, or the flag was taken back
 };
 [[nodiscard]] const char* to_string(EventKind kind);
 

@@ -15,7 +15,7 @@ Residency Core::Impl::query(ClientId id, Page page) const {
   const Block* block = find_block(*client, block_of(page));
   if (block == nullptr) {
     r.system_current = true;
-    r.cpu_may_map = !reclaim.counts();
+    r.cpu_may_map = r.cpu_may_write = !reclaim.counts();
     return r;
   }
   const auto bit = static_cast<unsigned>(page & (block_pages - 1));
@@ -28,8 +28,12 @@ Residency Core::Impl::query(ClientId id, Page page) const {
     r.dirty = !r.system_current;
   }
   r.cpu_may_map = block->cpu_mapped.test(bit);
+  r.cpu_may_write = r.cpu_may_map && (block->copies == nullptr || !block->copies->cpu_read_only.test(bit));
   for (DeviceId d = 0; d < devices.size(); ++d) {
     const auto device_bit = static_cast<std::uint16_t>(1U << d);
+    if (block->copies != nullptr && block->copies->current[d].test(bit)) {
+      r.copies = static_cast<std::uint16_t>(r.copies | device_bit);
+    }
     if (block->devices[d].mapped.test(bit)) {
       r.device_mapped = static_cast<std::uint16_t>(r.device_mapped | device_bit);
     }
@@ -144,6 +148,7 @@ void Core::Impl::verify_block(const Block& block) const {
       FERRY_CHECK(!block.stored.intersects(view.mapped & view.writable));  // I-42
     }
   }
+  verify_copies(block);
   for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
     const Granule& granule = block.granules[g];
     const PageMask mask = granule_mask(g);
@@ -171,15 +176,19 @@ void Core::Impl::verify_block(const Block& block) const {
       in_vram.remove(peer);
       FERRY_CHECK(mapped.contains(view.writable & mask));
       FERRY_CHECK(mapped.contains(view.in_place & mask));
-      FERRY_CHECK(in_vram.none() || granule.owner == d);                         // I-03
-      FERRY_CHECK(block.vram_current.contains(in_vram));                         // I-03
-      FERRY_CHECK(!(in_vram & view.writable).intersects(block.system_current));  // I-02, I-09
-      FERRY_CHECK(!(view.in_place & mask).intersects(block.vram_current));       // I-02
+      FERRY_CHECK(has_here(block, g, d).contains(in_vram));                                // I-03
+      FERRY_CHECK(!(in_vram & view.writable).intersects(block.system_current));            // I-02, I-09
+      FERRY_CHECK(!(view.in_place & view.writable & mask).intersects(block.vram_current));  // I-02
+      FERRY_CHECK(block.system_current.contains(view.in_place & mask));                    // I-03
     }
     if (granule.op == none_index) {
       FERRY_CHECK(block.client->dying || granule.slot == none_index || block.vram_current.intersects(mask));  // I-06
-      FERRY_CHECK(!(block.cpu_mapped & allocated & mask).intersects(block.vram_current));                     // I-02
-      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));                                // I-06
+      PageMask cpu_writable = block.cpu_mapped & allocated & mask;
+      if (block.copies != nullptr) {
+        cpu_writable.remove(block.copies->cpu_read_only);
+      }
+      FERRY_CHECK(!cpu_writable.intersects(block.vram_current));                           // I-02
+      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));             // I-06
     }
   }
 }

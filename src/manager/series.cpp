@@ -102,7 +102,9 @@ void Series::on_event(const core::Event& event) {
     case core::EventKind::queue_eviction:
     case core::EventKind::queue_restore:
     case core::EventKind::unmap_device:
-    case core::EventKind::prefetch: break;
+    case core::EventKind::prefetch:
+    case core::EventKind::duplicate:
+    case core::EventKind::collapse: break;
   }
 }
 

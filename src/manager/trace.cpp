@@ -312,6 +312,11 @@ class Trace::Writer {
                     track(r.client, queue_track + device), us(r.time_ns), to_string(r.cause)));
         break;
       case EventKind::unmap_device: instant(r, eviction_track, "unmap", cause + device_text(device), emit); break;
+      case EventKind::duplicate:
+        instant(r, memory_track, "duplicate",
+                cause + (r.device < max_devices ? device_text(device) : std::string(R"(,"device":"CPU")")), emit);
+        break;
+      case EventKind::collapse: instant(r, memory_track, "collapse", cause, emit); break;
       case EventKind::prefetch:
         instant(r, memory_track, "prefetch",
                 r.to == core::Place::vram ? device_text(device) : std::string(R"(,"device":"CPU")"), emit);

@@ -74,10 +74,28 @@ void World::check_view(bool quiet) const {
         violate(Invariant::charged_first, "page %llu of client %u has system memory, and is not charged", u(page),
                 c.id);
       }
+      if (r.copies != 0 && !r.system_current && r.vram_device == no_device && !r.stored) {
+        violate(Invariant::copies_are_equal, "page %llu of client %u has nothing but copies", u(page), c.id);
+      }
       if (!r.system_current && r.vram_device == no_device && !r.stored) {
         violate(Invariant::current_copy, "the core knows no current copy of page %llu of client %u", u(page), c.id);
       }
-      if (memory_.cpu_entry(slot, page) == CpuEntry::mapped && !r.cpu_may_map) {
+      for (DeviceId d = 0; d < swarm_.devices; ++d) {
+        if ((r.copies >> d & 1) != 0 && !memory_.vram_is_current(slot, d, page)) {
+          violate(Invariant::copies_are_equal,
+                  "the core says that device %u has a copy of page %llu of client %u; it has not, or an old one",
+                  unsigned{d}, u(page), c.id);
+        }
+      }
+      if (r.copies != 0 && (r.cpu_may_write || r.device_writable != 0)) {
+        violate(Invariant::copies_not_written, "page %llu of client %u has copies, and somebody may write it", u(page),
+                c.id);
+      }
+      if (memory_.cpu_entry(slot, page) == CpuEntry::mapped && !r.cpu_may_write && r.cpu_may_map) {
+        violate(Invariant::copies_not_written, "CPU threads write page %llu of client %u; the core says that they only read",
+                u(page), c.id);
+      }
+      if (reaches(memory_.cpu_entry(slot, page)) && !r.cpu_may_map) {
         violate(Invariant::view_is_true, "the core says that no CPU thread reaches page %llu of client %u; they do",
                 u(page), c.id);
       }

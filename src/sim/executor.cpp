@@ -365,9 +365,10 @@ void World::perform_pages(Flight& f, PageSpan pages) {
     look_at(f.slot, p);
     switch (a.verb) {
       case Verb::revoke_cpu: memory_.revoke_cpu(f.slot, p); break;
+      case Verb::protect_cpu: memory_.protect_cpu(f.slot, p); break;
       case Verb::map_cpu:
-        memory_.give_children(f.slot, p, {});
-        memory_.map_cpu(f.slot, p);
+        if (a.prot == Prot::read_write) memory_.give_children(f.slot, p, {});
+        memory_.map_cpu(f.slot, p, a.prot);
         break;
       case Verb::revoke_device: memory_.revoke_device(f.slot, a.device, p); break;
       case Verb::map_device:
@@ -401,7 +402,7 @@ void World::perform_pages(Flight& f, PageSpan pages) {
     }
   }
   switch (a.verb) {
-    case Verb::map_cpu: wake_cpu_waiters(f.slot, pages, {}); break;
+    case Verb::map_cpu: wake_cpu_waiters(f.slot, pages, {}, a.prot == Prot::read); break;
     case Verb::wake_cpu: wake_cpu_waiters(f.slot, a.pages, a.status); break;
     case Verb::release_chunk: memory_.wipe_chunk(f.slot, a.device, a.vram_first); break;
     case Verb::wake_wave: end_fault(a.token.value, a.status); break;

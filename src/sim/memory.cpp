@@ -155,7 +155,7 @@ void Memory::end_zero(unsigned slot, PageSpan span) {
     p.zeroing = false;
     p.shadow = 0;
     const auto holds_rest = [&](Word word) { return word != 0; };
-    if (p.cpu == CpuEntry::mapped && holds_rest(p.system)) {
+    if (reaches(p.cpu) && holds_rest(p.system)) {
       violate(Invariant::discarded_pages, "the discard of page %lld of client %u is answered, and the CPU reads %s",
               rel(page), clients_[slot].id, describe(p.system).c_str());
     }
@@ -198,7 +198,7 @@ Touch Memory::cpu_access(unsigned slot, Page page, Op op) {
   auto& p = at(slot, page);
   if (p.cpu == CpuEntry::none) return Touch::segv;
   if ((p.prot & (op == Op::read ? core::span_read : core::span_write)) == 0) return Touch::segv;
-  if (p.cpu == CpuEntry::revoked) return Touch::fault;
+  if (p.cpu == CpuEntry::revoked || (p.cpu == CpuEntry::readable && op != Op::read)) return Touch::fault;
   apply(slot, page, p.system, op, "a CPU thread", 0);
   return Touch::done;
 }
@@ -237,10 +237,15 @@ void Memory::apply(unsigned slot, Page page, Word& word, Op op, const char* who,
 
 void Memory::revoke_cpu(unsigned slot, Page page) {
   auto& p = at(slot, page);
-  if (p.cpu == CpuEntry::mapped) p.cpu = CpuEntry::revoked;
+  if (reaches(p.cpu)) p.cpu = CpuEntry::revoked;
 }
 
-void Memory::map_cpu(unsigned slot, Page page) {
+void Memory::protect_cpu(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  if (p.cpu == CpuEntry::mapped) p.cpu = CpuEntry::readable;
+}
+
+void Memory::map_cpu(unsigned slot, Page page, Prot prot) {
   auto& p = at(slot, page);
   if (p.cpu == CpuEntry::none) return;
   if (!reads_right(p, p.system) && !p.zeroing) {
@@ -248,14 +253,17 @@ void Memory::map_cpu(unsigned slot, Page page) {
             rel(page), clients_[slot].id, copies_of(slot, page).c_str());
   }
   for (DeviceId d = 0; d < devices_; ++d) {
-    if (device_entry(slot, d, page).kind == DeviceKind::vram) {
+    const DeviceEntry e = device_entry(slot, d, page);
+    if (e.kind == DeviceKind::vram && (prot == Prot::read_write || e.writable)) {
       violate(Invariant::exclusive_writer,
-              "page %lld of client %u becomes writable for the CPU in system memory while device %u maps VRAM page %u",
-              rel(page), clients_[slot].id, unsigned{d}, device_entry(slot, d, page).vram);
+              "page %lld of client %u becomes %s for the CPU in system memory while device %u maps VRAM page %u%s",
+              rel(page), clients_[slot].id, prot == Prot::read ? "readable" : "writable", unsigned{d}, e.vram,
+              e.writable ? " for writing" : "");
     }
   }
   settle(p, p.system);
-  p.cpu = CpuEntry::mapped;
+  if (p.cpu == CpuEntry::mapped && prot == Prot::read) return;  // it may write already, and has it alone
+  p.cpu = prot == Prot::read ? CpuEntry::readable : CpuEntry::mapped;
   occupy(slot, p);
 }
 
@@ -284,10 +292,11 @@ void Memory::map_device(unsigned slot, DeviceId device, Page page, DeviceEntry e
               describe(word).c_str(), copies_of(slot, page).c_str());
     }
     settle(p, word);
-    if (entry.kind == DeviceKind::vram && p.cpu == CpuEntry::mapped) {
+    if (entry.kind == DeviceKind::vram && (p.cpu == CpuEntry::mapped || (reaches(p.cpu) && entry.writable))) {
       violate(Invariant::exclusive_writer,
-              "page %lld of client %u is mapped on device %u in VRAM while CPU threads can write its system copy",
-              rel(page), id, unsigned{device});
+              "page %lld of client %u is mapped on device %u in VRAM%s while CPU threads can %s its system copy",
+              rel(page), id, unsigned{device}, entry.writable ? " for writing" : "",
+              p.cpu == CpuEntry::mapped ? "write" : "read");
     }
     for (DeviceId d = 0; d < devices_; ++d) {
       const DeviceEntry e = device_entry(slot, d, page);
@@ -330,7 +339,7 @@ void Memory::check_target(unsigned slot, DeviceId device, Page page, core::Place
     }
     return;
   }
-  if (p.cpu == CpuEntry::mapped) {
+  if (reaches(p.cpu)) {
     violate(Invariant::quiet_source, "the system copy of page %lld of client %u is overwritten while the CPU maps it",
             rel(page), id);
   }
@@ -421,7 +430,7 @@ void Memory::discard_system(unsigned slot, Page page) {
     --clients_[slot].resident;
   }
   if (p.alloc == AllocState::allocated) {
-    if (p.cpu == CpuEntry::mapped && (p.shadow != 0 || counted_)) {
+    if (reaches(p.cpu) && (p.shadow != 0 || counted_)) {
       violate(Invariant::free_is_final, "system page %lld of client %u is discarded while the CPU maps it", rel(page),
               clients_[slot].id);
     }
@@ -432,8 +441,8 @@ void Memory::discard_system(unsigned slot, Page page) {
 /// I-11, for what moves between system memory and the store.
 void Memory::check_quiet(unsigned slot, Page page, const char* what) const {
   const auto& p = at(slot, page);
-  if (p.cpu == CpuEntry::mapped) {
-    violate(Invariant::quiet_source, "page %lld of client %u is %s while CPU threads can write it", rel(page),
+  if (reaches(p.cpu)) {
+    violate(Invariant::quiet_source, "page %lld of client %u is %s while CPU threads can reach it", rel(page),
             clients_[slot].id, what);
   }
   for (DeviceId d = 0; d < devices_; ++d) {

@@ -28,8 +28,10 @@ enum class AllocState : std::uint8_t { none, allocated, freeing };
 enum class CpuEntry : std::uint8_t {
   none,     ///< no mapping of the process: an access is its own fault
   revoked,  ///< an access becomes a CPU fault
+  readable,  ///< a write becomes a CPU fault
   mapped,
 };
+[[nodiscard]] inline bool reaches(CpuEntry entry) { return entry == CpuEntry::readable || entry == CpuEntry::mapped; }
 enum class DeviceKind : std::uint8_t { absent, system, vram };
 enum class Op : std::uint8_t { read, write, add };
 enum class Touch : std::uint8_t { done, fault, segv };
@@ -82,7 +84,8 @@ class Memory {
 
   // --- what actions do, page by page ---------------------------------------------------------------------------------
   void revoke_cpu(unsigned slot, Page page);
-  void map_cpu(unsigned slot, Page page);
+  void protect_cpu(unsigned slot, Page page);
+  void map_cpu(unsigned slot, Page page, Prot prot = Prot::read_write);
   void revoke_device(unsigned slot, DeviceId device, Page page);
   void map_device(unsigned slot, DeviceId device, Page page, DeviceEntry entry);
   void copy(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);

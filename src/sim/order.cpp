@@ -73,7 +73,7 @@ bool order_matters(const Action& a, const Action& b) {
   // A copy's source must be quiet before it starts, and its target unreachable until it is done.
   const auto copies_and_hides = [&](const Action& x, const Action& y) {
     return x.verb == Verb::copy &&
-           (y.verb == Verb::revoke_cpu || (y.verb == Verb::revoke_device && x.place == Place::vram));
+           (y.verb == Verb::revoke_cpu || y.verb == Verb::protect_cpu || (y.verb == Verb::revoke_device && x.place == Place::vram));
   };
   return copies_and_hides(a, b) || copies_and_hides(b, a);
 }

@@ -7,7 +7,7 @@
 namespace ferry::sim {
 
 [[nodiscard]] inline bool touches_cpu_table(core::Verb v) {
-  return v == core::Verb::revoke_cpu || v == core::Verb::map_cpu;
+  return v == core::Verb::revoke_cpu || v == core::Verb::protect_cpu || v == core::Verb::map_cpu;
 }
 [[nodiscard]] inline bool touches_device_table(core::Verb v) {
   return v == core::Verb::revoke_device || v == core::Verb::map_device;

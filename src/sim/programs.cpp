@@ -209,9 +209,10 @@ void World::wake_agent(std::uint32_t index, Status status) {
   schedule(1 + random_.below(1000), Kind::agent, index, a.life);
 }
 
-void World::wake_cpu_waiters(unsigned slot, PageSpan span, Status status) {
+void World::wake_cpu_waiters(unsigned slot, PageSpan span, Status status, bool readers) {
   for (const auto index : clients_[slot].agents) {
     const Agent& a = agents_[index];
+    if (readers && a.op != Op::read) continue;
     if (!a.is_wave && a.blocked && span.contains(a.page)) wake_agent(index, status);
   }
 }

@@ -50,6 +50,8 @@ const char* to_string(Invariant invariant) {
     case Invariant::charged_first: return "system memory is charged before it is used";
     case Invariant::nothing_forbidden: return "a device maps only what attributes let it";
     case Invariant::attributes_are_true: return "attributes are what was said";
+    case Invariant::copies_not_written: return "nobody writes a page that has copies";
+    case Invariant::copies_are_equal: return "copies are equal";
     case Invariant::protected_pages: return "protection binds devices";
     case Invariant::discarded_pages: return "what was discarded reads as zeros";
     case Invariant::over_is_told: return "what exceeds the budget is told";

@@ -41,6 +41,8 @@ enum class Invariant : std::uint8_t {
   nothing_forbidden = 50,    ///< a device maps only what attributes let it
   attributes_are_true = 51,  ///< what was said about a page is what is read back, and nothing else
   pinned_stays = 60,         ///< a pinned page keeps its place and memory
+  copies_not_written = 65,   ///< nobody may write a page that is read from several memories
+  copies_are_equal = 66,     ///< each copy of a page has the newest bytes, and is not the only one
   protected_pages = 70,      ///< from the answer to a protection on no device does what it forbids
   old_fault_again = 73,      ///< a fault older than an unmap of its page is tried again, and nothing else
   fork_is_quiet = 80,        ///< when a fork is answered no device reaches any page

@@ -228,7 +228,8 @@ class World final : public core::Observer {
   void deliver_fault(std::uint64_t token);
   void deliver_cpu_fault(unsigned slot, Page page, Access access);
   void wake_agent(std::uint32_t index, Status status);
-  void wake_cpu_waiters(unsigned slot, PageSpan span, Status status);
+  /// `readers`: those who want to write wait on.
+  void wake_cpu_waiters(unsigned slot, PageSpan span, Status status, bool readers = false);
   void start_agent(std::uint32_t index, std::uint64_t delay_ns);
   void manage(unsigned slot);
   void do_alloc(unsigned slot);

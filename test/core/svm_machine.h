@@ -26,6 +26,9 @@ class Asked : public Machine {
   explicit Asked(unsigned devices = 2, unsigned granule = block_pages) : Machine(config(devices, granule)) {
     EXPECT_TRUE(core.alloc(1, 1, all, Placement::automatic).ok());
   }
+  explicit Asked(const Config& config) : Machine(config) {
+    EXPECT_TRUE(core.alloc(1, 1, all, Placement::automatic).ok());
+  }
   static Config config(unsigned devices, unsigned granule) {
     Config config = plain_config();
     config.device_count = devices;

@@ -29,6 +29,14 @@
 // | owner device, VRAM read-only      | vram_current                                                   |
 // | owner device, VRAM writable       | vram_current and not system_current                            |
 //
+// Where pages have copies (Copies below), nobody may write them, and these hold beside each other:
+//
+// | mapping                           | allowed while                                                  |
+// |-----------------------------------|----------------------------------------------------------------|
+// | CPU, read-only (cpu_read_only)    | system_current                                                 |
+// | device, in place, read-only       | system_current                                                 |
+// | device with a copy, read-only     | Copies::current of the device                                  |
+//
 // A device may also reach pages in another's VRAM, where both are of one hive (peer): allowed as the owner's own mapping is.
 // Bits that few blocks need lie in Extras, which most blocks do not have.
 #pragma once
@@ -65,6 +73,17 @@ struct Extras {
   PageMask discarded;
   std::array<std::uint16_t, block_pages> pin_count{};
   [[nodiscard]] bool empty() const { return pinned.none() && discarded.none(); }
+};
+
+/// Pages that several processors read at once, each its own copy (svm_read_mostly; svm/replica.cpp). A copy is one beside
+/// the home that the page tables of Block tell of, on a device that is not the granule's owner; it is equal to the newest
+/// and nobody may write the page. Made with the first copy, gone with the last and when the CPU may write again.
+struct Copies {
+  PageMask cpu_read_only;  ///< set: the CPU's entry allows no write; only with cpu_mapped
+  /// Set: those who wait for the page (cpu_waiting) only want to read it. Without meaning where nobody waits.
+  PageMask cpu_reads;
+  std::vector<PageMask> current;  ///< by device: pages that its slot has
+  std::vector<SlotIndex> slots;   ///< granule * devices + device; none_index: the device has no copy of it
 };
 
 struct Granule {
@@ -112,6 +131,7 @@ struct Block {
   bool plain = true;
   std::unique_ptr<Extras> extras;          ///< null: nothing is pinned or discarded
   std::unique_ptr<Protection> protection;  ///< null: everything is allowed
+  std::unique_ptr<Copies> copies;          ///< null: no page has more than one reader's copy
   std::vector<DeviceView> devices;
   std::vector<Granule> granules;
 };

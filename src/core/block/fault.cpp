@@ -156,6 +156,9 @@ void Core::Impl::cpu_fault(ClientId id, Page page, Access access) {
     return;
   }
   const std::uint32_t granule = granule_of(page);
+  if (!block->plain || block->copies != nullptr) {
+    note_cpu_access(*block, bit, access);
+  }
   if (block->granules[granule].op != none_index) {
     block->cpu_waiting.set(bit);
     if (Op& op = ops[block->granules[granule].op]; op.memory != 0) {
@@ -179,6 +182,9 @@ void Core::Impl::serve_cpu(Block& block, std::uint32_t granule) {
   }
   PageMask pages = granule_mask(granule);
   if (!block.plain && (pages = route_cpu(block, granule)).none()) {
+    return;
+  }
+  if (block.copies != nullptr && serve_cpu_reader(block, granule, pages)) {
     return;
   }
   if (block.vram_current.intersects(granule_mask(granule)) && state.last_move_cause != Cause::cpu_fault) {

@@ -74,10 +74,10 @@ void Core::Impl::revoke_everything(Op& op) {
   }
 }
 
-void Core::Impl::copy_home(Op& op) {
+void Core::Impl::copy_home(Op& op, const PageMask& pages) {
   Block& block = *op.block;
   const Granule& state = granule_state(op);
-  PageMask dirty = op.pages & block.vram_current;
+  PageMask dirty = pages & block.vram_current;
   dirty.remove(block.system_current);
   // What the store has too needs no copy, unless it is wanted here; whoever came to want it since the operation was
   // charged is looked at when it ends.
@@ -182,7 +182,9 @@ void Core::Impl::map_vram(Op& op) {
   DeviceView& view = block.devices[op.device];
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage first = devices[owner].slots[state.slot].first;
-  const bool write = op.access == Access::write;
+  // A write that joined a reader's mapping over the link ends the copies first, after this operation.
+  const bool write = op.access == Access::write &&
+                     !(peer && block.copies != nullptr && shared(block).intersects(op.pages));
   const auto map = [&](const Rights& rights) {
     if (rights.pages.none()) {
       return;
@@ -284,6 +286,10 @@ void Core::Impl::map_cpu(Op& op) {
   if (reclaim.counts()) {
     pages &= block.held;  // who waits for another page is looked at when the operation ends
   }
+  if (block.copies != nullptr) {
+    pages.remove(copied(block));  // an eviction of the home: likewise
+    block.copies->cpu_read_only.remove(pages);
+  }
   const bool wanted = block.cpu_waiting.intersects(pages) || op.cause == Cause::prefetch;
   if (!wanted) {
     return;
@@ -342,6 +348,9 @@ void Core::Impl::discard(Op& op) {
   block.vram_current.remove(op.pages);
   block.system_current |= op.pages;
   written(block, op.pages);
+  if (block.copies != nullptr) {
+    block.copies->cpu_read_only.remove(op.pages);
+  }
   if (reclaim.counts()) {
     block.cpu_mapped.remove(op.pages);  // what is allocated here next is steered from the beginning
     return_memory(op);

@@ -18,6 +18,17 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
   const Granule& state = granule_state(op);
   PageMask need;
   switch (op.goal) {
+    case Goal::duplicate:
+      need = op.pages;
+      if (op.device != no_device && !op.at_home) {
+        need.remove(has_here(block, op.granule, op.device));
+        if (linked(state.owner, op.device)) {
+          need.remove(block.vram_current);
+        }
+      }
+      break;
+    case Goal::drop_copy:
+    case Goal::unite:
     case Goal::discard:
     case Goal::zero:
     case Goal::protect:

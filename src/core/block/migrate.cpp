@@ -37,6 +37,8 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.pages = block.allocated & granule_mask(granule);
   op.pages.remove(block.freeing);
   op.by_home = false;
+  op.at_home = false;
+  op.united = false;
   op.slot_to = none_index;
   op.arrived = {};
   op.retry = {};
@@ -99,6 +101,14 @@ bool Core::Impl::step(Op& op) {
       route(op);
       return true;
     case Stage::wait_slot:
+      if (op.goal == Goal::duplicate) {
+        return take_copy_slot(op);
+      }
+      if (op.block->copies != nullptr && holds_copies(*op.block, op.granule) &&
+          granule_state(op).slot == none_index && !has_free_slot(*op.block->client, op.device)) {
+        redirect(op, Goal::in_place);  // whoever holds a slot must not wait for another
+        return true;
+      }
       if (granule_state(op).slot != none_index) {
         take_target(op);
         return true;
@@ -125,6 +135,12 @@ bool Core::Impl::step(Op& op) {
       } else if (op.goal == Goal::probe) {
         revoke_vram(op);
         op.stage = Stage::finished;
+      } else if (op.goal == Goal::duplicate) {
+        protect_source(op);
+        op.stage = Stage::gather;
+      } else if (op.goal == Goal::drop_copy || op.goal == Goal::unite) {
+        take_copies(op);
+        op.stage = Stage::drop_copies;
       } else if (op.goal == Goal::store) {
         revoke_for_store(op);
         op.stage = Stage::store;
@@ -135,6 +151,27 @@ bool Core::Impl::step(Op& op) {
         revoke_vram(op);
         op.stage = op.slot_to != none_index ? Stage::copy_direct : Stage::copy_home;
       }
+      return true;
+    case Stage::take_copies:
+      op.stage = Stage::drop_copies;
+      take_copies(op);
+      return true;
+    case Stage::drop_copies:
+      drop_copies(op);
+      if (op.goal == Goal::drop_copy || op.goal == Goal::unite) {
+        op.stage = Stage::finished;
+      } else {
+        route(op);
+      }
+      return true;
+    case Stage::gather:
+      op.stage = Stage::fill;
+      gather(op);
+      return true;
+    case Stage::fill: fill(op); return true;
+    case Stage::map_copy:
+      op.stage = Stage::finished;
+      map_copy(op);
       return true;
     case Stage::copy_direct:
       op.stage = Stage::switch_home;
@@ -161,7 +198,7 @@ bool Core::Impl::step(Op& op) {
       return true;
     case Stage::copy_home:
       op.stage = Stage::drop_vram;
-      copy_home(op);
+      copy_home(op, op.pages);
       return true;
     case Stage::drop_vram:
       drop_vram(op);
@@ -226,8 +263,15 @@ void Core::Impl::begin(Op& op) {
 
 /// Which stage comes first. REQUIRES: what the operation needs of system memory is charged.
 void Core::Impl::route(Op& op) {
+  if (op.block->copies != nullptr && must_unite(op)) {
+    op.stage = Stage::take_copies;
+    return;
+  }
   const Granule& state = granule_state(op);
   switch (op.goal) {
+    case Goal::duplicate: route_duplicate(op); return;
+    case Goal::drop_copy:
+    case Goal::unite:
     case Goal::discard:
     case Goal::zero:
     case Goal::protect:
@@ -274,7 +318,13 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
   const auto mask = PageMask::range(static_cast<unsigned>(pending.pages.first & (block_pages - 1)),
                                     static_cast<unsigned>(pending.pages.count_pages));
   switch (pending.verb) {
-    case Verb::revoke_cpu: block.cpu_mapped.remove(mask); break;
+    case Verb::revoke_cpu:
+      block.cpu_mapped.remove(mask);
+      if (block.copies != nullptr) {
+        block.copies->cpu_read_only.remove(mask);
+      }
+      break;
+    case Verb::protect_cpu: copies_of(block).cpu_read_only |= mask & block.cpu_mapped; break;
     case Verb::revoke_device: mark_revoked(block, pending.device, mask); break;
     case Verb::copy:
       if (!status.ok()) {
@@ -284,7 +334,9 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
           break;
         }
       }
-      if (op.stage == Stage::switch_home) {
+      if (op.goal == Goal::duplicate) {
+        copy_arrived(op, pending, mask);
+      } else if (op.stage == Stage::switch_home) {
         op.arrived |= mask;
         count(*block.client, [&](Stats& s) { s.pages_direct += pending.pages.count_pages; });
       } else if (op.stage == Stage::map_vram) {
@@ -354,6 +406,9 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
 bool Core::Impl::stage_failed(Op& op) {
   const Status failure = op.failure;
   op.failure = {};
+  if (op.goal == Goal::duplicate) {
+    return duplicate_failed(op, failure);
+  }
   if (op.retry.any()) {
     op.retry = {};
     op.move_status = Code::io_error;
@@ -467,6 +522,9 @@ void Core::Impl::end_op(OpIndex index) {
     memory_op_ends(op);
   }
   drop_target(op);
+  if (op.goal == Goal::duplicate) {
+    release_unused(op);
+  }
   std::vector<Waiter> waiters = take_spare();
   waiters.swap(op.waiters);
   std::vector<std::uint32_t> prefetches_told;
@@ -536,6 +594,12 @@ void Core::Impl::end_op(OpIndex index) {
   spare_waiters.push_back(std::move(waiters));
   if (draining_check && block.granules[granule].slot != none_index && block.granules[granule].op == none_index) {
     evict_if_draining(block, granule);
+  }
+  if (block.copies != nullptr) {
+    evict_draining_copies(block, granule);
+    if (block.copies != nullptr) {
+      drop_copies_if_none(block);
+    }
   }
   for (const std::uint32_t request : changes_told) {
     change_part_done(request);

@@ -61,7 +61,18 @@ bool Core::Impl::speculate_granule(Client& client, std::uint64_t number, DeviceI
     return true;
   }
   pages = may_go_to(*target, granule, device, pages, false);
-  if (pages.none()) {
+  const PageMask readers = access == Access::read ? read_mostly(*target, granule, device) & pages : PageMask();
+  pages.remove(readers);
+  if (pages.none() && readers.none()) {
+    return true;
+  }
+  if (pages.none() && !holds_copies(*target, granule)) {
+    Op& op = start_op(*target, granule, Goal::duplicate, Cause::speculation, device, access);
+    op.pages &= readers;
+    run_op(op.self);
+    return true;
+  }
+  if (pages.none() || holds_copies(*target, granule)) {
     return true;
   }
   state.sample = client.devices[device].gate.sample();

@@ -64,6 +64,7 @@ void apply(Attributes& to, const Attribute& a) {
 struct Effect {
   bool takes = false;           ///< some may allow too much now
   bool gives = false;           ///< a device may reach more than before
+  bool unite = false;           ///< pages may have copies that they are not to have any more
   bool home = false;            ///< pages may not stay in VRAM
   bool map = false;             ///< some must exist that may not
   std::vector<PageSpan> remap;  ///< what they allow cannot be told from their state (exec): all go
@@ -80,6 +81,8 @@ void note(Effect& effect, PageSpan span, const Attributes& before, const Attribu
   effect.takes = effect.takes || (set & svm_gpu_ro) != 0;
   effect.gives = effect.gives || ((before.flags & ~after.flags) & svm_gpu_ro) != 0;
   effect.home = effect.home || (set & svm_ext_coherent) != 0;
+  effect.unite = effect.unite || ((before.flags & ~after.flags) & svm_read_mostly) != 0 ||
+                 ((before.flags & svm_read_mostly) != 0 && (set & (svm_ext_coherent | svm_always_mapped)) != 0);
   effect.map = effect.map || ((after.flags & svm_always_mapped) != 0 && !(before == after));
   if (((before.flags ^ after.flags) & svm_gpu_exec) != 0) {
     effect.remap.push_back(span);
@@ -187,6 +190,7 @@ void Core::Impl::svm_change(Client& client, PageSpan span, Fn&& fn, Location pre
   const std::uint32_t index = new_svm_request(client, span, cookie);
   SvmRequest& request = svm_requests[index];
   request.home = effect.home;
+  request.unite = effect.unite;
   request.prefetch = prefetch;
   request.map = effect.map;
   request.remaining = 1;
@@ -323,6 +327,13 @@ void Core::Impl::svm_go_on(std::uint32_t index) {
   }
   if (request.home) {
     request.home = false;
+    request.tries = 0;
+  }
+  if (request.unite && !unite_span(index)) {
+    return;
+  }
+  if (request.unite) {
+    request.unite = false;
     request.tries = 0;
   }
   if (request.prefetch != loc_undefined) {

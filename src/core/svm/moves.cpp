@@ -146,7 +146,7 @@ bool Core::Impl::populate_granule(std::uint32_t index, Block& block, std::uint32
   pages.remove(block.freeing);
   PageMask bare = pages;
   bare.remove(block.vram_current | block.held);
-  const bool empty = g.slot == none_index && g.last_move_cause == Cause::none &&
+  const bool empty = g.slot == none_index && !holds_copies(block, granule) && g.last_move_cause == Cause::none &&
                      (!reclaim.counts() || !(block.held | block.stored).intersects(pages));
   const bool up = request.device != no_device && empty && !block.placed_system.intersects(pages) && !is_contended(g) &&
                   pinned(block, pages).none() && has_free_slot(*block.client, request.device) &&

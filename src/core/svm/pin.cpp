@@ -90,7 +90,8 @@ Core::Impl::PinStep Core::Impl::pin_step(std::uint32_t index, Block& block, std:
   if (device == no_device) {
     refused = in_vram.intersects(pages);
     here = block.system_current.contains(pages) && !block.vram_current.intersects(pages) &&
-           !block.stored.intersects(pages) && (!reclaim.counts() || block.held.contains(pages));
+           !block.stored.intersects(pages) && (!reclaim.counts() || block.held.contains(pages)) &&
+           !copied(block).intersects(pages);
   } else {
     // The device may write what is pinned for it, so no other copy may count as equal.
     PageMask elsewhere = held_here & pages;
@@ -98,7 +99,7 @@ Core::Impl::PinStep Core::Impl::pin_step(std::uint32_t index, Block& block, std:
     refused = elsewhere.any() || (in_vram.any() && g.owner != device) ||
               block.placed_system.intersects(granule_mask(granule)) || work.userptr_in_use(block.client->id, whole);
     here = g.owner == device && block.vram_current.contains(pages) && !block.system_current.intersects(pages) &&
-           !block.stored.intersects(pages) && !is_draining(block, granule);
+           !block.stored.intersects(pages) && !shared(block).intersects(pages) && !is_draining(block, granule);
   }
   if (refused) {
     request.status = Code::in_use;
@@ -265,12 +266,15 @@ void Core::Impl::keep_pinned(Op& op) const {
     return;
   }
   switch (op.goal) {
+    case Goal::duplicate: op.pages.remove(pins); return;
     case Goal::vram: op.pages.remove(pins & ~op.block->vram_current); return;
     case Goal::system:
     case Goal::in_place: op.pages.remove(pins & op.block->vram_current); return;
     case Goal::store:
     case Goal::zero:
     case Goal::forget: op.pages.remove(pins); return;
+    case Goal::drop_copy:
+    case Goal::unite:
     case Goal::probe:
     case Goal::freeze:
     case Goal::peer:
@@ -362,6 +366,9 @@ bool Core::Impl::may_evict(DeviceId device, const Slot& slot, const Client& requ
   }
   // Pages whose free is kept by a pin of others of them stay too, and those of groups that may not migrate.
   const auto stays = [&](const Slot& s) {
+    if (is_copy(device, s)) {
+      return false;
+    }
     const PageMask in_vram = granule_mask(s.granule) & s.block->vram_current;
     return (pins && (in_vram.intersects(s.block->freeing) || pinned(*s.block, in_vram).any())) ||
            fixed_pages(*s.block, s.granule).intersects(in_vram);

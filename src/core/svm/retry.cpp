@@ -49,7 +49,7 @@ PageMask Core::Impl::not_mapped(const Block& block, std::uint32_t granule, Devic
   }
   if (!block.plain) {
     block.client->svm.map.for_runs(granule_span(block, granule), [&](PageSpan span, const Attributes& a) {
-      if ((a.flags & (svm_gpu_ro | svm_read_mostly)) != 0) {
+      if ((a.flags & svm_gpu_ro) != 0) {
         good |= view.mapped & PageMask::range(static_cast<unsigned>(span.first & (block_pages - 1)),
                                               static_cast<unsigned>(span.count_pages));
       }

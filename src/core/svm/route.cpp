@@ -184,10 +184,13 @@ void Core::Impl::serve_by_attributes(Block& block, const Waiter& waiter) {
   const bool at_home = (a.flags & svm_ext_coherent) != 0 || a.preferred == loc_system ||
                        block.placed_system.intersects(mask) || devices[f].chunk_total == 0 ||
                        work.userptr_in_use(client.id, granule_span(block, granule));
-  if (!at_home && serve_linked(block, waiter, a)) {
+  if (serve_reader(block, waiter, a, at_home) || (!at_home && serve_linked(block, waiter, a))) {
     return;
   }
   PageMask pages = served_with(block, waiter.page);
+  if (block.copies != nullptr) {
+    pages = written_with(block, waiter, pages);
+  }
   Goal goal = Goal::vram;
   Cause cause = Cause::device_fault;
   bool turn = false;
@@ -208,7 +211,7 @@ void Core::Impl::serve_by_attributes(Block& block, const Waiter& waiter) {
     turn = goal == Goal::vram ? takes_away(state, f) || state.last_move_cause == Cause::contention
                               : in_vram && takes_turns(a, state.owner);
   }
-  if (goal == Goal::vram && state.slot != none_index && state.owner != f) {
+  if (goal == Goal::vram && state.slot != none_index && state.owner != f && !can_swap_home(block, granule, f)) {
     PageMask others = block.vram_current & mask;
     others.remove(pages);
     if (others.any()) {
@@ -237,7 +240,7 @@ void Core::Impl::bring_window(Block& block, const Waiter& waiter, const Attribut
   const std::uint32_t first = granule_of(waiter.page & ~Page{window - 1});
   for (std::uint32_t g = first; g < first + window / config.granularity_pages; ++g) {
     const Granule& state = block.granules[g];
-    if (state.op != none_index || state.slot != none_index || is_contended(state) ||
+    if (state.op != none_index || state.slot != none_index || is_contended(state) || holds_copies(block, g) ||
         !has_free_slot(*block.client, waiter.device)) {
       continue;
     }
@@ -253,7 +256,8 @@ void Core::Impl::bring_window(Block& block, const Waiter& waiter, const Attribut
         work.userptr_in_use(block.client->id, granule_span(block, g))) {
       continue;
     }
-    Op& op = start_op(block, g, Goal::vram, Cause::speculation, waiter.device, waiter.access);
+    const bool copies = waiter.access == Access::read && reads_own_copy(*block.client, a, waiter.device);
+    Op& op = start_op(block, g, copies ? Goal::duplicate : Goal::vram, Cause::speculation, waiter.device, waiter.access);
     op.pages &= pages;
     run_op(op.self);
   }

@@ -33,6 +33,7 @@ struct SvmRequest {
   std::uint64_t remaining = 0;  ///< operations that it waits for, and one while it starts some
   bool in_use = false;
   bool home = false;
+  bool unite = false;  ///< pages that have copies are to have one
   Location prefetch = loc_undefined;
   bool map = false;
   bool mapping = false;  ///< svm_map() runs and will look again

@@ -82,7 +82,7 @@ bool Core::Impl::acquire_slot(Op& op) {
   return false;
 }
 
-void Core::Impl::assign_slot(Op& op, VramPage first) {
+SlotIndex Core::Impl::insert_slot(Op& op, VramPage first, std::uint64_t distance) {
   Device& dev = devices[op.device];
   dev.line_moved_ns = now_ns;
   dev.line_stands = false;
@@ -95,11 +95,15 @@ void Core::Impl::assign_slot(Op& op, VramPage first) {
     dev.slot_holes.pop_back();
   }
   dev.slots[index] = {op.block->client, op.block, op.granule, first, dev.evictions};
-  const std::uint64_t distance = note_refault(op);
   dev.victims.insert(index, dev.evictions, distance);
   dev.throttle.note(distance);
   dev.used_pages += config.granularity_pages;
   op.block->client->devices[op.device].slot_at[first / config.granularity_pages] = index;
+  return index;
+}
+
+void Core::Impl::assign_slot(Op& op, VramPage first) {
+  const SlotIndex index = insert_slot(op, first, note_refault(op));
   Granule& state = granule_state(op);
   if (state.slot != none_index) {
     op.slot_to = index;
@@ -121,6 +125,9 @@ void Core::Impl::forget_slot(DeviceId device, SlotIndex index) {
   if (state.slot == index && state.owner == device) {
     state.slot = none_index;
     state.owner = no_device;
+  } else if (is_copy(device, slot)) {
+    slot.block->copies->slots[slot.granule * devices.size() + device] = none_index;
+    --dev.copy_slots;
   }
   slot.client->devices[device].slot_at[slot.first / config.granularity_pages] = none_index;
   dev.victims.remove(index);
@@ -289,12 +296,21 @@ bool Core::Impl::reclaim_one(DeviceId device, Client& requester) {
   if (drain_idle_chunk(device, &requester)) {
     return true;
   }
-  const SlotIndex victim = dev.victims.pick(dev.evictions, [&](SlotIndex index) {
+  const auto may_go = [&](SlotIndex index) {
     const Slot& slot = dev.slots[index];
     return slot.block->granules[slot.granule].op == none_index && !slot.client->dying &&
            !slot.client->devices[device].chunks[slot.first / block_pages].draining &&
            !being_freed(*slot.block, slot.granule) && may_evict(device, slot, requester);
-  });
+  };
+  SlotIndex victim = VictimPolicy::none;
+  if (dev.copy_slots != 0) {
+    // They leave for nothing: another memory has the same bytes.
+    victim = dev.victims.pick(dev.evictions,
+                              [&](SlotIndex index) { return is_copy(device, dev.slots[index]) && may_go(index); });
+  }
+  if (victim == VictimPolicy::none) {
+    victim = dev.victims.pick(dev.evictions, may_go);
+  }
   if (victim == VictimPolicy::none) {
     return false;
   }
@@ -350,6 +366,10 @@ void Core::Impl::start_evict(DeviceId device, SlotIndex index, bool counts) {
   Client& client = *slot.client;
   Block& block = *slot.block;
   const std::uint32_t granule = slot.granule;
+  if (block.copies != nullptr && becomes_copy(block, granule, device)) {
+    start_drop_copy(device, index, counts);
+    return;
+  }
   note_stay(block.granules[granule], dev.evictions - slot.arrived, dev);
   ++dev.evictions;
   block.granules[granule].evict_mark = dev.evictions;
@@ -377,7 +397,7 @@ void Core::Impl::start_probe(DeviceId device) {
   Device& dev = devices[device];
   const SlotIndex index = dev.victims.probe_candidate(dev.evictions, [&](SlotIndex i) {
     const Slot& slot = dev.slots[i];
-    return slot.block->granules[slot.granule].op == none_index && !slot.client->dying &&
+    return slot.block->granules[slot.granule].op == none_index && !slot.client->dying && !is_copy(device, slot) &&
            !maps_ahead(*slot.client, device);
   });
   if (index == VictimPolicy::none) {
