@@ -152,12 +152,13 @@ void World::step(std::uint32_t agent) {
       PageState& page = pages_[s.page];
       page.allocated = true;
       page.freeing = false;
-      page.cpu_mapped = scenario_.system_pages == 0;
+      page.cpu_mapped = page.cpu_writable = scenario_.system_pages == 0;
       page.shadow = page.system = zeros;
       page.stored = garbage;
       page.discarding = page.pins = 0;
       page.discarded = false;
       page.no_access = 0;
+      if (scenario_.pages[s.page].read_mostly) mark_read_mostly(s.page);
       break;
     }
     case Kind::free: {
@@ -165,7 +166,7 @@ void World::step(std::uint32_t agent) {
       if (!page.allocated || page.freeing) break;
       if (setup_.bug != core::PlantedBug::free_before_child) keep_for_children(s.page);
       page.freeing = true;
-      page.cpu_mapped = false;
+      page.cpu_mapped = page.cpu_writable = false;
       wake_cpu(span_of_page(s.page), def.client);
       say(LogLine::Kind::call, def.name, "core", s.text);
       state.wait = Wait::reply;
@@ -224,7 +225,7 @@ bool World::would_hit(std::uint32_t agent) const {
   if (s.kind != Kind::read && s.kind != Kind::write) return false;
   if (s.page != none) {
     const PageState& page = pages_[s.page];
-    if (!def.is_wave) return page.cpu_mapped;
+    if (!def.is_wave) return s.kind == Kind::read ? page.cpu_mapped : page.cpu_writable;
     const DeviceEntry& entry = page.devices[def.device];
     return entry.to != DeviceEntry::To::nowhere && (s.kind == Kind::read || entry.writable);
   }
@@ -274,7 +275,7 @@ bool World::access_page(std::uint32_t agent, const Step& s) {
     }
   } else if (!page.allocated || page.freeing) {
     return true;  // the program's own mistake: it meets what it has put there
-  } else if (page.cpu_mapped) {
+  } else if (write ? page.cpu_writable : page.cpu_mapped) {
     word = &page.system;
   }
   if (word == nullptr) {
@@ -392,7 +393,7 @@ void World::kill(std::uint32_t client, DeviceId device) {
     client_alive_[client] = false;
     notices_.push_back({client, no_device});
     for (std::uint32_t p = 0; p < pages_.size(); ++p) {
-      if (scenario_.pages[p].client == client) pages_[p].cpu_mapped = false;
+      if (scenario_.pages[p].client == client) pages_[p].cpu_mapped = pages_[p].cpu_writable = false;
     }
   }
   if (device == no_device) {
@@ -430,7 +431,8 @@ std::string World::missed_wakeup(std::uint32_t agent) const {
     }
     if (!pages_[s.page].allocated) return who + "its page is gone, but it was not told\n";
   }
-  if (state.wait == Wait::cpu_fault && s.page != none && pages_[s.page].cpu_mapped) {
+  if (state.wait == Wait::cpu_fault && s.page != none &&
+      (s.kind == Kind::read ? pages_[s.page].cpu_mapped : pages_[s.page].cpu_writable)) {
     return who + "its page is mapped, but it was not woken\n";
   }
   if (!def.is_wave && s.kind == Kind::wait_fence && core_->fence_info(s.fence + 1).signalled) {

@@ -13,7 +13,7 @@ using core::Verb;
 
 namespace {
 bool touches_cpu(const Action& a) {
-  return a.verb == Verb::revoke_cpu || a.verb == Verb::map_cpu ||
+  return a.verb == Verb::revoke_cpu || a.verb == Verb::protect_cpu || a.verb == Verb::map_cpu ||
          ((a.verb == Verb::map_buffer || a.verb == Verb::revoke_buffer) && a.device == no_device);
 }
 
@@ -92,7 +92,8 @@ std::string World::words(const Action& a) const {
   const auto granule = [&] { return " granule " + std::to_string(a.vram_first / block_pages); };
   switch (a.verb) {
     case Verb::revoke_cpu: return "take " + what + " from " + who + "'s CPU";
-    case Verb::map_cpu: return "map " + what + " for " + who + "'s CPU";
+    case Verb::map_cpu:
+      return "map " + what + " for " + who + "'s CPU" + (a.prot == Prot::read ? ", read-only" : "");
     case Verb::wake_cpu: return "wake CPU threads at " + what;
     case Verb::revoke_device: return "take " + what + " from " + on;
     case Verb::map_device:
@@ -313,12 +314,13 @@ void World::wake_wave(const Action& a) {
   state.over = true;
 }
 
-void World::wake_cpu(PageSpan pages, std::uint32_t client) {
+void World::wake_cpu(PageSpan pages, std::uint32_t client, bool readers) {
   for (std::uint32_t a = 0; a < agents_.size(); ++a) {
     AgentState& state = agents_[a];
     if (scenario_.agents[a].client != client || state.wait != Wait::cpu_fault) continue;
     const Step& s = scenario_.agents[a].steps[state.pc];
-    const PageSpan at = s.page != none ? span_of_page(s.page) : span_of_buffer(s.buffer, 1);
+    if (readers && s.kind != Step::Kind::read) continue;
+    const PageSpan at = s.page != none ? PageSpan{span_of_page(s.page).first, 1} : span_of_buffer(s.buffer, 1);
     if (at.overlaps(pages)) state.wait = Wait::nothing;
   }
 }
@@ -464,14 +466,18 @@ void World::effect_page(const Action& a) {
   const std::uint32_t client = a.client - 1;
   for (Page p = a.pages.first; p < a.pages.end(); p += block_pages) {
     const std::uint32_t index = page_at(client, p);
-    if (index == none) continue;
+    // A page stands for a granule, and agents touch the first of its pages: what is about others alone is not seen.
+    if (index == none || p % block_pages != 0) continue;
     PageState& page = pages_[index];
     const auto vram = static_cast<VramPage>(a.vram_first + (p - a.pages.first));
     switch (a.verb) {
-      case Verb::revoke_cpu: page.cpu_mapped = false; break;
+      case Verb::revoke_cpu: page.cpu_mapped = page.cpu_writable = false; break;
+      case Verb::protect_cpu: page.cpu_writable = false; break;
       case Verb::map_cpu:
-        give_children(index, page.system);
-        if (page.allocated && !page.freeing) page.cpu_mapped = true;
+        if (a.prot == Prot::read_write) give_children(index, page.system);
+        if (!page.allocated || page.freeing) break;
+        page.cpu_mapped = true;
+        page.cpu_writable |= a.prot == Prot::read_write;
         break;
       case Verb::revoke_device: page.devices[a.device] = {}; break;
       case Verb::map_device:
@@ -495,7 +501,7 @@ void World::effect_page(const Action& a) {
       default: break;
     }
   }
-  if (a.verb == Verb::map_cpu) wake_cpu(a.pages, client);
+  if (a.verb == Verb::map_cpu) wake_cpu(a.pages, client, a.prot == Prot::read);
   if (a.verb == Verb::map_device && a.has_token) wake_wave(a);
 }
 

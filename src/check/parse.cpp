@@ -252,10 +252,13 @@ class Parser {
     const std::uint32_t owner = client(w.next("a client"));
     bool stays_home = false;
     bool later = false;
+    bool read_mostly = false;
     while (!w.empty()) {
       const std::string word = w.next("");
       if (word == "system") {
         stays_home = true;
+      } else if (word == "read-mostly") {
+        read_mostly = true;
       } else if (word == "later") {
         later = true;
       } else {
@@ -266,6 +269,7 @@ class Parser {
       def.client = owner;
       def.stays_home = stays_home;
       def.later = later;
+      def.read_mostly = read_mostly;
       s_.pages.push_back(def);
     }
     if (s_.pages.size() > 32) throw Bad("more than 32 pages");

@@ -85,7 +85,8 @@ void World::set_up() {
                                        def.stays_home ? core::Placement::system : core::Placement::automatic);
     FERRY_CHECK(status.ok());
     pages_[p].allocated = true;
-    pages_[p].cpu_mapped = scenario_.system_pages == 0;
+    pages_[p].cpu_mapped = pages_[p].cpu_writable = scenario_.system_pages == 0;
+    if (def.read_mostly) mark_read_mostly(p);
   }
   for (std::uint32_t b = 0; b < buffers_.size(); ++b) {
     if (!scenario_.buffers[b].later) create_buffer(b);
@@ -98,6 +99,14 @@ void World::set_up() {
     }
   }
   settle();
+}
+
+void World::mark_read_mostly(std::uint32_t page) {
+  unsigned wrong = 0;
+  const Status status =
+      core_->svm_set(now_ns_, client_id(scenario_.pages[page].client), span_of_page(page),
+                     {{core::AttributeType::set_flags, no_device, core::svm_read_mostly}}, {cookie_set + page}, wrong);
+  FERRY_CHECK(status.ok());
 }
 
 void World::create_buffer(std::uint32_t b) {
@@ -360,7 +369,7 @@ std::uint64_t World::digest() const {
   }
   for (const PageState& p : pages_) {
     h.add(std::uint64_t{p.allocated} | std::uint64_t{p.freeing} << 1 | std::uint64_t{p.cpu_mapped} << 2 |
-          std::uint64_t{p.generation} << 8);
+          std::uint64_t{p.cpu_writable} << 3 | std::uint64_t{p.generation} << 8);
     h.add(p.shadow).add(p.system | std::uint64_t{p.stored} << 32);
     for (const DeviceEntry& e : p.devices) {
       h.add(static_cast<std::uint64_t>(e.to) | std::uint64_t{e.writable} << 8 | std::uint64_t{e.vram} << 16);

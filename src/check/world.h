@@ -128,6 +128,7 @@ class World {
     bool allocated = false;
     bool freeing = false;
     bool cpu_mapped = false;
+    bool cpu_writable = false;  ///< never without cpu_mapped
     std::uint8_t generation = 0;  ///< replaced so often on the CPU side
     std::uint8_t pins = 0;
     bool pinned_ever = false;
@@ -213,6 +214,7 @@ class World {
   void settle();
   void close_down();
   void create_buffer(std::uint32_t buffer);
+  void mark_read_mostly(std::uint32_t page);
   void tell_notice(std::uint32_t index);
   [[nodiscard]] bool nothing_runs() const;
   [[nodiscard]] bool only_held_jobs() const;
@@ -270,7 +272,8 @@ class World {
   void effect_buffer(const core::Action& action);
   void answer(std::uint32_t flight, Status status);
   void wake_wave(const core::Action& action);
-  void wake_cpu(PageSpan pages, std::uint32_t client);
+  /// `readers`: those who want to write wait on.
+  void wake_cpu(PageSpan pages, std::uint32_t client, bool readers = false);
   void reply(const core::Action& action);
   void begin_job(const core::Action& action);
   void end_job(std::uint32_t job, Status status);

@@ -48,6 +48,8 @@ std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
   json["in_place_maps"] = s.in_place_maps;
   json["contention_pins"] = s.contention_pins;
   json["contention_waits"] = s.contention_waits;
+  json["duplicated_bytes"] = bytes(s.pages_duplicated);
+  json["collapsed_bytes"] = bytes(s.pages_collapsed);
   json["speculated_bytes"] = bytes(s.speculated_pages);
   json["copy_errors"] = s.copy_errors;
   json["system"] = {

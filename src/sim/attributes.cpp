@@ -37,6 +37,11 @@ void World::ask_attributes(unsigned slot) {
   } else if (random_.chance(200)) {
     span = random_span(slot);
   }
+  if (swarm_.read_mostly_share != 0 && random_.chance(swarm_.read_mostly_share / 2)) {
+    // Most programs that say it say it of much at once.
+    set_lines(slot, memory_.window(), {{AttributeType::set_flags, no_device, core::svm_read_mostly}});
+    return;
+  }
   switch (random_.below(10)) {
     case 0: reset_attributes(slot, span); break;
     case 1: check_get(slot, span); break;
@@ -54,7 +59,6 @@ void World::ask_attributes(unsigned slot) {
 }
 
 void World::do_set(unsigned slot, PageSpan span) {
-  Client& c = clients_[slot];
   std::vector<Attribute> changes;
   const std::uint64_t lines = 1 + random_.below(3);
   for (std::uint64_t i = 0; i < lines; ++i) {
@@ -73,12 +77,21 @@ void World::do_set(unsigned slot, PageSpan span) {
       case 2:
       case 3: a = {AttributeType::access, device, static_cast<std::uint32_t>(random_.below(3))}; break;
       case 4:
-      case 5: a = {AttributeType::set_flags, no_device, 1U << random_.below(8)}; break;
+      case 5: {
+        const bool copies = swarm_.read_mostly_share != 0 && random_.chance(swarm_.read_mostly_share);
+        a = {AttributeType::set_flags, no_device, copies ? std::uint32_t{core::svm_read_mostly} : 1U << random_.below(8)};
+        break;
+      }
       case 6: a = {AttributeType::clr_flags, no_device, static_cast<std::uint32_t>(random_.below(256))}; break;
       default: a = {AttributeType::granularity, no_device, static_cast<std::uint32_t>(random_.below(12))}; break;
     }
     changes.push_back(a);
   }
+  set_lines(slot, span, std::move(changes));
+}
+
+void World::set_lines(unsigned slot, PageSpan span, std::vector<Attribute> changes) {
+  Client& c = clients_[slot];
   const bool bad = random_.chance(50);
   if (bad) changes.push_back({AttributeType::access, static_cast<DeviceId>(swarm_.devices), 0});
   const bool some = span_exists(slot, span);

@@ -272,6 +272,8 @@ constexpr Counter counters[] = {
     {"pages_from_store", &core::Stats::pages_from_store, true},
     {"store_errors", &core::Stats::store_errors, true},
     {"stored_pages", &core::Stats::stored_pages, false},
+    {"pages_duplicated", &core::Stats::pages_duplicated, false},
+    {"pages_collapsed", &core::Stats::pages_collapsed, false},
     {"speculated_pages", &core::Stats::speculated_pages, false},
     {"dma_mapped_pages", &core::Stats::dma_mapped_pages, false},
     {"dma_unmapped_pages", &core::Stats::dma_unmapped_pages, false},

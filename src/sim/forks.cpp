@@ -27,7 +27,7 @@ void Memory::fork(unsigned slot) {
       }
     }
     // Whoever touches it from here on comes by the executor.
-    if (p.cpu == CpuEntry::mapped) p.cpu = CpuEntry::revoked;
+    if (reaches(p.cpu)) p.cpu = CpuEntry::revoked;
     if (p.alloc == AllocState::allocated) child.pages[i] = {p.shadow, 0, true, loose(p)};
   }
   c.children.push_back(std::move(child));

@@ -83,6 +83,8 @@ void SimStats::add(const SimStats& o) {
   stored_pages += o.stored_pages;
   loaded_pages += o.loaded_pages;
   over_budget_pages += o.over_budget_pages;
+  duplicated_pages += o.duplicated_pages;
+  collapsed_pages += o.collapsed_pages;
   most_retries = std::max(most_retries, o.most_retries);
 }
 

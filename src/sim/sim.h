@@ -87,6 +87,8 @@ struct SimStats {
   std::uint64_t stored_pages = 0;
   std::uint64_t loaded_pages = 0;
   std::uint64_t over_budget_pages = 0;
+  std::uint64_t duplicated_pages = 0;
+  std::uint64_t collapsed_pages = 0;
   std::uint64_t most_retries = 0;  ///< times that one access faulted before it was done, at most
 
   void add(const SimStats& o);

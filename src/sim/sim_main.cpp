@@ -169,9 +169,10 @@ int sim_main(const SimMainOptions& options) {
       u(batch.steps), u(s.accesses), u(s.device_faults), u(s.cpu_faults), u(s.copied_pages), u(s.evictions));
   std::printf(
       "  %llu runs with a budget of system memory: %llu pages stored, %llu loaded, %llu given over it\n"
+      "  %llu pages copied for one more reader, %llu left with one copy\n"
       "  %llu actions (%llu failed), %llu requests, %llu processes killed, %llu stopped, %llu waves got an error\n"
       "  an access was tried again %llu times at most\n",
-      u(s.budgets), u(s.stored_pages), u(s.loaded_pages), u(s.over_budget_pages), u(s.actions), u(s.failed_actions),
+      u(s.budgets), u(s.stored_pages), u(s.loaded_pages), u(s.over_budget_pages), u(s.duplicated_pages), u(s.collapsed_pages), u(s.actions), u(s.failed_actions),
       u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed), u(s.most_retries));
   return 0;
 }

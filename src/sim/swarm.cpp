@@ -68,6 +68,18 @@ void draw_attributes(Swarm& s, const SimOptions& options) {
   s.attributes_weight = pick(r, 10, 80);
 }
 
+/// Copies: half of the runs with attributes say more often than others that pages are read mostly, and keep to it.
+void draw_copies(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0x2ead'3057'1700'c091);
+  if (s.attributes_weight == 0 || !r.chance(600)) return;
+  s.read_mostly_share = pick(r, 100, 900);
+  if (r.chance(600)) {
+    s.write_share /= 8;
+    s.add_share /= 4;
+  }
+  if (s.devices > 1 && s.core.hives.empty() && r.chance(300)) s.core.hives.assign(s.devices, 1);
+}
+
 void draw_changes(Swarm& s, const SimOptions& options) {
   Random r(options.seed ^ 0xc4a6'9e00'51de'0070);
   // Pins make free and discard wait or fail, attributes make faults fail: often each is alone, often all are mixed.
@@ -150,6 +162,7 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   draw_policies(s, options);
   draw_places(s, options);
   draw_attributes(s, options);
+  draw_copies(s, options);
   draw_changes(s, options);
   draw_forks(s, options);
   draw_window(s, options);

@@ -390,6 +390,8 @@ SimResult World::run() {
   result.stats.budgets = swarm_.core.system_pages != 0 ? 1 : 0;
   result.stats.stored_pages = seen_.pages_to_store;
   result.stats.loaded_pages = seen_.pages_from_store;
+  result.stats.duplicated_pages = core_->stats().pages_duplicated;
+  result.stats.collapsed_pages = core_->stats().pages_collapsed;
   result.stats.over_budget_pages = core_->stats().over_budget_pages;
   return result;
 }

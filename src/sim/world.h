@@ -281,6 +281,7 @@ class World final : public core::Observer {
   // --- attributes.cpp
   void ask_attributes(unsigned slot);
   void do_set(unsigned slot, PageSpan span);
+  void set_lines(unsigned slot, PageSpan span, std::vector<core::Attribute> changes);
   void reset_attributes(unsigned slot, PageSpan span);
   void forget_attributes(unsigned slot);
   void check_get(unsigned slot, PageSpan span);

@@ -113,6 +113,7 @@ TEST_P(Write, OfWhomeverEndsAllCopiesOfThePageButTheWriters) {
   // And it can be read by all again: who has written it faults once more for that.
   m.reads(1);
   m.reads(0);
+  m.reads(1);
   m.cpu_touches(Access::read);
   EXPECT_EQ(m.at(5).device_mapped, devices({0, 1}));
   EXPECT_EQ(m.at(5).device_writable, 0);
@@ -336,6 +337,23 @@ TEST(Replica, AWriteThatComesWhileACopyIsMadeEndsItAfterwards) {
   EXPECT_TRUE(m.at(5).cpu_may_write);
   EXPECT_EQ(m.at(5).device_mapped, 0);
   EXPECT_EQ(m.at(5).vram_device, no_device);
+}
+
+TEST(Replica, WhatHasToStayInSystemMemoryStaysThereBesideCopies) {
+  Machine m(Asked::config(2, block_pages));
+  ASSERT_TRUE(m.core.alloc(++m.now, 1, {0, 256}, Placement::automatic).ok());
+  unsigned wrong = 0;
+  ASSERT_TRUE(m.core.svm_set(++m.now, 1, {0, 256}, {flags(svm_read_mostly)}, Cookie{8}, wrong).ok());
+  m.fault(5);
+  m.settle();
+  ASSERT_TRUE(m.core.alloc(++m.now, 1, {256, 256}, Placement::system).ok());
+  ASSERT_TRUE(m.core.svm_set(++m.now, 1, {0, block_pages}, {flags(svm_read_mostly)}, Cookie{9}, wrong).ok());
+  ASSERT_TRUE(m.core.client_fork(++m.now, 1, Cookie{10}).ok());  // so that the device asks again
+  m.settle();
+  m.fault(5);
+  m.settle();
+  EXPECT_EQ(m.at(5).vram_device, 0);
+  EXPECT_EQ(m.at(300).vram_device, no_device);
 }
 
 TEST(Replica, WithoutRetryFaultsAPageIsMappedForWritingAndHasNoCopies) {

@@ -146,5 +146,127 @@ TEST_F(SvmFlags, AlwaysMappedPagesAreMappedWithoutATouch) {
   EXPECT_EQ(m_.word(with), 5U);
 }
 
+/// Pages that moved while the body ran, to whatever side.
+template <typename Body>
+std::uint64_t moved(Body&& body) {
+  const events moves({event_kind::migrate_start});
+  body();
+  std::uint64_t bytes = 0;
+  for (std::vector<event> some = moves.read(); !some.empty(); some = moves.read()) {
+    for (const event& e : some) bytes += e.bytes;
+  }
+  return bytes;
+}
+
+TEST_F(SvmFlags, ReadMostlyPagesAreWithTheCpuAndTwoDevicesAtOnce) {
+  set(svm_flag::read_mostly);
+  for (const std::size_t number : {with, without}) {
+    ASSERT_EQ(device_reads(0, m_, number), 0);
+    ASSERT_EQ(device_reads(1, m_, number), 0);
+    EXPECT_EQ(m_.word(number), number);
+  }
+  const ferry_page_info many = m_.info(with);
+  EXPECT_EQ(many.device_mapped, 3U);
+  EXPECT_EQ(many.device_writable, 0U);
+  EXPECT_EQ(many.system_current, 1);
+  EXPECT_EQ(many.cpu_may_map, 1);
+  EXPECT_GE(many.vram_device, 0);
+  EXPECT_EQ(m_.info(without).device_mapped, 0U) << "the CPU has taken it";
+  const auto all_read = [&](std::size_t number) {
+    EXPECT_EQ(device_reads(0, m_, number), 0);
+    EXPECT_EQ(device_reads(1, m_, number), 0);
+    EXPECT_EQ(m_.word(number), number);
+  };
+  EXPECT_EQ(moved([&] { all_read(with); }), 0U);
+  EXPECT_NE(moved([&] { all_read(without); }), 0U);
+}
+
+TEST_F(SvmFlags, ReadMostlyPagesHaveOneCopyAgainWhenSomebodyWritesThem) {
+  set(svm_flag::read_mostly);
+  for (const unsigned writer : {0U, 1U, 2U}) {  // 2: the CPU
+    const std::uint64_t before = m_.word(with);
+    ASSERT_EQ(device_reads(0, m_, with), 0);
+    ASSERT_EQ(device_reads(1, m_, with), 0);
+    EXPECT_EQ(m_.word(with), before);
+    const std::uint32_t rest = m_.info(1).device_mapped;
+    if (writer == 2) {
+      m_.word(with) += 1;
+      EXPECT_EQ(m_.info(with).device_mapped, 0U);
+    } else {
+      ASSERT_EQ(device_writes(writer, m_, with), 0);
+      EXPECT_EQ(m_.info(with).device_writable, 1U << writer);
+      EXPECT_EQ(m_.info(with).device_mapped, 1U << writer);
+      EXPECT_EQ(m_.info(with).cpu_may_map, 0);
+    }
+    EXPECT_EQ(m_.info(1).device_mapped, rest) << "the pages around it keep their copies";
+    // Everybody sees the write.
+    for (const unsigned reader : {0U, 1U}) {
+      queue q(reader);
+      q.parallel_for(1, [from = m_.at(with), to = m_.at(600 + reader)](std::size_t) {
+         *reinterpret_cast<std::uint64_t*>(to) = *reinterpret_cast<std::uint64_t*>(from);
+       }).wait();
+      EXPECT_EQ(m_.word(600 + reader), before + 1) << "device " << reader << " after a write of " << writer;
+    }
+    EXPECT_EQ(m_.word(with), before + 1);
+  }
+}
+
+/// Writers and readers of all three, over pages that are read mostly: no write is lost, none is seen half way.
+TEST_F(SvmFlags, ReadMostlyPagesLoseNoWriteWhereAllWriteThem) {
+  set(svm_flag::read_mostly);
+  constexpr unsigned rounds = 20;
+  constexpr std::size_t pages = 40;
+  for (std::size_t i = 0; i < pages; ++i) m_.word(i) = 0;
+  for (unsigned round = 0; round < rounds; ++round) {
+    ASSERT_EQ(device_reads(round % 2, m_, 0, pages), 0);
+    ASSERT_EQ(device_writes(0, m_, round, 2), 0);
+    ASSERT_EQ(device_reads(1, m_, 0, pages), 0);
+    ASSERT_EQ(device_writes(1, m_, round + 1, 2), 0);
+    for (std::size_t i = 0; i < 4; ++i) m_.word(round + i) += 1;
+  }
+  std::vector<std::uint64_t> expected(pages + 8);
+  for (unsigned round = 0; round < rounds; ++round) {
+    for (std::size_t i = 0; i < 4; ++i) expected[round + i] += i == 0 || i == 2 ? 2 : i == 1 ? 3 : 1;
+  }
+  for (std::size_t i = 0; i < pages; ++i) EXPECT_EQ(m_.word(i), expected[i]) << "page " << i;
+}
+
+TEST_F(SvmFlags, ReadMostlyTakenBackLeavesOneCopy) {
+  set(svm_flag::read_mostly);
+  ASSERT_EQ(device_reads(0, m_, with), 0);
+  ASSERT_EQ(device_reads(1, m_, with), 0);
+  ASSERT_EQ(m_.info(with).device_mapped, 3U);
+  clear(svm_flag::read_mostly);
+  const ferry_page_info one = m_.info(with);
+  EXPECT_EQ(one.device_mapped, one.vram_device < 0 ? 0U : 1U << one.vram_device);
+  EXPECT_EQ(one.cpu_may_map, one.vram_device < 0 ? 1 : 0);
+  EXPECT_EQ(m_.word(with), with);
+}
+
+TEST_F(SvmFlags, HiveLocalPagesAreReachedWhereTheyLieByDevicesOfTheHive) {
+  if (!device_linked(0, 1)) GTEST_SKIP() << "the devices of this machine are not linked: e2e_svm_hive has such";
+  set(svm_flag::hive_local);
+  for (const std::size_t number : {with, without}) {
+    ASSERT_EQ(device_writes(0, m_, number), 0);
+    ASSERT_EQ(m_.info(number).vram_device, 0);
+    ASSERT_EQ(device_writes(1, m_, number), 0);
+  }
+  EXPECT_EQ(m_.info(with).vram_device, 0) << "reached over the link";
+  EXPECT_EQ(m_.info(with).device_mapped, 3U);
+  EXPECT_EQ(m_.info(without).vram_device, 1) << "taken";
+  EXPECT_EQ(m_.info(without).device_mapped, 2U);
+  EXPECT_EQ(m_.word(with), 2U);
+  EXPECT_EQ(m_.word(without), 514U);
+  // One copy a hive, where each reads its own otherwise.
+  set(svm_flag::read_mostly);
+  attributes().set(svm_flag::read_mostly).apply(m_.at(without), block);
+  for (const std::size_t number : {with, without}) {
+    ASSERT_EQ(device_writes(0, m_, number), 0);
+    ASSERT_EQ(m_.info(number).vram_device, 0);
+    ASSERT_EQ(moved([&] { ASSERT_EQ(device_reads(1, m_, number), 0); }) != 0, number == without);
+    EXPECT_EQ(m_.info(number).vram_device, 0);
+  }
+}
+
 }  // namespace
 }  // namespace ferry::test

@@ -112,6 +112,9 @@ bool Core::Impl::serve_reader(Block& block, const Waiter& waiter, const Attribut
   PageMask pages = served_with(block, waiter.page);
   const PageMask in_vram = block.vram_current | copied(block);
   const bool here = has_here(block, granule, f).test(bit);
+  if (here) {
+    pages &= has_here(block, granule, f);  // what is around it may have to stay elsewhere
+  }
   at_home = !here && (at_home || a.access_of(f) == DeviceAccess::in_place || is_fixed(client, waiter.page) ||
                       is_contended(state));
   if (at_home) {

@@ -33,7 +33,7 @@ enum class DeviceAccess : std::uint8_t { none, in_place, migrate };
 /// | host_access   | a CPU touch brings the page home (default)            | a CPU touch of a page that VRAM holds ends in SIGBUS |
 /// | coherent      | CPU and devices that contend for it get it in place, all at once (default) | they take turns: one has it at a time, for a slice |
 /// | ext_coherent  | never in VRAM: atomics of every processor meet in one memory               | -                              |
-/// | hive_local    | a touch of any device of the preferred device's hive is served from its VRAM, linked | by rule of preference only |
+/// | hive_local    | what lies in VRAM of a linked device is reached there: neither moved nor copied, unless it is preferred here | taken, or copied |
 /// | gpu_ro        | a device write fails; devices may hold copies          | -                                                  |
 /// | gpu_exec      | a kernel may call code that lies in it                 | such a call fails                                  |
 /// | read_mostly   | each processor that reads has its own copy; the first write from anywhere ends that | one newest copy        |
