@@ -25,7 +25,7 @@ inline constexpr std::uint64_t cookie_free = 0x2000;      ///< + page
 inline constexpr std::uint64_t cookie_prefetch = 0x3000;  ///< + agent
 inline constexpr std::uint64_t cookie_gone = 0x4000;      ///< + client
 inline constexpr std::uint64_t cookie_svm = 0x5000;       ///< + agent
-inline constexpr std::uint64_t cookie_set = 0x6000;        ///< + page
+inline constexpr std::uint64_t cookie_set = 0x6000;       ///< + page
 inline constexpr std::uint64_t cookie_mask = 0xf000;
 
 /// What a failure of this action is called, where a scenario lets it fail.

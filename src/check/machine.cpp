@@ -92,8 +92,7 @@ std::string World::words(const Action& a) const {
   const auto granule = [&] { return " granule " + std::to_string(a.vram_first / block_pages); };
   switch (a.verb) {
     case Verb::revoke_cpu: return "take " + what + " from " + who + "'s CPU";
-    case Verb::map_cpu:
-      return "map " + what + " for " + who + "'s CPU" + (a.prot == Prot::read ? ", read-only" : "");
+    case Verb::map_cpu: return "map " + what + " for " + who + "'s CPU" + (a.prot == Prot::read ? ", read-only" : "");
     case Verb::wake_cpu: return "wake CPU threads at " + what;
     case Verb::revoke_device: return "take " + what + " from " + on;
     case Verb::map_device:

@@ -101,9 +101,9 @@ struct Agent {
 struct PageDef {
   std::string name;
   std::uint32_t client = 0;
-  bool stays_home = false;  ///< Placement::system
-  bool later = false;       ///< allocated by a step
-  bool read_mostly = false; ///< svm_read_mostly, as soon as it is allocated
+  bool stays_home = false;   ///< Placement::system
+  bool later = false;        ///< allocated by a step
+  bool read_mostly = false;  ///< svm_read_mostly, as soon as it is allocated
 };
 
 struct BufferDef {

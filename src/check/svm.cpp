@@ -29,7 +29,7 @@ bool World::svm_step(std::uint32_t agent, const Step& s) {
       if (!page.allocated || page.freeing) return false;
       if (setup_.bug != core::PlantedBug::free_before_child) keep_for_children(s.page);
       page.freeing = page.unmapping = true;
-      page.cpu_mapped = false;
+      page.cpu_mapped = page.cpu_writable = false;
       wake_cpu(span, def.client);
       const Status status = core_->change(now_ns_, client, core::Change::unmap, span, 0, 0, {cookie_free + s.page});
       if (!status.ok()) violate(Verdict::violation, "unmap of an allocated page ends with: " + words_of(status));
@@ -150,7 +150,7 @@ void World::fork_now(std::uint32_t client) {
                 "the fork is answered while a device reaches " + scenario_.pages[p].name + " (I-80)");
       }
     }
-    page.cpu_mapped = false;
+    page.cpu_mapped = page.cpu_writable = false;
     child.pages[p] = {page.shadow, true, page.discarding != 0 || page.discarded};
   }
   for (const Flight& f : flights_) {

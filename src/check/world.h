@@ -128,7 +128,7 @@ class World {
     bool allocated = false;
     bool freeing = false;
     bool cpu_mapped = false;
-    bool cpu_writable = false;  ///< never without cpu_mapped
+    bool cpu_writable = false;    ///< never without cpu_mapped
     std::uint8_t generation = 0;  ///< replaced so often on the CPU side
     std::uint8_t pins = 0;
     bool pinned_ever = false;

@@ -69,9 +69,9 @@ enum class PlantedBug : std::uint8_t {
   free_before_child,  ///< the executor's: pages go before a fork's child, which still needs them, has its copy
   forget_protection,  ///< what was said of pages that nothing had touched is forgotten when something does
   // several copies
-  keep_copy,           ///< a write leaves one device's copy as it was, and its mapping
-  write_back_copy,     ///< a copy that leaves VRAM is written home, whatever is there by then
-  drop_last_copy,      ///< a copy somewhere counts as a copy of all pages: what only the home has is dropped
+  keep_copy,            ///< a write leaves one device's copy as it was, and its mapping
+  write_back_copy,      ///< a copy that leaves VRAM is written home, whatever is there by then
+  drop_last_copy,       ///< a copy somewhere counts as a copy of all pages: what only the home has is dropped
   map_copied_writable,  ///< the CPU may write a page of which devices have copies
 };
 inline constexpr unsigned planted_bug_count = 52;

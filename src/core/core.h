@@ -62,8 +62,8 @@ struct Stats {
   std::uint64_t mode_switches = 0;  ///< policy exclusive
   std::uint64_t circles = 0;        ///< deadlocks found
   std::uint64_t buffer_moves = 0;
-  std::uint64_t pages_direct = 0;     ///< copied from one device's VRAM to another's
-  std::uint64_t discarded_pages = 0;  ///< left VRAM without a copy, as their contents were given up
+  std::uint64_t pages_direct = 0;      ///< copied from one device's VRAM to another's
+  std::uint64_t discarded_pages = 0;   ///< left VRAM without a copy, as their contents were given up
   std::uint64_t pages_duplicated = 0;  ///< copied so that one more processor has its own (svm_read_mostly)
   std::uint64_t pages_collapsed = 0;   ///< lost all copies but one, as somebody writes them or the flag was taken back
 };

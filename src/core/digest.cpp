@@ -22,8 +22,8 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   Digest d;
   d.add(static_cast<std::uint64_t>(op.goal)).add(static_cast<std::uint64_t>(op.stage));
   d.add(static_cast<std::uint64_t>(op.cause)).add(op.device).add(static_cast<std::uint64_t>(op.access));
-  d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U) | (op.by_home ? 4U : 0U) |
-        (op.at_home ? 8U : 0U) | (op.united ? 16U : 0U))
+  d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U) | (op.by_home ? 4U : 0U) | (op.at_home ? 8U : 0U) |
+        (op.united ? 16U : 0U))
       .add(op.reclaim_device)
       .add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);

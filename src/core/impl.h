@@ -2,6 +2,7 @@
 // The core's whole state. Verbs live in files of their own:
 //   client/client.cpp   clients and devices come and go      block/fault.cpp    faults in, waiters out
 //   client/range.cpp    alloc, free, prefetch                block/migrate.cpp  an operation's stages
+//   block/failure.cpp   what fails
 //   vram/vram.cpp       slots, chunks, eviction              block/map.cpp      revoke and map
 //   block/memory.cpp    charging, load, store                block/waits.cpp    operations in the wait graph
 //   policy/*            victims, contention, speculation     verify.cpp         invariants
@@ -166,15 +167,15 @@ enum class Goal : std::uint8_t {
   vram,
   system,
   in_place,
-  discard,  ///< nowhere: the pages were freed
-  zero,     ///< in system memory, without contents
-  protect,  ///< where they are; devices that may not reach them any more let go
-  probe,    ///< where they are, but unmapped on the owner, to see whether it asks for them
-  freeze,   ///< where they are, out of every device's reach
-  peer,     ///< where they are, in VRAM of another device of the hive, mapped there
-  take,     ///< where they are, but unmapped wherever attributes forbid the mapping
-  store,    ///< out of system memory: to the store, or dropped where another copy is as new
-  forget,   ///< where they are, reached by nobody: their contents may be dropped from then on
+  discard,    ///< nowhere: the pages were freed
+  zero,       ///< in system memory, without contents
+  protect,    ///< where they are; devices that may not reach them any more let go
+  probe,      ///< where they are, but unmapped on the owner, to see whether it asks for them
+  freeze,     ///< where they are, out of every device's reach
+  peer,       ///< where they are, in VRAM of another device of the hive, mapped there
+  take,       ///< where they are, but unmapped wherever attributes forbid the mapping
+  store,      ///< out of system memory: to the store, or dropped where another copy is as new
+  forget,     ///< where they are, reached by nobody: their contents may be dropped from then on
   duplicate,  ///< where they are, and a copy with `device`; no_device: with the CPU
   drop_copy,  ///< where they are, but not with reclaim_device, which has a copy
   unite,      ///< where their home is, and nowhere else

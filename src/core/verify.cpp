@@ -176,10 +176,10 @@ void Core::Impl::verify_block(const Block& block) const {
       in_vram.remove(peer);
       FERRY_CHECK(mapped.contains(view.writable & mask));
       FERRY_CHECK(mapped.contains(view.in_place & mask));
-      FERRY_CHECK(has_here(block, g, d).contains(in_vram));                                // I-03
-      FERRY_CHECK(!(in_vram & view.writable).intersects(block.system_current));            // I-02, I-09
+      FERRY_CHECK(has_here(block, g, d).contains(in_vram));                                 // I-03
+      FERRY_CHECK(!(in_vram & view.writable).intersects(block.system_current));             // I-02, I-09
       FERRY_CHECK(!(view.in_place & view.writable & mask).intersects(block.vram_current));  // I-02
-      FERRY_CHECK(block.system_current.contains(view.in_place & mask));                    // I-03
+      FERRY_CHECK(block.system_current.contains(view.in_place & mask));                     // I-03
     }
     if (granule.op == none_index) {
       FERRY_CHECK(block.client->dying || granule.slot == none_index || block.vram_current.intersects(mask));  // I-06
@@ -187,8 +187,8 @@ void Core::Impl::verify_block(const Block& block) const {
       if (block.copies != nullptr) {
         cpu_writable.remove(block.copies->cpu_read_only);
       }
-      FERRY_CHECK(!cpu_writable.intersects(block.vram_current));                           // I-02
-      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));             // I-06
+      FERRY_CHECK(!cpu_writable.intersects(block.vram_current));                // I-02
+      FERRY_CHECK(block.client->dying || !block.cpu_waiting.intersects(mask));  // I-06
     }
   }
 }

@@ -79,7 +79,8 @@ void World::do_set(unsigned slot, PageSpan span) {
       case 4:
       case 5: {
         const bool copies = swarm_.read_mostly_share != 0 && random_.chance(swarm_.read_mostly_share);
-        a = {AttributeType::set_flags, no_device, copies ? std::uint32_t{core::svm_read_mostly} : 1U << random_.below(8)};
+        a = {AttributeType::set_flags, no_device,
+             copies ? std::uint32_t{core::svm_read_mostly} : 1U << random_.below(8)};
         break;
       }
       case 6: a = {AttributeType::clr_flags, no_device, static_cast<std::uint32_t>(random_.below(256))}; break;

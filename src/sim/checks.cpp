@@ -92,8 +92,8 @@ void World::check_view(bool quiet) const {
                 c.id);
       }
       if (memory_.cpu_entry(slot, page) == CpuEntry::mapped && !r.cpu_may_write && r.cpu_may_map) {
-        violate(Invariant::copies_not_written, "CPU threads write page %llu of client %u; the core says that they only read",
-                u(page), c.id);
+        violate(Invariant::copies_not_written,
+                "CPU threads write page %llu of client %u; the core says that they only read", u(page), c.id);
       }
       if (reaches(memory_.cpu_entry(slot, page)) && !r.cpu_may_map) {
         violate(Invariant::view_is_true, "the core says that no CPU thread reaches page %llu of client %u; they do",

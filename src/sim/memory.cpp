@@ -442,8 +442,8 @@ void Memory::discard_system(unsigned slot, Page page) {
 void Memory::check_quiet(unsigned slot, Page page, const char* what) const {
   const auto& p = at(slot, page);
   if (reaches(p.cpu)) {
-    violate(Invariant::quiet_source, "page %lld of client %u is %s while CPU threads can reach it", rel(page),
-            clients_[slot].id, what);
+    violate(Invariant::quiet_source, "page %lld of client %u is %s while CPU threads can %s it", rel(page),
+            clients_[slot].id, what, p.cpu == CpuEntry::mapped ? "write" : "read");
   }
   for (DeviceId d = 0; d < devices_; ++d) {
     if (device_entry(slot, d, page).kind == DeviceKind::system) {

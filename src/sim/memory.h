@@ -26,8 +26,8 @@ inline constexpr Word torn_word = 0xdddd'dddd'dddd'dddd;
 
 enum class AllocState : std::uint8_t { none, allocated, freeing };
 enum class CpuEntry : std::uint8_t {
-  none,     ///< no mapping of the process: an access is its own fault
-  revoked,  ///< an access becomes a CPU fault
+  none,      ///< no mapping of the process: an access is its own fault
+  revoked,   ///< an access becomes a CPU fault
   readable,  ///< a write becomes a CPU fault
   mapped,
 };

@@ -72,8 +72,8 @@ bool order_matters(const Action& a, const Action& b) {
   if (fills_and_maps(a, b) || fills_and_maps(b, a)) return true;
   // A copy's source must be quiet before it starts, and its target unreachable until it is done.
   const auto copies_and_hides = [&](const Action& x, const Action& y) {
-    return x.verb == Verb::copy &&
-           (y.verb == Verb::revoke_cpu || y.verb == Verb::protect_cpu || (y.verb == Verb::revoke_device && x.place == Place::vram));
+    return x.verb == Verb::copy && (y.verb == Verb::revoke_cpu || y.verb == Verb::protect_cpu ||
+                                    (y.verb == Verb::revoke_device && x.place == Place::vram));
   };
   return copies_and_hides(a, b) || copies_and_hides(b, a);
 }

@@ -238,8 +238,8 @@ TEST(Replica, AFreeAUnmapAndADiscardTakeEveryCopy) {
     if (how == 0) {
       ASSERT_TRUE(m.core.free(++m.now, 1, all, Cookie{9}).ok());
     } else {
-      ASSERT_TRUE(m.core.change(++m.now, 1, how == 1 ? Change::unmap : Change::discard, {5, 1}, 0, span_all, Cookie{9})
-                      .ok());
+      ASSERT_TRUE(
+          m.core.change(++m.now, 1, how == 1 ? Change::unmap : Change::discard, {5, 1}, 0, span_all, Cookie{9}).ok());
     }
     m.settle();
     ASSERT_EQ(m.replied(9), Status());

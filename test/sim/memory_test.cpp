@@ -258,6 +258,21 @@ TEST_F(CountedMemoryTest, I11StoringWhatTheCpuCanWrite) {
   expect_broken(Invariant::quiet_source, "stored while CPU threads can write", [&] { memory.store(0, page); });
 }
 
+TEST_F(CountedMemoryTest, I11StoringWhatTheCpuCanRead) {
+  memory.map_cpu(0, page, Prot::read);
+  expect_broken(Invariant::quiet_source, "stored while CPU threads can read", [&] { memory.store(0, page); });
+}
+
+TEST_F(CountedMemoryTest, ACpuThatOnlyReadsFaultsToWrite) {
+  memory.map_cpu(0, page, Prot::read);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::done);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::write), Touch::fault);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::add), Touch::fault);
+  memory.map_cpu(0, page);
+  memory.protect_cpu(0, page);
+  EXPECT_EQ(memory.cpu_access(0, page, Op::write), Touch::fault);
+}
+
 TEST_F(CountedMemoryTest, I11StoringWhatADeviceMaps) {
   memory.map_device(0, 0, page, in_place);
   expect_broken(Invariant::quiet_source, "stored while device 0 maps it", [&] { memory.store(0, page); });

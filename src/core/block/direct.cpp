@@ -112,8 +112,7 @@ bool Core::Impl::serve_linked(Block& block, const Waiter& waiter, const Attribut
   const bool over_link = block.vram_current.test(bit) && linked(state.owner, f);
   const bool prefers_other = a.preferred != f && a.preferred < devices.size() && linked(a.preferred, f);
   if (over_link && (state.owner == a.preferred || a.access_of(f) == DeviceAccess::in_place ||
-                    is_fixed(*block.client, waiter.page) ||
-                    ((a.flags & svm_hive_local) != 0 && a.preferred != f))) {
+                    is_fixed(*block.client, waiter.page) || ((a.flags & svm_hive_local) != 0 && a.preferred != f))) {
     Op& op = start_op(block, granule, Goal::peer, Cause::device_fault, f, waiter.access);
     op.pages &= served_with(block, waiter.page) & block.vram_current;
     if (block.copies != nullptr && waiter.access == Access::write) {

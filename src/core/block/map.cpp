@@ -183,8 +183,8 @@ void Core::Impl::map_vram(Op& op) {
   const unsigned granule_first = op.granule * config.granularity_pages;
   const VramPage first = devices[owner].slots[state.slot].first;
   // A write that joined a reader's mapping over the link ends the copies first, after this operation.
-  const bool write = op.access == Access::write &&
-                     !(peer && block.copies != nullptr && shared(block).intersects(op.pages));
+  const bool write =
+      op.access == Access::write && !(peer && block.copies != nullptr && shared(block).intersects(op.pages));
   const auto map = [&](const Rights& rights) {
     if (rights.pages.none()) {
       return;

@@ -389,8 +389,7 @@ bool Core::Impl::walk_granule(std::uint32_t index, Block& block, std::uint32_t g
   PageMask pages = block.allocated & granule_mask(granule);
   pages.remove(block.freeing);
   const bool here = !block.vram_current.intersects(pages) && block.system_current.contains(pages) &&
-                    !copied(block).intersects(pages) &&
-                    (!reclaim.counts() || block.held.contains(pages));
+                    !copied(block).intersects(pages) && (!reclaim.counts() || block.held.contains(pages));
   if (here && (device == no_device || block.devices[device].in_place.contains(pages))) {
     return true;
   }

@@ -319,11 +319,11 @@ void Core::Impl::verify_copies(const Block& block) const {
   const Copies& copies = *block.copies;
   const PageMask many = copied(block);
   FERRY_CHECK(block.cpu_mapped.contains(copies.cpu_read_only));
-  FERRY_CHECK(!writable.intersects(many));                                                              // I-65
-  FERRY_CHECK(copies.cpu_read_only.contains(block.cpu_mapped & many));                                  // I-65
-  FERRY_CHECK(block.allocated.contains(many));                                                          // I-66
-  FERRY_CHECK((block.system_current | block.vram_current | block.stored).contains(many));               // I-66
-  FERRY_CHECK(pinned(block, many).none());                                                              // I-60
+  FERRY_CHECK(!writable.intersects(many));                                                 // I-65
+  FERRY_CHECK(copies.cpu_read_only.contains(block.cpu_mapped & many));                     // I-65
+  FERRY_CHECK(block.allocated.contains(many));                                             // I-66
+  FERRY_CHECK((block.system_current | block.vram_current | block.stored).contains(many));  // I-66
+  FERRY_CHECK(pinned(block, many).none());                                                 // I-60
   for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
     for (DeviceId d = 0; d < devices.size(); ++d) {
       const SlotIndex index = copies.slots[g * devices.size() + d];

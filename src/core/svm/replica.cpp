@@ -174,10 +174,10 @@ bool Core::Impl::prefetch_copy(std::uint32_t index, Block& block, std::uint32_t 
   if (device == no_device) {
     readers &= block.vram_current | copied(block);
   }
-  if (readers.none() || (device != no_device && (block.placed_system.intersects(pages) ||
-                                                 is_contended(block.granules[granule]) ||
-                                                 !block.client->devices[device].attached ||
-                                                 work.userptr_in_use(block.client->id, granule_span(block, granule))))) {
+  if (readers.none() ||
+      (device != no_device && (block.placed_system.intersects(pages) || is_contended(block.granules[granule]) ||
+                               !block.client->devices[device].attached ||
+                               work.userptr_in_use(block.client->id, granule_span(block, granule))))) {
     return false;
   }
   pages.remove(readers);

@@ -257,7 +257,8 @@ void Core::Impl::bring_window(Block& block, const Waiter& waiter, const Attribut
       continue;
     }
     const bool copies = waiter.access == Access::read && reads_own_copy(*block.client, a, waiter.device);
-    Op& op = start_op(block, g, copies ? Goal::duplicate : Goal::vram, Cause::speculation, waiter.device, waiter.access);
+    Op& op =
+        start_op(block, g, copies ? Goal::duplicate : Goal::vram, Cause::speculation, waiter.device, waiter.access);
     op.pages &= pages;
     run_op(op.self);
   }
