@@ -105,7 +105,7 @@ bool Core::Impl::step(Op& op) {
         return take_copy_slot(op);
       }
       if (op.block->copies != nullptr && holds_copies(*op.block, op.granule) && granule_state(op).slot == none_index &&
-          !has_free_slot(*op.block->client, op.device)) {
+          (!devices[op.device].waiting.empty() || !has_free_slot(*op.block->client, op.device))) {
         redirect(op, Goal::in_place);  // whoever holds a slot must not wait for another
         return true;
       }
