@@ -68,16 +68,25 @@ void draw_attributes(Swarm& s, const SimOptions& options) {
   s.attributes_weight = pick(r, 10, 80);
 }
 
-/// Copies: half of the runs with attributes say more often than others that pages are read mostly, and keep to it.
+/// Copies: many of the runs with attributes say more often than others that pages are read mostly, and keep to it. All do
+/// where a bug of copies is looked for.
 void draw_copies(Swarm& s, const SimOptions& options) {
   Random r(options.seed ^ 0x2ead'3057'1700'c091);
-  if (s.attributes_weight == 0 || !r.chance(600)) return;
+  const bool wanted =
+      options.bug >= core::PlantedBug::keep_copy && options.bug <= core::PlantedBug::map_copied_writable;
+  if (!wanted && (s.attributes_weight == 0 || !r.chance(800))) return;
+  if (wanted) s.attributes_weight = std::max(s.attributes_weight, 30U);
   s.read_mostly_share = pick(r, 100, 900);
-  if (r.chance(600)) {
+  if (r.chance(wanted ? 300 : 600)) {
     s.write_share /= 8;
     s.add_share /= 4;
   }
-  if (s.devices > 1 && s.core.hives.empty() && r.chance(300)) s.core.hives.assign(s.devices, 1);
+  if (s.devices > 1 && s.core.hives.empty() && r.chance(500)) s.core.hives.assign(s.devices, 1);
+  if (r.chance(wanted ? 900 : 600)) {
+    // So that copies and their homes have to leave.
+    s.core.vram_pages = std::min<std::uint64_t>(s.core.vram_pages, std::uint64_t{pick(r, 1, 2)} * block_pages);
+    s.core.granularity_pages = std::min(s.core.granularity_pages, 1U << pick(r, 6, 9));
+  }
 }
 
 void draw_changes(Swarm& s, const SimOptions& options) {

@@ -88,7 +88,8 @@ void Core::Impl::copy_home(Op& op, const PageMask& pages) {
   if (dirty.none()) {
     return;
   }
-  if (op.cause == Cause::cpu_fault && planted(PlantedBug::stale_map)) {
+  const bool drops_last = op.cause == Cause::evict && block.copies != nullptr && planted(PlantedBug::drop_last_copy);
+  if (drops_last || (op.cause == Cause::cpu_fault && planted(PlantedBug::stale_map))) {
     block.system_current |= dirty;
     return;
   }

@@ -186,9 +186,6 @@ bool Core::Impl::becomes_copy(Block& block, std::uint32_t granule, DeviceId devi
     return true;
   }
   for (DeviceId d = 0; d < devices.size(); ++d) {
-    if (planted(PlantedBug::drop_last_copy) && copy_slot(block, granule, d) != none_index) {
-      block.system_current |= block.vram_current & granule_mask(granule);
-    }
     if (can_swap_home(block, granule, d)) {
       swap_home(block, granule, d);
       return true;
