@@ -13,6 +13,8 @@
 #include <cerrno>
 
 #include "client/adopt/places.h"
+#include "client/adopt/stopped.h"
+#include "client/adopt/threads.h"
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
 #include "linux/event.h"
@@ -63,13 +65,18 @@ class Agent {
     // Zaps first and together: each call costs one shootdown of the other threads' TLBs, however many extents it has.
     // Commands that are under way at one time never overlap, so their order is free.
     unsigned zaps = 0;
+    unsigned outside = 0;
     for (unsigned i = 0; i < count; ++i) {
       errors_[i] = 0;
       const auto& c = batch_[i];
       if (!is_managed(c)) {
         errors_[i] = EINVAL;
       } else if (!in_window(c)) {
-        errors_[i] = c.kind == static_cast<std::uint32_t>(wire::DownKind::zap) ? zap_adopted(c) : EINVAL;
+        if (c.kind == static_cast<std::uint32_t>(wire::DownKind::zap)) {
+          outside_[outside++] = i;
+        } else {
+          errors_[i] = EINVAL;
+        }
       } else if (c.kind == static_cast<std::uint32_t>(wire::DownKind::zap)) {
         zap_of_[zaps] = i;
         extents_[zaps++] = {reinterpret_cast<void*>(c.address), c.length_bytes};
@@ -82,6 +89,7 @@ class Agent {
       }
     }
     zap(zaps);
+    if (outside != 0) zap_adopted(outside);
     for (unsigned i = 0; i < count; ++i) {
       if (batch_[i].action != 0) answer(batch_[i], errors_[i]);
     }
@@ -97,9 +105,15 @@ class Agent {
   [[nodiscard]] static bool in_window(const wire::DownRecord& c) {
     return c.address - agent.window_base < agent.window_bytes;
   }
-  /// Memory outside the window may be unmapped at any time, by a C library that tells nobody, and other memory be there:
-  /// only what is the session's file still is touched.
-  [[nodiscard]] static int zap_adopted(const wire::DownRecord& c) {
+  /// Memory outside the window may be unmapped at any time, by a C library that tells nobody, and other memory be there,
+  /// which would be lost: only what is the session's file still is touched, while nobody can change that. Where some thread
+  /// cannot be stopped that is as good as can be.
+  void zap_adopted(unsigned count) {
+    const StoppedThreads stopped(0, 0);
+    for (unsigned i = 0; i < count; ++i) errors_[outside_[i]] = zap_stopped(batch_[outside_[i]]);
+  }
+
+  [[nodiscard]] static int zap_stopped(const wire::DownRecord& c) {
     const std::uint64_t end = c.address + c.length_bytes;
     for (std::uint64_t at = c.address; at < end;) {
       const Place place = place_of(at);
@@ -169,6 +183,7 @@ class Agent {
   std::array<int, batch_max> errors_;
   std::array<iovec, batch_max> extents_;
   std::array<unsigned, batch_max> zap_of_;
+  std::array<unsigned, batch_max> outside_;
 };
 
 void* agent_main(void*) {
@@ -207,7 +222,11 @@ Status start_session_thread(void* (*body)(void*)) {
   ::pthread_attr_setstack(&attributes, stack, stack_bytes);
   ::pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
   pthread_t thread{};
-  const int error = ::pthread_create(&thread, &attributes, body, nullptr);
+  const auto run = [](void* session_body) -> void* {
+    note_session_thread();
+    return reinterpret_cast<void* (*)(void*)>(session_body)(nullptr);
+  };
+  const int error = ::pthread_create(&thread, &attributes, run, reinterpret_cast<void*>(body));
   ::pthread_attr_destroy(&attributes);
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (error == 0) note_own_memory(stack, stack_bytes);

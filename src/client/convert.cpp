@@ -54,8 +54,25 @@ __attribute__((no_sanitize_address)) void copy_page(std::byte* to, const std::by
 void copy_page(std::byte* to, const std::byte* from) { std::memcpy(to, from, page_bytes); }
 #endif
 
-/// Copies the pages that exist. Looking at one that does not would make this thread wait for itself: they are told
-/// apart by the page map.
+/// Holes stay holes of `to`.
+bool read_file(int file, std::uint64_t offset, std::byte* to, std::size_t bytes) {
+  const std::uint64_t end = offset + bytes;
+  for (std::uint64_t at = linux::next_data(file, offset, end); at < end; at = linux::next_data(file, at, end)) {
+    const std::uint64_t stop = linux::next_hole(file, at, end);
+    while (at < stop) {
+      // By number: AddressSanitizer's own checks whether the program might write there.
+      const long n = ::syscall(SYS_pread64, file, to + (at - offset), stop - at, static_cast<off_t>(at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return false;
+      at += static_cast<std::uint64_t>(n);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+// Looking at a page that does not exist would make this thread wait for itself: they are told apart by the page map.
 Status copy_present(const std::byte* span, std::size_t bytes, std::byte* target, int pagemap) {
   constexpr std::uint64_t present_or_swapped = std::uint64_t{3} << 62;
   std::array<std::uint64_t, 512> entries;
@@ -75,24 +92,6 @@ Status copy_present(const std::byte* span, std::size_t bytes, std::byte* target,
   }
   return {};
 }
-
-/// Holes stay holes of `to`.
-bool read_file(int file, std::uint64_t offset, std::byte* to, std::size_t bytes) {
-  const std::uint64_t end = offset + bytes;
-  for (std::uint64_t at = linux::next_data(file, offset, end); at < end; at = linux::next_data(file, at, end)) {
-    const std::uint64_t stop = linux::next_hole(file, at, end);
-    while (at < stop) {
-      // By number: AddressSanitizer's own checks whether the program might write there.
-      const long n = ::syscall(SYS_pread64, file, to + (at - offset), stop - at, static_cast<off_t>(at));
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) return false;
-      at += static_cast<std::uint64_t>(n);
-    }
-  }
-  return true;
-}
-
-}  // namespace
 
 Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t file_offset, int prot) {
   int error = 0;

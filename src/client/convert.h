@@ -22,4 +22,8 @@ Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t 
 /// On error the span is as it was. ERRORS: unsupported, no_memory, no_mappings.
 Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std::uint64_t file_offset);
 
+/// Copies the pages of private memory that exist; `pagemap`: /proc/self/pagemap. Nobody may write to the span meanwhile.
+/// ERRORS: unsupported.
+Status copy_present(const std::byte* span, std::size_t bytes, std::byte* target, int pagemap);
+
 }  // namespace ferry::client

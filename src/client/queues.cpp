@@ -1,4 +1,5 @@
 #include "client/queues.h"
+#include "client/adopt/settle.h"
 
 #include <algorithm>
 #include <array>
@@ -303,6 +304,10 @@ ferry_code submit(ferry_queue* queue, const Launch& launch, std::uint64_t* numbe
                 "kernel '%s' at %p is not code that the device has: link the library that it is in, or load it before "
                 "main() (kernels of libraries that dlopen brought later cannot run)",
                 launch.name == nullptr ? "kernel" : launch.name, reinterpret_cast<const void*>(launch.kernel));
+  }
+  // The kernel may have been given an address that was something else's a moment ago.
+  if (const Status settled = settle_before_launch(*session); !settled.ok()) {
+    return fail(error, settled.code, settled.sys_errno, "the manager does not answer");
   }
   ferry_queue& q = *queue;
   linux::UniqueLock lock(q.mutex);

@@ -1,6 +1,7 @@
 #include "device/explain.h"
 
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -126,6 +127,81 @@ bool visit_mappings(bool (*fn)(void* context, const MappingInfo& mapping), void*
   }
   close(fd);
   return true;
+}
+
+namespace {
+
+// Of Linux 6.11; C libraries are older than kernels.
+struct ProcmapQuery {
+  std::uint64_t size;
+  std::uint64_t query_flags;
+  std::uint64_t query_addr;
+  std::uint64_t vma_start;
+  std::uint64_t vma_end;
+  std::uint64_t vma_flags;
+  std::uint64_t vma_page_size;
+  std::uint64_t vma_offset;
+  std::uint64_t inode;
+  std::uint32_t dev_major;
+  std::uint32_t dev_minor;
+  std::uint32_t vma_name_size;
+  std::uint32_t build_id_size;
+  std::uint64_t vma_name_addr;
+  std::uint64_t build_id_addr;
+};
+static_assert(sizeof(ProcmapQuery) == 104);
+constexpr unsigned long procmap_query = _IOWR('f', 17, ProcmapQuery);
+constexpr std::uint64_t query_readable = 1;
+constexpr std::uint64_t query_writable = 2;
+constexpr std::uint64_t query_executable = 4;
+constexpr std::uint64_t query_shared = 8;
+constexpr std::uint64_t query_covering_or_next = 16;
+
+/// What the kernel answers; ENOTTY: it is older.
+int query_mapping(std::uint64_t address, MappingInfo& m) {
+  const int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return errno;
+  char name[4096];
+  name[0] = '\0';
+  ProcmapQuery q{};
+  q.size = sizeof q;
+  q.query_flags = query_covering_or_next;
+  q.query_addr = address;
+  q.vma_name_addr = reinterpret_cast<std::uint64_t>(name);
+  q.vma_name_size = sizeof name;
+  const int error = ioctl(fd, procmap_query, &q) == 0 ? 0 : errno;
+  close(fd);
+  if (error != 0) return error;
+  m = {};
+  m.begin = q.vma_start;
+  m.end = q.vma_end;
+  m.offset = q.vma_offset;
+  m.inode = q.inode;
+  m.major = q.dev_major;
+  m.minor = q.dev_minor;
+  m.readable = (q.vma_flags & query_readable) != 0;
+  m.writable = (q.vma_flags & query_writable) != 0;
+  m.executable = (q.vma_flags & query_executable) != 0;
+  m.shared = (q.vma_flags & query_shared) != 0;
+  const std::size_t length = q.vma_name_size == 0 ? 0 : strnlen(name, sizeof m.path - 1);
+  std::memcpy(m.path, name, length);
+  m.path[length] = '\0';
+  return 0;
+}
+
+}  // namespace
+
+bool next_mapping(std::uint64_t address, MappingInfo& found) {
+  const int error = query_mapping(address, found);
+  if (error == 0) return true;
+  if (error == ENOENT) return false;
+  bool hit = false;
+  visit_mappings([&](const MappingInfo& m) {
+    hit = address < m.end;
+    if (hit) found = m;
+    return !hit;
+  });
+  return hit;
 }
 
 bool find_mapping(std::uint64_t address, MappingInfo& found) {

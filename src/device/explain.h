@@ -26,6 +26,10 @@ struct MappingInfo {
   char path[160] = {};
 };
 
+/// The mapping that holds `address`, or else the next one above it. False: there is none, or the kernel does not say.
+/// Takes the same time however many mappings there are, from Linux 6.11 on. No malloc.
+bool next_mapping(std::uint64_t address, MappingInfo& found);
+
 /// Calls fn(mapping) in order of addresses until it returns false. False: the kernel does not list them. No malloc.
 template <typename Fn>
 bool visit_mappings(Fn&& fn) {

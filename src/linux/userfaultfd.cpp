@@ -162,6 +162,12 @@ Fault Userfaultfd::allow_writes(std::uint64_t address, std::uint64_t bytes) cons
   return ::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &w) == 0 ? Fault::ok : classify_userfault(errno);
 }
 
+bool Userfaultfd::mappings_change() const {
+  // Asked of every call first; one of no bytes is refused for another reason otherwise.
+  uffdio_writeprotect nothing{};
+  return ::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &nothing) != 0 && errno == EAGAIN;
+}
+
 Fault Userfaultfd::map_present(std::uint64_t address, std::uint64_t bytes, bool wake, std::uint64_t& done_bytes,
                                MapRights rights) const {
   done_bytes = 0;

@@ -95,6 +95,10 @@ class Userfaultfd {
   /// Threads that wait for a page of the span retry.
   Fault wake(std::uint64_t address, std::uint64_t bytes) const;
 
+  /// Something registered is being unmapped or moved, or has been, and nobody has read of it yet. REQUIRES: opened with
+  /// `changes` or `tell_unmaps`.
+  [[nodiscard]] bool mappings_change() const;
+
   /// Takes waiting messages without ever blocking, whatever the peer does to the descriptor's flags. 0: none.
   /// -1: not to be read any more.
   int read(std::span<uffd_msg> messages) const;

@@ -2,35 +2,11 @@
 #include <sys/epoll.h>
 
 #include <algorithm>
-#include <array>
-#include <cstdio>
-#include <cstring>
-#include <string>
 
 #include "linux/memory_file.h"
 #include "manager/manager.h"
 
 namespace ferry::manager {
-
-namespace {
-/// Some of [begin, end) is mapped from a system file now. True too where that cannot be told.
-bool maps_system_file(const Client& client, std::uint64_t begin, std::uint64_t end) {
-  const std::string path = "/proc/" + std::to_string(client.process.pid()) + "/maps";
-  std::FILE* file = std::fopen(path.c_str(), "re");
-  if (file == nullptr) return true;
-  bool found = false;
-  std::array<char, 512> line;
-  while (!found && std::fgets(line.data(), line.size(), file) != nullptr) {
-    unsigned long long from = 0;
-    unsigned long long to = 0;
-    if (std::sscanf(line.data(), "%llx-%llx", &from, &to) != 2 || to <= begin) continue;
-    if (from >= end) break;
-    found = std::strstr(line.data(), "/memfd:ferry-system") != nullptr;
-  }
-  std::fclose(file);
-  return found;
-}
-}  // namespace
 
 bool Manager::on_adoption(Client& client) {
   switch (incoming_->type()) {
@@ -54,6 +30,7 @@ bool Manager::on_adoption(Client& client) {
       }
       return true;
     }
+    case wire::MessageType::adopt_settle: settle_unmaps(client); return true;
     case wire::MessageType::adopt_begin:
     case wire::MessageType::release:
     case wire::MessageType::released: {
@@ -83,7 +60,10 @@ bool Manager::poll_outside(Client& client) {
     drop_client(client, "its userfaultfd cannot be read");
     return false;
   }
-  if (client.told.empty()) return false;
+  if (client.told.empty()) {
+    note_unmapping(client);
+    return false;
+  }
   const std::vector<Client::Told> told = std::move(client.told);
   client.told.clear();
   for (const Client::Told& t : told) {
@@ -91,13 +71,52 @@ bool Manager::poll_outside(Client& client) {
       const Window window = client.window();
       if (t.begin >= t.end || t.end > user_address_end || window.contains(t.begin)) continue;
       const PageSpan gone{window.page_of_address(t.begin), (t.end - t.begin) / page_bytes};
-      // The news may be older than an adoption at the same place.
-      if (client.contains(gone) && !maps_system_file(client, t.begin, t.end)) unmapped(client, gone);
+      // Never older than an adoption at the same place: the application has all such news read before it begins one.
+      if (client.contains(gone)) unmapped(client, gone);
     } else {
       executor_->on_cpu_fault(client, t.begin, t.access, 0);
     }
   }
+  note_unmapping(client);
   return true;
+}
+
+/// Said to the application before anything is read (read_outside), and taken back when all of it is done.
+void Manager::note_unmapping(Client& client) {
+  if (client.told.empty() && client.unmapped.empty()) {
+    client.control()->unmapping.store(0, std::memory_order_seq_cst);
+  }
+}
+
+void Manager::settle_unmaps(Client& client) {
+  const std::uint64_t request = incoming_->head.request;
+  if (client.outside_userfault) poll_outside(client);
+  if (client.closing) return;
+  if (client.unmapped.empty()) {
+    answer(client, request, {});
+  } else {
+    client.beginning.push_back({request, {0, client.page_end()}});
+  }
+}
+
+void Manager::allocate_adopted(Client& client, PageSpan pages, std::uint32_t flags) {
+  const std::uint64_t request = incoming_->head.request;
+  // Nothing is being unmapped while the application maps the span from the file. What was before that has been read, and
+  // is of the mappings of before: it has to be done with now.
+  if (client.outside_userfault) poll_outside(client);
+  if (client.closing) return;
+  const bool in_system = (flags & wire::span_place_system) != 0;
+  const Status s =
+      core_->alloc(now_ns_, client.id, pages, in_system ? core::Placement::system : core::Placement::automatic);
+  if (!s.ok()) {
+    answer(client, request, s);
+    return;
+  }
+  add_span(client, pages, true, false);
+  const bool protects = (flags & wire::span_read_only) != 0;
+  if (protects) protect_new(client, pages, request);
+  executor_->look_at_held(client, pages);
+  if (!protects) answer(client, request, {});
 }
 
 /// The application, or its C library, has unmapped adopted memory. What it maps there next is something else.
@@ -134,6 +153,7 @@ void Manager::unmapped_done(Client& client, const Request& request) {
   for (const Client::Beginning& b : ready) {
     if (!client.closing) answer(client, b.request, {});
   }
+  if (!client.closing) note_unmapping(client);
 }
 
 /// The application has looked: nothing of the span is adopted. Where something was, the news of its end is on its way.

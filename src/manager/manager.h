@@ -118,6 +118,7 @@ class Manager final : private Household {
   void protect_new(Client& client, PageSpan pages, std::uint64_t request);
   void make_change(Client& client, const wire::Change& body, std::uint64_t request);
   static void remove_span(Client& client, PageSpan pages);
+  void add_span(Client& client, PageSpan pages, bool has_contents, bool converts);
   void answer(Client& client, std::uint64_t request, Status status);
   void refuse(Client& client, Code code, const char* text);
   void send_residency(Client& to, std::uint64_t request, const Client& about, Page page);
@@ -133,6 +134,9 @@ class Manager final : private Household {
   void unmapped(Client& client, PageSpan gone);
   void unmapped_done(Client& client, const Request& request);
   void begin_adoption(Client& client, PageSpan pages, std::uint32_t flags);
+  void settle_unmaps(Client& client);
+  void note_unmapping(Client& client);
+  void allocate_adopted(Client& client, PageSpan pages, std::uint32_t flags);
   void came_home(Client& client, const Request& request);
 
   [[nodiscard]] StatsDocument document() const;

@@ -106,21 +106,16 @@ void Manager::on_request(Client& client) {
   }
   switch (incoming_->type()) {
     case wire::MessageType::alloc: {
+      if (client.is_adopted(pages.first)) {
+        allocate_adopted(client, pages, span.flags);
+        return;
+      }
       const bool in_system = (span.flags & wire::span_place_system) != 0;
       const Status s =
           core_->alloc(now_ns_, client.id, pages, in_system ? core::Placement::system : core::Placement::automatic);
       if (s.ok()) {
-        client.spans.emplace(pages.first, pages.count_pages);
-        client.blocks.for_each(
-            pages, [&](BlockIndex index, BlockState& b) { b.managed |= BlockTable::mask_in(index, pages); });
         const bool has_contents = (span.flags & wire::span_has_contents) != 0;
-        const bool later = (span.flags & wire::span_converts) != 0;
-        if (config_.machine.system_bytes != 0 && has_contents) count_converted(client, pages);
-        if (config_.machine.system_bytes != 0 && !has_contents && !later) executor_->steer(client, pages);
-        const bool protects = (span.flags & wire::span_read_only) != 0;
-        if (protects) protect_new(client, pages, request);
-        if (client.is_adopted(pages.first)) executor_->look_at_held(client, pages);
-        if (protects) return;
+        add_span(client, pages, has_contents, (span.flags & wire::span_converts) != 0);
       }
       answer(client, request, s);
       return;
@@ -183,6 +178,19 @@ void Manager::count_converted(Client& client, PageSpan pages) {
     if (at >= end) return;
     core_->cpu_fault(now_ns_, client.id, at / page_bytes, Access::write);
     at = (at / granule + 1) * granule;
+  }
+}
+
+/// The core has it. `converts`: it is mapped from the system file later, and said then.
+void Manager::add_span(Client& client, PageSpan pages, bool has_contents, bool converts) {
+  client.spans.emplace(pages.first, pages.count_pages);
+  client.blocks.for_each(pages,
+                         [&](BlockIndex index, BlockState& b) { b.managed |= BlockTable::mask_in(index, pages); });
+  if (config_.machine.system_bytes == 0) return;
+  if (has_contents) {
+    count_converted(client, pages);
+  } else if (!converts) {
+    executor_->steer(client, pages);
   }
 }
 

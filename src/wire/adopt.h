@@ -8,6 +8,8 @@
 // | adopt_faults | application | AdoptFaults  | before the first alloc: with the userfaultfd of all memory outside the window | done |
 // | adopt_begin  | application | Span         | whatever was adopted there is gone; the span is  | done, when its     |
 // |              |             |              | about to be adopted, or was unmapped             | file is empty there |
+// | adopt_settle | application | AdoptFaults  | whatever was unmapped before is no business of devices | done, when it  |
+// |              |             |              | any more                                         | is so              |
 // | release      | application | Span         | bring the span home, take it from devices, and   | done, when nobody  |
 // |              |             |              | forget it; its bytes stay in the system file     | but the CPU has it |
 // | released     | application | Span         | the bytes were taken from the system file        | done               |

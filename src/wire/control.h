@@ -33,6 +33,8 @@ struct AppControl {
   alignas(64) ControlHead head;
   alignas(64) Port agent;
   alignas(64) WorkPage work;
+  /// 1 from before the manager reads of adopted memory that was unmapped until no device reaches it: adopt_settle waits.
+  alignas(64) std::atomic<std::uint32_t> unmapping;
 };
 
 // --- launches --------------------------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ enum class MessageType : std::uint32_t {
   adopt_answer = 113,  ///< adopt.h
   release = 114,       ///< adopt.h
   adopt_begin = 117,   ///< adopt.h
+  adopt_settle = 118,  ///< adopt.h
   adopt_faults = 116,  ///< adopt.h
   released = 115,      ///< adopt.h
   converted = 56,      ///< a span that was allocated with span_converts is mapped from the system file now

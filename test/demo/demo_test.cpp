@@ -77,10 +77,7 @@ std::string stress_seconds() {
 class StressTest : public ::testing::TestWithParam<int> {};
 
 TEST_P(StressTest, NoWrongByteNoHangNoLeak) {
-  // Memory that is unmapped, and had again by another thread, while its neighbour is adopted: an open fault (docs/SVM.md).
-  const std::string what = std::getenv("FERRY_OPEN_FAULTS") != nullptr ? "" : " --allocated-only";
-  const Ran ran =
-      run("stress --seconds " + stress_seconds() + " --seed " + std::to_string(GetParam()) + what + " 2>&1");
+  const Ran ran = run("stress --seconds " + stress_seconds() + " --seed " + std::to_string(GetParam()) + " 2>&1");
   std::printf("%s", ran.output.c_str());
   EXPECT_EQ(ran.code, 0);
   EXPECT_NE(ran.output.find("no wrong byte, no hang, no leak"), std::string::npos);

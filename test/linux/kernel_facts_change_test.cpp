@@ -80,6 +80,62 @@ TEST_F(ChangeFacts, K49_InUserModeOnlyASystemCallGetsEfaultOrStopsShort) {
   EXPECT_EQ(u.read({&message, 1}), 0) << "nobody is asked for the page";
 }
 
+TEST_F(ChangeFacts, K64_AnUnmapIsToldByEveryCallFromBeforeTheAddressIsFreeUntilItIsRead) {
+  auto opened = Userfaultfd::open({.prefer_full_service = false, .tell_unmaps = true});
+  ASSERT_TRUE(opened.ok());
+  const Userfaultfd u = std::move(opened).value();
+  ASSERT_EQ(u.register_span(as_address(memory_.data()), block_bytes, track_missing | track_minor), Fault::ok);
+  EXPECT_FALSE(u.mappings_change());
+  void* const gone = memory_.data() + 64 * page_bytes;
+  std::thread caller([&] { ::munmap(gone, page_bytes); });
+  // As soon as anybody can have the address, it is said that it was unmapped.
+  void* taken = MAP_FAILED;
+  while (taken == MAP_FAILED) {
+    taken = ::mmap(gone, page_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  }
+  EXPECT_TRUE(u.mappings_change());
+  pollfd poll{u.fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&poll, 1, patience_ms), 1);
+  EXPECT_TRUE(u.mappings_change()) << "until it is read";
+  uffd_msg message{};
+  ASSERT_EQ(u.read({&message, 1}), 1);
+  EXPECT_EQ(message.event, UFFD_EVENT_UNMAP);
+  caller.join();
+  EXPECT_FALSE(u.mappings_change());
+}
+
+TEST_F(ChangeFacts, K65_MemoryIsMovedAwayInOneStepAndWhoTouchesWhatIsLeftWaits) {
+  auto opened = Userfaultfd::open({.prefer_full_service = false});
+  ASSERT_TRUE(opened.ok());
+  const Userfaultfd u = std::move(opened).value();
+  auto* at =
+      static_cast<char*>(::mmap(nullptr, 4 * page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(at, MAP_FAILED);
+  std::memset(at, 7, 4 * page_bytes);
+  ASSERT_EQ(u.register_span(as_address(at), 4 * page_bytes, track_missing), Fault::ok);
+  const auto move = [](void* from) {
+    return reinterpret_cast<char*>(
+        ::syscall(SYS_mremap, from, 4 * page_bytes, 4 * page_bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr));
+  };
+  char* const moved = move(at);
+  ASSERT_NE(moved, MAP_FAILED);
+  EXPECT_EQ(moved[3 * page_bytes], 7);
+  std::thread toucher([&] { EXPECT_EQ(at[0], 9); });
+  pollfd poll{u.fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&poll, 1, patience_ms), 1);
+  char page[page_bytes];
+  std::memset(page, 9, sizeof page);
+  std::uint64_t done_bytes = 0;
+  EXPECT_EQ(u.fill(as_address(at), page, page_bytes, done_bytes), Fault::ok);
+  toucher.join();
+  EXPECT_EQ(::munmap(at, 4 * page_bytes), 0);
+  // What is not one mapping is not moved at all.
+  ASSERT_EQ(::munmap(moved + page_bytes, page_bytes), 0);
+  EXPECT_EQ(move(moved), MAP_FAILED);
+  EXPECT_EQ(moved[0], 7);
+  EXPECT_EQ(::munmap(moved, 4 * page_bytes), 0);
+}
+
 TEST_F(ChangeFacts, K63_DebuggersGetAnErrorForAMissingPageWhereProcessVmReadvWaits) {
   auto opened = Userfaultfd::open({.sigbus = false});
   ASSERT_TRUE(opened.ok());

@@ -7,12 +7,15 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <climits>
 
 #include "client/adopt/file_notes.h"
 #include "client/adopt/files.h"
 #include "client/adopt/known.h"
 #include "client/adopt/places.h"
+#include "client/adopt/settle.h"
 #include "client/adopt/sleepers.h"
+#include "client/adopt/swap.h"
 #include "client/agent.h"
 #include "client/convert.h"
 #include "client/convert_file.h"
@@ -22,11 +25,11 @@
 namespace ferry::client {
 namespace {
 
-/// Writers wait while a piece is copied, and a release waits for devices: not for more than this at once.
-constexpr std::uint64_t piece_bytes = std::uint64_t{16} << 20;
+/// The program stands still while a piece is copied, and a release waits for devices: not for more than this at once.
+constexpr std::uint64_t piece_bytes = std::uint64_t{4} << 20;
 
-/// The C library's own smallest (M_MMAP_THRESHOLD) is as large, plus a header.
-constexpr std::uint64_t stripe_bytes = std::uint64_t{128} << 10;
+/// Mappings that change between a look and the change are looked at again, not for ever.
+constexpr unsigned looks_max = 16;
 
 enum class What : std::uint32_t { adopt, give_back, give_back_held, for_device, suspend, resume, hold };
 enum : std::uint32_t { job_free, job_taken, job_ready, job_done };
@@ -49,6 +52,7 @@ constinit std::atomic<std::uint32_t> bell{0};
 constinit std::atomic<std::uint32_t> freed{0};
 constinit std::atomic<bool> any_adopted{false};
 constinit std::atomic<std::uint32_t> generation{0};
+constinit std::atomic<std::uint32_t> in_doubt{0};
 constinit Session* session = nullptr;
 constinit bool suspended = false;  // the adopter's own
 
@@ -124,6 +128,7 @@ AdoptResult refuse_conversion(Status failed, std::uint64_t address) {
   switch (failed.code) {
     case Code::no_memory: return refuse(wire::Refusal::no_memory, address, failed.sys_errno);
     case Code::no_mappings: return refuse(wire::Refusal::no_mappings, address, failed.sys_errno);
+    case Code::in_use: return refuse(wire::Refusal::foreign_faults, address, failed.sys_errno);
     default:
       return refuse(failed.sys_errno == EBUSY ? wire::Refusal::foreign_faults : wire::Refusal::kernel, address,
                     failed.sys_errno);
@@ -154,10 +159,15 @@ AdoptResult give_back_piece(std::uint64_t begin, std::uint64_t end) {
   result.address = begin;
   result.status = session->requests.tell(wire::MessageType::release, span);
   if (!result.status.ok()) return result;
-  const Place place = place_of(begin);
-  session->outside_userfault.unregister_span(begin, end - begin);
-  result.status = convert_to_private(reinterpret_cast<void*>(begin), end - begin, place.prot,
-                                     session->system_file.get(), span.first_page * page_bytes);
+  const Swap swap{begin, end, 0, session->system_file.get(), span.first_page * page_bytes};
+  result.status = swap_to_private(swap, session->outside_userfault);
+  if (result.status.code == Code::timed_out) {
+    // Some thread cannot be stopped. Who gives memory back does not unmap it meanwhile.
+    session->outside_userfault.unregister_span(begin, end - begin);
+    result.status =
+        convert_to_private(reinterpret_cast<void*>(begin), end - begin, place_of(begin).prot, swap.file, swap.offset);
+    restart_sleepers(begin, end);
+  }
   if (!result.status.ok()) {
     // Still shared with the file: managed again, so that nobody loses it.
     wire::Span again = span;
@@ -166,19 +176,56 @@ AdoptResult give_back_piece(std::uint64_t begin, std::uint64_t end) {
     return result;
   }
   give_fork_advice_back(begin, end);
-  restart_sleepers(begin, end);
   result.status = session->requests.tell(wire::MessageType::released, span);
   return result;
 }
 
-/// C libraries grow and move large blocks with mremap (realloc), and ask nobody: the block's new place would show pages of
-/// the file that belong to other addresses. A span of more than one mapping is refused to them, and they copy it. So no
-/// span as large as the smallest block that they map lies in one mapping: neighbours with unlike advice stay apart.
-void stripe(std::uint64_t begin, std::uint64_t end) {
+enum class Extent {
+  exact,  ///< somebody uses all of it now, so nobody unmaps any of it
+  wide,   ///< it may hold what belongs to others
+};
+
+/// A private mapping of a file. Nobody maps anything else there meanwhile.
+Status convert_private_file(const Place& place, std::uint64_t begin, std::uint64_t end, int file,
+                            std::uint64_t offset) {
+  const ServingFiles alone;
+  const Place now = place_of(begin);
+  if (now.adopted || now.refusal != wire::Refusal::none || !now.file || now.end < end || now.prot != place.prot) {
+    return Code::bad_range;
+  }
+  const Status converted =
+      convert_file_to_shared(reinterpret_cast<void*>(begin), end - begin, file, offset, place.prot);
+  return converted.code == Code::in_use ? Status(Code::bad_range) : converted;
+}
+
+/// ERRORS beside those of the refusals: bad_range (the mapping has changed: look again), timed_out (wide, and the threads
+/// cannot be stopped).
+Status convert(const Place& place, const Swap& swap, Extent extent) {
+  if (!place.huge && !place.file) {
+    const Status swapped = swap_to_shared(swap, session->outside_userfault, !place.stack);
+    if (swapped.code != Code::timed_out || extent == Extent::wide) return swapped;
+  }
+  // Some thread cannot be stopped, or the kernel cannot move the pages: threads are only kept from writing.
+  const std::uint64_t bytes = swap.end - swap.begin;
+  const Status converted =
+      place.file ? convert_private_file(place, swap.begin, swap.end, swap.file, swap.offset)
+                 : convert_to_shared(reinterpret_cast<void*>(swap.begin), bytes, swap.file, swap.offset, swap.prot);
+  if (!converted.ok()) return converted;
+  if (!place.stack) stripe(swap.begin, swap.end);
+  session->outside_userfault.register_span(swap.begin, bytes, linux::track_writes);
+  restart_sleepers(swap.begin, swap.end);
+  return {};
+}
+
+/// What was unmapped between the conversion and alloc: the manager heard of it when it knew nothing of the span.
+void forget_unmapped(std::uint64_t begin, std::uint64_t end) {
   for (std::uint64_t at = begin; at < end;) {
-    const std::uint64_t next = (at / stripe_bytes + 1) * stripe_bytes;
-    if (at / stripe_bytes % 2 != 0) ::madvise(reinterpret_cast<void*>(at), std::min(next, end) - at, MADV_RANDOM);
-    at = next;
+    const Place place = place_of(at);
+    const std::uint64_t to = std::min(std::max(place.end, at + page_bytes), end);
+    if (!place.adopted) {
+      [[maybe_unused]] const Status told = session->requests.tell(wire::MessageType::adopt_begin, wire_span(at, to, 0));
+    }
+    at = to;
   }
 }
 
@@ -187,50 +234,46 @@ std::uint32_t flags_of(const Place& place) {
          ((place.prot & PROT_WRITE) == 0 ? wire::span_read_only : 0);
 }
 
-/// A private mapping of a file. Nobody maps anything else there meanwhile.
-Status convert_private_file(const Place& place, std::uint64_t begin, std::uint64_t end, int file,
-                            std::uint64_t offset) {
-  const ServingFiles alone;
-  const Place now = place_of(begin);
-  if (now.adopted || now.refusal != wire::Refusal::none || !now.file || now.end < end || now.prot != place.prot) {
-    return Status(Code::in_use, EAGAIN);
+/// No kernel begins while what was unmapped of a span may be managed.
+class Doubt {
+ public:
+  Doubt() { in_doubt.store(1, std::memory_order_seq_cst); }
+  ~Doubt() {
+    in_doubt.store(0, std::memory_order_seq_cst);
+    linux::futex_wake(in_doubt, INT_MAX);
   }
-  return convert_file_to_shared(reinterpret_cast<void*>(begin), end - begin, file, offset, place.prot);
-}
+};
 
-AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t end) {
-  void* at = reinterpret_cast<void*>(begin);
+AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t end, Extent extent) {
   const wire::Span span = wire_span(begin, end, flags_of(place));
-  const std::uint64_t offset = span.first_page * page_bytes;
-  const int file = session->system_file.get();
   AdoptResult failed;
   if (!have_userfault(failed)) return failed;
   if (place.stack && !session->outside_userfault.full_service()) return refuse(wire::Refusal::system_calls, begin);
-  // What is known of another mapping that was here must be forgotten first, and its bytes gone from the file.
   failed.address = begin;
+  // The end of what was here before has to be heard before this begins: afterwards it would be taken for the end of this.
+  failed.status = settle_unmaps(*session);
+  if (!failed.status.ok()) return failed;
+  // What is known of another mapping that was here must be forgotten first, and its bytes gone from the file.
   failed.status = session->requests.tell(wire::MessageType::adopt_begin, span);
   if (!failed.status.ok()) return failed;
   if (!open_known()) return refuse(wire::Refusal::no_memory, begin);
   if (!keep_fork_advice(begin, end)) return refuse(wire::Refusal::no_mappings, begin);
   note_adopted(begin, end);
-  const Status converted = place.file ? convert_private_file(place, begin, end, file, offset)
-                                      : convert_to_shared(at, end - begin, file, offset, place.prot);
+  const Doubt doubt;
+  const Swap swap{begin, end, place.prot, session->system_file.get(), span.first_page * page_bytes};
+  failed.status = convert(place, swap, extent);
+  if (failed.status.code == Code::bad_range || failed.status.code == Code::timed_out) return failed;
   // A huge page of more than a block.
-  if (!converted.ok() && place.huge && converted.sys_errno == EINVAL) return refuse(wire::Refusal::huge_pages, begin);
-  if (!converted.ok()) return refuse_conversion(converted, begin);
-  any_adopted.store(true, std::memory_order_relaxed);
-  if (!place.stack) stripe(begin, end);
-  // Only to be told when it is unmapped: nothing is protected.
-  session->outside_userfault.register_span(begin, end - begin, linux::track_writes);
-  // What was unmapped before that is somebody else's by now.
-  if (!place_of(begin).adopted) return refuse(wire::Refusal::unmapped, begin);
-  restart_sleepers(begin, end);
-  const Status allocated = session->requests.tell(wire::MessageType::alloc, span);
-  if (allocated.ok()) return {};
-  [[maybe_unused]] const Status back = convert_to_private(at, end - begin, place.prot, file, offset);
-  session->outside_userfault.unregister_span(begin, end - begin);
-  failed.status = allocated;
-  failed.address = begin;
+  if (place.huge && failed.status.sys_errno == EINVAL) return refuse(wire::Refusal::huge_pages, begin);
+  if (!failed.status.ok()) return refuse_conversion(failed.status, begin);
+  any_adopted.store(true, std::memory_order_seq_cst);
+  failed.status = session->requests.tell(wire::MessageType::alloc, span);
+  if (failed.status.ok()) {
+    forget_unmapped(begin, end);
+    return {};
+  }
+  // Not managed, and a mapping like any other if it cannot be put back.
+  [[maybe_unused]] const Status back = swap_to_private(swap, session->outside_userfault);
   return failed;
 }
 
@@ -255,7 +298,7 @@ AdoptResult adopt_file_piece(const Place& place, std::uint64_t address, std::uin
   std::uint64_t end = wanted;
   if (const Status copied = copy_file_pages(begin, end); !copied.ok()) return refuse_conversion(copied, address);
   if (address >= end || (limit != user_address_end && end < wanted)) return refuse(wire::Refusal::file_end, end);
-  return adopt_piece(place, begin, end);
+  return adopt_piece(place, begin, end, Extent::exact);
 }
 
 /// The whole span or nothing.
@@ -271,6 +314,7 @@ AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
     }
     at = to;
   }
+  unsigned looks = 0;
   for (std::uint64_t at = begin; at < end;) {
     const Place place = place_of(at);
     std::uint64_t to = std::min({end, place.end, (at / piece_bytes + 1) * piece_bytes});
@@ -283,29 +327,45 @@ AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
     if (!place.adopted && !may_be_file(place)) {
       const AdoptResult piece = place.refusal != wire::Refusal::none ? refuse(place.refusal, at)
                                 : place.file                         ? adopt_file_piece(place, at, to)
-                                                                     : adopt_piece(place, at, to);
+                                                                     : adopt_piece(place, at, to, Extent::exact);
+      if (piece.status.code == Code::bad_range && ++looks < looks_max) continue;
       if (!piece.status.ok()) {
         // Also what was adopted before this call, which is as well: a device gets it again when it touches it.
         if (at > begin) give_back_span(begin, at);
-        return piece;
+        return piece.status.code == Code::bad_range ? refuse(wire::Refusal::unmapped, at) : piece;
       }
     }
+    looks = 0;
     at = to;
   }
   return {};
 }
 
-/// Around the page as much of its block as is of one kind.
+/// Around the page as much of its block as is of one kind; where the threads cannot be stopped the page alone, which
+/// nobody unmaps, since a kernel uses it.
 AdoptResult adopt_page(std::uint64_t address, bool write, std::uint32_t devices) {
-  const Place place = place_of(address);
-  if (place.adopted) return {};
-  if (may_be_file(place)) return serve_file(*session, address, write, devices);
-  if (place.refusal != wire::Refusal::none) return refuse(place.refusal, address);
-  if (write && (place.prot & PROT_WRITE) == 0) return refuse(wire::Refusal::read_only, address);
-  if (place.file) return adopt_file_piece(place, address, user_address_end);
-  const std::uint64_t block = address & ~(block_bytes - 1);
-  const AdoptResult result = adopt_piece(place, std::max(place.begin, block), std::min(place.end, block + block_bytes));
-  return result;
+  Extent extent = Extent::wide;
+  for (unsigned looks = 0; looks < looks_max; ++looks) {
+    const Place place = place_of(address);
+    if (place.adopted) return {};
+    if (may_be_file(place)) return serve_file(*session, address, write, devices);
+    if (place.refusal != wire::Refusal::none) return refuse(place.refusal, address);
+    if (write && (place.prot & PROT_WRITE) == 0) return refuse(wire::Refusal::read_only, address);
+    if (place.file) {
+      const AdoptResult result = adopt_file_piece(place, address, user_address_end);
+      if (result.status.code != Code::bad_range) return result;
+      continue;
+    }
+    const std::uint64_t unit = extent == Extent::wide ? block_bytes : page_bytes;
+    const std::uint64_t from = address & ~(unit - 1);
+    const AdoptResult result =
+        adopt_piece(place, std::max(place.begin, from), std::min(place.end, from + unit), extent);
+    if (result.status.code == Code::timed_out)
+      extent = Extent::exact;
+    else if (result.status.code != Code::bad_range)
+      return result;
+  }
+  return refuse(wire::Refusal::unmapped, address);
 }
 
 void serve_device() {
@@ -465,6 +525,10 @@ void resume_adoption() {
 }
 std::uint32_t adoption_generation() { return generation.load(std::memory_order_relaxed); }
 
-bool has_adopted() { return any_adopted.load(std::memory_order_relaxed); }
+void await_certainty() {
+  while (in_doubt.load(std::memory_order_seq_cst) != 0) linux::futex_wait(in_doubt, 1);
+}
+
+bool has_adopted() { return any_adopted.load(std::memory_order_acquire); }
 
 }  // namespace ferry::client

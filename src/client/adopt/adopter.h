@@ -48,6 +48,9 @@ void resume_adoption();
 /// Another number after each suspension.
 [[nodiscard]] std::uint32_t adoption_generation();
 
+/// Waits while something is adopted of which parts may be unmapped already. Not from the adopter.
+void await_certainty();
+
 /// Something was adopted since the process began. For calls that need not look otherwise.
 [[nodiscard]] bool has_adopted();
 

@@ -170,34 +170,32 @@ Place place_of(std::uint64_t address) {
   Place place;
   place.begin = page_down(address);
   place.end = place.begin + page_bytes;
-  std::uint64_t guard_end = 0;
-  device::visit_mappings([&](const device::MappingInfo& m) {
-    if (m.begin > address) {
-      if (place.refusal == wire::Refusal::unmapped) place.end = std::max(place.end, m.begin);
-      return false;
-    }
-    if (address < m.end) {
-      place = describe(m, address, guard_end == m.begin);
-      return false;
-    }
-    if (!m.readable && !m.writable && !m.executable) guard_end = m.end;
-    return true;
-  });
-  return place;
+  device::MappingInfo m;
+  if (!device::next_mapping(address, m)) return place;
+  if (m.begin > address) {
+    place.end = std::max(place.end, m.begin);
+    return place;
+  }
+  device::MappingInfo below;
+  const bool after_guard = m.inode == 0 && m.path[0] == '\0' && m.begin != 0 &&
+                           device::next_mapping(m.begin - 1, below) && below.end == m.begin && !below.readable &&
+                           !below.writable && !below.executable;
+  return describe(m, address, after_guard);
 }
 
 bool next_adopted(std::uint64_t address, std::uint64_t window_base, std::uint64_t window_end, Place& found) {
-  bool hit = false;
-  device::visit_mappings([&](const device::MappingInfo& m) {
-    const bool candidate = m.end > address && (m.end <= window_base || m.begin >= window_end) && m.shared &&
-                           std::string_view(m.path).starts_with("/memfd:ferry-system");
-    if (!candidate) return true;
+  device::MappingInfo m;
+  for (std::uint64_t at = address; device::next_mapping(at, m); at = m.end) {
+    if (m.begin >= window_base && m.begin < window_end) {
+      m.end = window_end;
+      continue;
+    }
+    if (!m.shared || !std::string_view(m.path).starts_with("/memfd:ferry-system")) continue;
     found = describe(m, m.begin, false);
     found.begin = std::max(found.begin, address);
-    hit = true;
-    return false;
-  });
-  return hit;
+    return true;
+  }
+  return false;
 }
 
 }  // namespace ferry::client

@@ -4,7 +4,11 @@
 
 #include <cstdint>
 
+#include "client/adopt/threads.h"
+
 namespace ferry::client {
+
+[[nodiscard]] bool sleeps_on_shared_word(const ThreadActivity& activity, std::uint64_t begin, std::uint64_t end);
 
 /// Every thread of the process that sleeps on such a word in [begin, end) goes back to sleep on what is mapped there now.
 /// By a signal that the program does not use and the thread does not block; where there is none the thread is left.

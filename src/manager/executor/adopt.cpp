@@ -13,6 +13,8 @@
 namespace ferry::manager {
 namespace {
 constexpr int no_wait = 0;
+/// In a row: an application that says so of what it does not give would be asked for ever.
+constexpr unsigned stale_answers_max = 1000;
 }  // namespace
 
 /// True: the wave is held, or was refused. False: the core can have it.
@@ -70,10 +72,15 @@ void Executor::on_adopt_answer(Client& client, const wire::AdoptAnswer& body) {
   client.asking = 0;
   const Page page = client.window().page_of_address(body.address);
   auto why = body.refusal < wire::refusal_count ? static_cast<wire::Refusal>(body.refusal) : wire::Refusal::kernel;
-  // Said to be managed, and is not: asking again would not end.
   if (why == wire::Refusal::none && !client.is_allocated(page) && !client.files.overlaps({page, 1})) {
+    // Managed, used, and unmapped again before the answer came. Who waits for the page now waits for what is there since.
+    if (++client.stale_answers < stale_answers_max) {
+      ask_next(client);
+      return;
+    }
     why = wire::Refusal::kernel;
   }
+  client.stale_answers = 0;
   if (why != wire::Refusal::none) {
     std::vector<HeldWave> refused;
     std::erase_if(client.held, [&](const HeldWave& h) {
@@ -112,6 +119,8 @@ void Executor::refuse_wave(Client& client, const HeldWave& wave, wire::Refusal w
 
 bool Executor::read_outside(Client& client) {
   std::array<uffd_msg, 32> messages;
+  // Before: once they are read the kernel does not say any more that something is unmapped.
+  client.control()->unmapping.store(1, std::memory_order_seq_cst);
   const int count = client.outside_userfault.read(messages);
   for (int i = 0; i < count; ++i) {
     const uffd_msg& m = messages[static_cast<std::size_t>(i)];

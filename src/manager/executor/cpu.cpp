@@ -9,7 +9,7 @@ namespace {
 
 constexpr unsigned steer_modes = linux::track_missing | linux::track_minor;
 /// The kernel says "again" while the process changes its mappings; it ends soon.
-constexpr unsigned retries_max = 1000;
+constexpr unsigned retries_max = 100;
 /// Few enough pages to look for holes on the main thread; a copy thread does it for more.
 constexpr std::uint64_t looked_at_here_max = 16;
 /// Given with a page that the core has mapped anyway.
@@ -230,9 +230,15 @@ Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, 
         break;
       }
       case linux::Fault::again:
-        if (++retries > retries_max) return Code::no_memory;
-        if (&userfault == &client.outside_userfault) read_outside(client);
-        break;
+        if (++retries <= retries_max) {
+          if (&userfault == &client.outside_userfault) read_outside(client);
+          break;
+        }
+        if (!wake) return Code::no_memory;
+        // The thread that changes the mappings has to run before it is over, and nobody waits for that here: whoever
+        // needs the pages touches them again.
+        userfault.wake(client.address_of(at), (end - at) * page_bytes);
+        return {};
       case linux::Fault::process_gone: return Code::client_gone;
       case linux::Fault::no_memory: return Code::no_memory;
       case linux::Fault::range_gone:
