@@ -140,12 +140,14 @@ Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t 
   return result;
 }
 
-Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std::uint64_t file_offset) {
+Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std::uint64_t file_offset,
+                          void* stage_at) {
   int error = 0;
   const linux::Fd userfault = open_userfault(feature_protect_files | UFFD_FEATURE_PAGEFAULT_FLAG_WP, error);
   if (!userfault) return Status(Code::unsupported, error);
   auto* stage =
-      static_cast<std::byte*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      static_cast<std::byte*>(::mmap(stage_at, bytes, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | (stage_at != nullptr ? MAP_FIXED : 0), -1, 0));
   if (stage == MAP_FAILED) return Status(Code::no_memory, errno);
   const uffdio_range range{reinterpret_cast<std::uint64_t>(span), bytes};
   uffdio_register all{};

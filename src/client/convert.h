@@ -20,7 +20,10 @@ Status convert_to_shared(void* span, std::size_t bytes, int file, std::uint64_t 
 /// The way back: `span`, mapped from `file` at `file_offset`, becomes private anonymous memory with the same contents. The
 /// file's pages stay as they are. No userfaultfd may watch the span, and all of its contents must be in the file.
 /// On error the span is as it was. ERRORS: unsupported, no_memory, no_mappings.
-Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std::uint64_t file_offset);
+/// `stage`: `bytes` of address space that are the caller's, for the copy while it is made; null: the kernel finds some.
+/// They are nobody's afterwards.
+Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std::uint64_t file_offset,
+                          void* stage = nullptr);
 
 /// Copies the pages of private memory that exist; `pagemap`: /proc/self/pagemap. Nobody may write to the span meanwhile.
 /// ERRORS: unsupported.

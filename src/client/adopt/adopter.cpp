@@ -26,7 +26,7 @@ namespace ferry::client {
 namespace {
 
 /// The program stands still while a piece is copied, and a release waits for devices: not for more than this at once.
-constexpr std::uint64_t piece_bytes = std::uint64_t{4} << 20;
+constexpr std::uint64_t piece_bytes = swap_bytes_max;
 
 /// Mappings that change between a look and the change are looked at again, not for ever.
 constexpr unsigned looks_max = 16;

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -40,9 +39,37 @@ linux::Userfaultfd& waiting_room(Status& status) {
   return room;
 }
 
+/// Address space of the adopter's own, for what it maps meanwhile. Anywhere else it could come to lie where the program has
+/// just unmapped something, to map something else there in the next moment.
+class Workbench {
+ public:
+  explicit Workbench(std::uint64_t bytes) {
+    if (base == nullptr) {
+      void* got = ::mmap(nullptr, 2 * swap_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (got != MAP_FAILED) base = static_cast<std::byte*>(got);
+    }
+    FERRY_CHECK_LE(bytes, swap_bytes_max);
+  }
+  ~Workbench() {
+    if (!ok()) return;
+    void* again =
+        ::mmap(base, 2 * swap_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    if (again == MAP_FAILED) base = nullptr;
+  }
+  Workbench(const Workbench&) = delete;
+  Workbench& operator=(const Workbench&) = delete;
+
+  [[nodiscard]] static bool ok() { return base != nullptr; }
+  [[nodiscard]] static void* view() { return base; }
+  [[nodiscard]] static void* stage() { return base + swap_bytes_max; }
+
+ private:
+  static constinit inline std::byte* base = nullptr;
+};
+
 /// REQUIRES: the threads are stopped.
 Status swap_now(const Swap& s, const linux::Userfaultfd& room, const linux::Userfaultfd& watcher, std::byte* file_view,
-                int pagemap, bool striped, void*& stage) {
+                int pagemap, bool striped) {
   void* const at = pointer(s.begin);
   const std::uint64_t bytes = s.end - s.begin;
   const Place place = place_of(s.begin);
@@ -53,9 +80,7 @@ Status swap_now(const Swap& s, const linux::Userfaultfd& room, const linux::User
     return f == linux::Fault::range_gone ? Code::in_use : Code::unsupported;
   }
   // Nobody else knows where they are now, and what is left at the old place is without a page.
-  // By number: C libraries pass no new address here, and the kernel looks at it.
-  void* const moved =
-      reinterpret_cast<void*>(::syscall(SYS_mremap, at, bytes, bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr));
+  void* const moved = ::mremap(at, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, Workbench::stage());
   if (moved == MAP_FAILED) {
     const int error = errno;
     room.unregister_span(s.begin, bytes);
@@ -71,7 +96,6 @@ Status swap_now(const Swap& s, const linux::Userfaultfd& room, const linux::User
     FERRY_CHECK(::mremap(moved, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at) == at);
     return result;
   }
-  stage = moved;
   ::madvise(at, bytes, MADV_DONTFORK);
   if (striped) stripe(s.begin, s.end);
   // Only to be told when it is unmapped: nothing is protected.
@@ -96,21 +120,23 @@ Status swap_to_shared(const Swap& s, const linux::Userfaultfd& watcher, bool str
   if (!result.ok()) return result;
   const linux::Fd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   if (!pagemap) return Status(Code::unsupported, errno);
-  void* view = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, s.file, static_cast<off_t>(s.offset));
+  const Workbench bench(bytes);
+  if (!Workbench::ok()) return Code::no_memory;
+  void* view = ::mmap(Workbench::view(), bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, s.file,
+                      static_cast<off_t>(s.offset));
   if (view == MAP_FAILED) return of_mapping(errno);
-  void* stage = nullptr;
   {
     const StoppedThreads stopped(s.begin, s.end);
     result = !stopped.all() ? Status(Code::timed_out)
-                            : swap_now(s, room, watcher, static_cast<std::byte*>(view), pagemap.get(), striped, stage);
+                            : swap_now(s, room, watcher, static_cast<std::byte*>(view), pagemap.get(), striped);
   }
   room.wake(s.begin, bytes);
-  if (stage != nullptr) ::munmap(stage, bytes);
-  ::munmap(view, bytes);
   return result;
 }
 
 Status swap_to_private(const Swap& s, const linux::Userfaultfd& watcher) {
+  const Workbench bench(s.end - s.begin);
+  if (!Workbench::ok()) return Code::no_memory;
   const StoppedThreads stopped(s.begin, s.end);
   if (!stopped.all()) return Code::timed_out;
   Status result;
@@ -123,7 +149,8 @@ Status swap_to_private(const Swap& s, const linux::Userfaultfd& watcher) {
         to = std::min(next.end, s.end);
       }
       watcher.unregister_span(at, to - at);
-      result = convert_to_private(pointer(at), to - at, first.prot, s.file, s.offset + (at - s.begin));
+      result =
+          convert_to_private(pointer(at), to - at, first.prot, s.file, s.offset + (at - s.begin), Workbench::stage());
     }
     at = std::max(to, at + page_bytes);
   }

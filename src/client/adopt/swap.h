@@ -11,6 +11,9 @@
 
 namespace ferry::client {
 
+/// A swap covers no more.
+inline constexpr std::uint64_t swap_bytes_max = std::uint64_t{4} << 20;
+
 struct Swap {
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
