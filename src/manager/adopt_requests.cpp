@@ -30,7 +30,15 @@ bool Manager::on_adoption(Client& client) {
       }
       return true;
     }
-    case wire::MessageType::adopt_settle: settle_unmaps(client); return true;
+    case wire::MessageType::adopt_settle: {
+      wire::AdoptFaults body{};
+      if (incoming_->body(body)) {
+        settle_unmaps(client);
+      } else {
+        misunderstood(client);
+      }
+      return true;
+    }
     case wire::MessageType::adopt_begin:
     case wire::MessageType::release:
     case wire::MessageType::released: {

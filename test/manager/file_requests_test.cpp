@@ -7,6 +7,7 @@
 #include "linux/event.h"
 #include "linux/futex.h"
 #include "linux/memory_file.h"
+#include "manager/executor/executor.h"
 #include "wire/ring.h"
 
 namespace ferry::manager::test {
@@ -159,6 +160,11 @@ TEST_F(FileRequests, WhatNobodyAskedForOrCannotBeIsRefused) {
   wire::FileServe nobody = serve();
   nobody.devices = ~1U;
   EXPECT_EQ(say(nobody), Code::ok);
+  // It may have been unmapped again in the meantime: it is asked anew, not for ever.
+  for (unsigned i = 1; i < Executor::stale_answers_max; ++i) {
+    asked();
+    EXPECT_EQ(say(nobody), Code::ok);
+  }
   const wire::DownRecord resume = take(control().cus[0]);
   EXPECT_EQ(resume.buffer, static_cast<std::uint32_t>(wire::Refusal::kernel));
   EXPECT_EQ(app_.ask(MessageType::file_drop, huge, 1), Code::bad_range);

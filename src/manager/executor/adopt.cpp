@@ -13,8 +13,6 @@
 namespace ferry::manager {
 namespace {
 constexpr int no_wait = 0;
-/// In a row: an application that says so of what it does not give would be asked for ever.
-constexpr unsigned stale_answers_max = 1000;
 }  // namespace
 
 /// True: the wave is held, or was refused. False: the core can have it.

@@ -135,6 +135,8 @@ class Executor final : private StoreUser {
   /// The span has become managed, or free again: waves that wait for it are looked at once more.
   void look_at_held(Client& client, PageSpan span);
 
+  /// Stale answers in a row: an application that says of what it does not give that it is managed would be asked for ever.
+  static constexpr unsigned stale_answers_max = 16;
   /// Reads what outside_userfault has to say into Client::told: the kernel refuses to give pages while it waits to be
   /// heard. False: it cannot be read.
   static bool read_outside(Client& client);
