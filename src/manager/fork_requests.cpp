@@ -159,7 +159,8 @@ void Manager::fork_ended(Fork& fork) {
 
 /// What children wait for. True: something was done.
 bool Manager::serve_forks() {
-  if (!executor_->has_forks()) return false;
+  // What waits for forks is looked at once more when the last of them has gone, by whichever way.
+  if (!executor_->has_forks() && late_frees_.empty() && !closes_wait_) return false;
   bool progress = executor_->serve_children();
   progress |= executor_->drain_hurried();
   for (std::size_t i = 0; i < late_frees_.size();) {
@@ -179,15 +180,20 @@ bool Manager::serve_forks() {
     }
     progress = true;
   }
+  closes_wait_ = false;
   for (std::size_t i = 0; i < clients_.size(); ++i) {
     Client& client = *clients_[i];
-    if (!client.closing || client.told_core || client.forks == 0) continue;
-    executor_->drain_forks(client);
+    if (!client.closing || client.told_core) continue;
+    if (client.forks != 0) {
+      executor_->drain_forks(client);
+      progress = true;
+    }
     finish_close(client);
-    progress = true;
+    progress |= client.told_core;
   }
   executor_->check_gates();
   executor_->forget_forks();
+  if (!executor_->has_forks()) progress |= !late_frees_.empty() || closes_wait_;
   if (!executor_->has_forks() && stop_after_forks_) stopping_ = true;
   return progress;
 }

@@ -213,7 +213,10 @@ void Manager::finish_close(Client& client) {
   for (const DevicePeer& peer : client.devices) {
     if (peer.state == DeviceState::ending) return;
   }
-  if (!executor_->drain_forks(client)) return;  // serve_forks() comes again
+  if (!executor_->drain_forks(client)) {
+    closes_wait_ = true;  // serve_forks() comes again
+    return;
+  }
   client.told_core = true;
   core_->client_gone(now_ns_, client.id, make_cookie(Request::Kind::gone, client.id, 0));
 }

@@ -278,6 +278,7 @@ class Manager final : private Household {
     wire::Change change{};
   };
   std::vector<LateFree> late_frees_;
+  bool closes_wait_ = false;       ///< some closing client has had forks whose pages were not all given
   bool stop_after_forks_ = false;  ///< private, and the application has gone
 
   std::uint64_t now_ns_ = 0;
