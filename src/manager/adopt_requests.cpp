@@ -193,9 +193,29 @@ void Manager::release(Client& client, PageSpan pages) {
     return;
   }
   client.releasing.push_back(pages);
-  const core::Cookie cookie = make_cookie(Request::Kind::come_home, client.id, request, pages.first);
-  const Status s = core_->prefetch(now_ns_, client.id, pages, no_device, cookie);
+  go_home(client, pages, request);
+}
+
+/// Their attributes end with their being managed, and first: pages that are read mostly would get a copy at home and stay
+/// where they are.
+void Manager::go_home(Client& client, PageSpan pages, std::uint64_t request) {
+  const core::Cookie cookie = make_cookie(Request::Kind::go_home, client.id, request, pages.first);
+  const Status s = core_->svm_reset(now_ns_, client.id, pages, cookie);
   if (!s.ok()) on_reply(cookie, s);
+}
+
+void Manager::going_home(Client& client, const Request& request) {
+  const auto found = std::find_if(client.releasing.begin(), client.releasing.end(),
+                                  [&](const PageSpan& r) { return r.first == request.page; });
+  if (found == client.releasing.end() || client.closing) return;
+  const core::Cookie cookie = make_cookie(Request::Kind::come_home, client.id, request.number, request.page);
+  const Status s = core_->prefetch(now_ns_, client.id, *found, no_device, cookie);
+  if (s.ok()) return;
+  forget_cookie(cookie);
+  const PageSpan pages = *found;
+  client.releasing.erase(found);
+  answer(client, request.number, s);
+  executor_->look_at_held(client, pages);
 }
 
 void Manager::came_home(Client& client, const Request& request) {
@@ -205,13 +225,7 @@ void Manager::came_home(Client& client, const Request& request) {
   const PageSpan pages = *found;
   if (!core_->span_state(client.id, pages).home) {
     // Waves that the core had before may have taken pages away again. There is an end to them: new ones are held.
-    const core::Cookie cookie = make_cookie(Request::Kind::come_home, client.id, request.number, pages.first);
-    const Status s = core_->prefetch(now_ns_, client.id, pages, no_device, cookie);
-    if (s.ok()) return;
-    forget_cookie(cookie);
-    client.releasing.erase(found);
-    answer(client, request.number, s);
-    executor_->look_at_held(client, pages);
+    go_home(client, pages, request.number);
     return;
   }
   const core::Cookie cookie = make_cookie(Request::Kind::answer, client.id, request.number);

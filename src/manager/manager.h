@@ -71,6 +71,7 @@ class Manager final : private Household {
       svm,        ///< as answer; counts in ClientWork::asked
       fork,       ///< the application may be taken its memory, for fork `number`
       unmapped,   ///< Client::unmapped that begins at `page`: forgotten
+      go_home,    ///< `releasing` that begins at `page`: its attributes are gone
       come_home,  ///< `releasing` that begins at `page`: it is home, as far as that went
       nobody
     } kind = Kind::none;
@@ -137,6 +138,8 @@ class Manager final : private Household {
   void settle_unmaps(Client& client);
   void note_unmapping(Client& client);
   void allocate_adopted(Client& client, PageSpan pages, std::uint32_t flags);
+  void go_home(Client& client, PageSpan pages, std::uint64_t request);
+  void going_home(Client& client, const Request& request);
   void came_home(Client& client, const Request& request);
 
   [[nodiscard]] StatsDocument document() const;

@@ -250,6 +250,10 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
     unmapped_done(*client, request);
     return;
   }
+  if (request.kind == Request::Kind::go_home) {
+    going_home(*client, request);
+    return;
+  }
   if (request.kind == Request::Kind::come_home) {
     came_home(*client, request);
     return;

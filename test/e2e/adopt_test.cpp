@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ferry/ferry.hpp>
+#include <ferry/svm.hpp>
 #include <functional>
 #include <memory>
 #include <string>
@@ -155,6 +156,19 @@ TEST(Adoption, ReleasedMemoryIsPrivateAndCanBeHadAgain) {
     ASSERT_EQ(ferry_release(p, 4 * mib, &e), FERRY_OK) << e.text;
     for (std::size_t i = 0; i < mib; ++i) ASSERT_EQ(p[i], round) << i;
   }
+}
+
+TEST(Adoption, MemoryThatIsReadMostlyIsReleasedWithItsBytes) {
+  const Pages pages(4 * mib);
+  auto* p = pages.as<int>();
+  ferry::parallel_for(mib, [p](std::size_t i) { p[i] = static_cast<int>(i); });
+  ferry::attributes().set(ferry::svm_flag::read_mostly).apply(p, 4 * mib);
+  ferry::parallel_for(mib, [p](std::size_t i) {
+    if (p[i] != static_cast<int>(i)) std::abort();
+  });
+  ferry_error e{};
+  ASSERT_EQ(ferry_release(p, 4 * mib, &e), FERRY_OK) << e.text;
+  for (std::size_t i = 0; i < mib; ++i) ASSERT_EQ(p[i], static_cast<int>(i));
 }
 
 TEST(Adoption, ForkCopiesOnWrite) {
