@@ -17,6 +17,7 @@
 #include <span>
 
 #include "client/adopt/adopter.h"
+#include "client/adopt/code_data.h"
 #include "client/change/fork_advice.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"
@@ -338,7 +339,8 @@ void before_fork() {
 }
 
 void after_fork_in_parent() {
-  if (adoption_suspended) resume_adoption();
+  const bool gave_back = adoption_suspended;
+  if (gave_back) resume_adoption();
   adoption_suspended = false;
   unlock_restored();
   if (way == Way::none || way == Way::from_child) {
@@ -354,6 +356,7 @@ void after_fork_in_parent() {
     close_end(copied_pipe[0]);
   }
   session_if_open()->requests.say(wire::MessageType::fork_end, wire::Done{});
+  if (gave_back) map_code_data_again(*session_if_open());
 }
 
 bool after_fork_in_child() {

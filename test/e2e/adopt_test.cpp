@@ -15,6 +15,7 @@
 #include <ferry/ferry.hpp>
 #include <ferry/svm.hpp>
 #include <functional>
+#include <latch>
 #include <memory>
 #include <string>
 #include <thread>
@@ -61,6 +62,7 @@ TEST(Adoption, LosesNoUpdateOfThreadsThatGoOnWriting) {
   std::atomic<bool> stop{false};
   std::atomic<std::uint64_t> added{0};
   std::vector<std::thread> threads;
+  std::latch begun(3);
   for (unsigned t = 0; t < 3; ++t) {
     threads.emplace_back([&, t] {
       std::uint64_t x = t * 7919 + 1;
@@ -68,10 +70,12 @@ TEST(Adoption, LosesNoUpdateOfThreadsThatGoOnWriting) {
       for (; !stop.load(std::memory_order_relaxed); ++mine) {
         x = x * 6364136223846793005U + 1442695040888963407U;
         words[(x >> 20) % count].fetch_add(1, std::memory_order_relaxed);
+        if (mine == 0) begun.count_down();
       }
       added += mine;
     });
   }
+  begun.wait();
   ferry_error e{};
   ASSERT_EQ(ferry_adopt(words, count * sizeof *words, &e), FERRY_OK) << e.text;
   for (int round = 0; round < 3; ++round) {

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <climits>
 
+#include "client/adopt/code_data.h"
 #include "client/adopt/file_notes.h"
 #include "client/adopt/files.h"
 #include "client/adopt/known.h"
@@ -277,14 +278,27 @@ AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t e
   return failed;
 }
 
-AdoptResult give_back_span(std::uint64_t begin, std::uint64_t end) {
+enum class CodeData {
+  all,    ///< it goes with the rest, and who needs it has to have it mapped again
+  stays,  ///< what graphics jobs count on stays: a device would have it again at once in any case
+};
+
+AdoptResult give_back_span(std::uint64_t begin, std::uint64_t end, CodeData code_data) {
   const std::uint64_t window_end = session->window_base + session->window_bytes;
+  const bool stays = code_data == CodeData::stays && code_data_are_needed();
   AdoptResult result;
   for (Place place; begin < end && next_adopted(begin, session->window_base, window_end, place) && place.begin < end;) {
-    const std::uint64_t from = std::max(begin, place.begin);
-    const std::uint64_t to = std::min({end, place.end, (from / piece_bytes + 1) * piece_bytes});
+    std::uint64_t from = std::max(begin, place.begin);
+    std::uint64_t to = std::min({end, place.end, (from / piece_bytes + 1) * piece_bytes});
+    if (stays && !cut_at_code_data(from, to)) {
+      begin = to;
+      continue;
+    }
     const AdoptResult piece = give_back_piece(from, to);
     if (!piece.status.ok() && result.status.ok()) result = piece;
+    if (std::uint64_t a = from, b = to; !cut_at_code_data(a, b) || a != from || b != to) {
+      generation.fetch_add(1, std::memory_order_relaxed);
+    }
     begin = to;
   }
   return result;
@@ -331,7 +345,7 @@ AdoptResult adopt_span(std::uint64_t begin, std::uint64_t end) {
       if (piece.status.code == Code::bad_range && ++looks < looks_max) continue;
       if (!piece.status.ok()) {
         // Also what was adopted before this call, which is as well: a device gets it again when it touches it.
-        if (at > begin) give_back_span(begin, at);
+        if (at > begin) give_back_span(begin, at, CodeData::stays);
         return piece.status.code == Code::bad_range ? refuse(wire::Refusal::unmapped, at) : piece;
       }
     }
@@ -391,12 +405,12 @@ void serve(Job& job) {
     case What::adopt: job.result = adopt_span(begin, end); break;
     case What::give_back:
     case What::give_back_held:
-      job.result = give_back_span(begin, end);
+      job.result = give_back_span(begin, end, job.what == What::give_back ? CodeData::stays : CodeData::all);
       if (const Status dropped = drop_files(*session, begin, end); !dropped.ok()) job.result.status = dropped;
       break;
     case What::suspend:
       suspended = true;
-      job.result = give_back_span(0, user_address_end);
+      job.result = give_back_span(0, user_address_end, CodeData::all);
       break;
     case What::resume:
       suspended = false;

@@ -25,7 +25,8 @@ struct AdoptResult {
 
 /// Any thread but the session's own. Rounds out to pages. On an error nothing has changed.
 AdoptResult adopt(std::uint64_t address, std::uint64_t bytes);
-/// Parts of the span that are not adopted are left out. ERRORS: those of the manager.
+/// Parts of the span that are not adopted are left out, and so are data that graphics jobs count on (code_data.h).
+/// ERRORS: those of the manager.
 AdoptResult give_back(std::uint64_t address, std::uint64_t bytes);
 
 /// Nothing of the span is adopted or given back until it is let go, but by give_back_held(). Waits while another thread
@@ -45,7 +46,7 @@ void cut_at_held(std::uint64_t address, std::uint64_t& begin, std::uint64_t& end
 /// Before a fork: everything adopted is given back, and nothing is adopted until resume_adoption().
 void suspend_adoption();
 void resume_adoption();
-/// Another number after each suspension.
+/// Another number after each suspension, and after any other time that data of the code (code_data.h) were given back.
 [[nodiscard]] std::uint32_t adoption_generation();
 
 /// Waits while something is adopted of which parts may be unmapped already. Not from the adopter.

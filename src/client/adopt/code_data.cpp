@@ -2,6 +2,7 @@
 
 #include <ferry/svm.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 
@@ -13,7 +14,7 @@
 namespace ferry::client {
 namespace {
 
-/// One more than the adoptions' generation that the device has them of; 0: none.
+/// Two more than the adoptions' generation that the device has them of; 0: it has never needed them.
 constinit std::array<std::atomic<std::uint32_t>, max_devices> mapped_in{};
 
 void say(Session& session, const device::ProgramPart& part, std::uint32_t type) {
@@ -29,8 +30,11 @@ void say(Session& session, const device::ProgramPart& part, std::uint32_t type) 
 }  // namespace
 
 void map_code_data(Session& session, unsigned device) {
-  const std::uint32_t generation = adoption_generation() + 1;
-  if (mapped_in[device].load(std::memory_order_acquire) == generation) return;
+  const std::uint32_t generation = adoption_generation() + 2;
+  const std::uint32_t before = mapped_in[device].load(std::memory_order_acquire);
+  if (before == generation) return;
+  // Needed from here on, and not yet had.
+  if (before == 0) mapped_in[device].store(generation - 1, std::memory_order_seq_cst);
   for (const device::ProgramPart& part : device::program_parts()) {
     if (!part.in_place || !adopt(part.begin, part.end - part.begin).status.ok()) continue;
     // Said anew, it concerns devices that have come since.
@@ -38,6 +42,30 @@ void map_code_data(Session& session, unsigned device) {
     say(session, part, FERRY_SVM_SET_FLAGS);
   }
   mapped_in[device].store(generation, std::memory_order_release);
+}
+
+void map_code_data_again(Session& session) {
+  for (unsigned device = 0; device < mapped_in.size(); ++device) {
+    if (mapped_in[device].load(std::memory_order_acquire) != 0) map_code_data(session, device);
+  }
+}
+
+bool code_data_are_needed() {
+  return std::any_of(mapped_in.begin(), mapped_in.end(),
+                     [](const auto& m) { return m.load(std::memory_order_acquire) != 0; });
+}
+
+bool cut_at_code_data(std::uint64_t& begin, std::uint64_t& end) {
+  for (const device::ProgramPart& part : device::program_parts()) {
+    if (!part.in_place || part.begin >= end || part.end <= begin) continue;
+    if (part.begin > begin) {
+      end = part.begin;
+      return true;
+    }
+    begin = part.end;
+    if (begin >= end) return false;
+  }
+  return true;
 }
 
 void forget_code_data(unsigned device) { mapped_in[device].store(0, std::memory_order_release); }
