@@ -29,7 +29,7 @@ struct Result {
   std::vector<Verdict> expected;  ///< any of these
   bool as_expected = false;
   bool random = false;
-  double seconds = 0;
+  double seconds = 0;  ///< of processor
 };
 
 struct Effort {

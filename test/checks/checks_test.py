@@ -9,11 +9,13 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import check_claims
 import check_docs
 import check_svm_tests
 import check_layers
 import check_style
 import check_trace
+import verdict_table
 
 
 class Tree(unittest.TestCase):
@@ -155,6 +157,84 @@ class SvmTests(Tree):
         self.assert_finds(check_svm_tests, "docs/SVM.md:4:", "Flags.DoesNot")
         self.write("docs/SVM.md", self.TABLE + "| B | |\n")
         self.assert_finds(check_svm_tests, "docs/SVM.md:4:", "without a test")
+
+
+class Claims(Tree):
+    CONFIG = "enum class PlantedBug : std::uint8_t {\n  none,\n  // pages\n  lose_dirty,  ///< counts as clean\n};\n"
+    INVARIANTS = "| | statement | core | planted bugs |\n|---|---|---|---|\n| I-01 | It is so. | `verify_block` | `lose_dirty` |\n"
+    FACTS = "| fact | test | so |\n|---|---|---|\n| It does | K01 | We may |\n"
+
+    def setUp(self):
+        super().setUp()
+        self.write("src/core/config.h", self.CONFIG)
+        self.write("src/core/a.cpp", "void verify_block();\n")
+        self.write("docs/INVARIANTS.md", self.INVARIANTS)
+        self.write("docs/KERNEL.md", self.FACTS)
+        self.write("test/linux/a_test.cpp", "TEST(Facts, K01_ItDoes) {\n}\n")
+
+    def test_what_is_there_passes(self):
+        self.assert_passes(check_claims)
+
+    def test_an_assertion_a_test_and_a_file_that_are_not_there(self):
+        for name in ("verify_nothing", "Core::verify_nothing", "no_such_test.cpp", "test/sim/none.txt"):
+            with self.subTest(name=name):
+                self.write("docs/INVARIANTS.md", self.INVARIANTS.replace("verify_block", name))
+                self.assert_finds(check_claims, "docs/INVARIANTS.md:3: I-01", name)
+
+    def test_a_name_in_a_comment_is_no_assertion(self):
+        self.write("src/core/a.cpp", "// verify_block\n")
+        self.assert_finds(check_claims, "I-01", "verify_block")
+
+    def test_a_planted_bug_that_is_not_there_or_that_no_row_names(self):
+        self.write("src/core/config.h", self.CONFIG.replace("};", "  leak_chunk,\n};"))
+        self.assert_finds(check_claims, "planted bug leak_chunk")
+        self.write("src/core/config.h", self.CONFIG.replace("lose_dirty", "leak_chunk"))
+        self.assertEqual(len(check_claims.check(self.root)), 3)  # nowhere; so nothing shows that it can fail; the other one
+
+    def test_a_row_that_nothing_shows_to_fail(self):
+        self.write("docs/INVARIANTS.md", self.INVARIANTS + "| I-02 | So is this. | `verify_block` | - |\n")
+        self.assert_finds(check_claims, "docs/INVARIANTS.md:4: I-02", "can fail")
+        self.write("docs/INVARIANTS.md", self.INVARIANTS + "| I-02 | So is this. | `verify_block` | mutation |\n")
+        self.assert_passes(check_claims)
+
+    def test_facts_and_tests_that_miss_each_other(self):
+        self.write("docs/KERNEL.md", self.FACTS + "| It does not | K02 | We may not |\n")
+        self.assert_finds(check_claims, "docs/KERNEL.md:4:", "no test K02")
+        self.write("docs/KERNEL.md", self.FACTS)
+        self.write("test/linux/b_test.cpp", "TEST_F(More, K03_ItWill) {\n}\n")
+        self.assert_finds(check_claims, "no row for K03")
+
+    def test_a_number_that_two_tests_have(self):
+        self.write("test/linux/b_test.cpp", "TEST_F(More, K01_ItWill) {\n}\n")
+        self.assert_finds(check_claims, "K01", "a_test.cpp, Facts.K01_ItDoes", "b_test.cpp, More.K01_ItWill")
+
+    def test_scenarios_and_rows_of_verdicts(self):
+        self.write("docs/PROGRESS.md", "| `none` | a policy |\n## Verdicts\n| `shared` | clean |\n")
+        self.write("scenarios/shared.scn", "")
+        self.assert_passes(check_claims)
+        self.write("scenarios/fork.scn", "")
+        self.assert_finds(check_claims, "docs/PROGRESS.md", "scenarios/fork.scn")
+        self.write("docs/PROGRESS.md", "## Verdicts\n| `shared` | clean |\n| `fork` | clean |\n| `gone` | clean |\n")
+        self.assert_finds(check_claims, "docs/PROGRESS.md", "no scenario gone")
+
+    def test_a_number_that_is_no_fact(self):
+        self.write("src/core/a.cpp", "void verify_block();  // K77\n")
+        self.assert_finds(check_claims, "src/core/a.cpp:1: K77")
+
+
+class VerdictTable(unittest.TestCase):
+    @staticmethod
+    def case(verdict, hardware):
+        return {"scenario": "a", "policy": "none", "hardware": hardware, "verdict": verdict}
+
+    def test_a_cell_says_on_which_machines_each_verdict_holds(self):
+        alike = [self.case("clean", "units=1,retry=yes"), self.case("clean", "units=2,retry=yes")]
+        self.assertEqual(verdict_table.cell(alike), "clean")
+        apart = [self.case("deadlock", "units=1,retry=yes"), self.case("clean", "units=2,retry=yes")]
+        self.assertEqual(verdict_table.cell(apart), "clean (units=2); deadlock (units=1)")
+        some = [self.case("deadlock", "units=1,retry=no"), self.case("clean", "units=2,retry=no"), self.case("clean", "units=1,retry=yes")]
+        self.assertEqual(verdict_table.cell(some), "clean; deadlock (retry=no, units=1)")
+        self.assertEqual(verdict_table.table([self.case("clean", "-")]).splitlines()[2], "| `a` | clean" + " | -" * 7 + " |")
 
 
 class Trace(unittest.TestCase):

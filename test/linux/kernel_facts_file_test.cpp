@@ -39,7 +39,7 @@ char* map(const Fd& fd, int flags) {
   return static_cast<char*>(p);
 }
 
-TEST(FileFacts, K90_TruncationTakesPagesFromEveryProcessAndGrowthBringsZeros) {
+TEST(FileFacts, K95_TruncationTakesPagesFromEveryProcessAndGrowthBringsZeros) {
   const Fd fd = make_file();
   auto* const p = static_cast<volatile char*>(map(fd, MAP_SHARED));
   EXPECT_EQ(p[bytes - 1], 1);
@@ -57,7 +57,7 @@ TEST(FileFacts, K90_TruncationTakesPagesFromEveryProcessAndGrowthBringsZeros) {
   ::munmap(const_cast<char*>(p), bytes);
 }
 
-TEST(FileFacts, K91_ThePageMapTellsEverybodyWhichPagesOfAPrivateMappingAreCopies) {
+TEST(FileFacts, K96_ThePageMapTellsEverybodyWhichPagesOfAPrivateMappingAreCopies) {
   const Fd fd = make_file();
   char* const p = map(fd, MAP_PRIVATE);
   EXPECT_EQ(static_cast<volatile char*>(p)[page_bytes], 1);
@@ -71,7 +71,7 @@ TEST(FileFacts, K91_ThePageMapTellsEverybodyWhichPagesOfAPrivateMappingAreCopies
   ::munmap(p, bytes);
 }
 
-TEST(FileFacts, K92_APipeHoldsThePagesOfAMappingWithAllThatIsWrittenToThemLater) {
+TEST(FileFacts, K97_APipeHoldsThePagesOfAMappingWithAllThatIsWrittenToThemLater) {
   const Fd fd = make_file();
   char* const p = map(fd, MAP_PRIVATE);
   ASSERT_EQ(::madvise(p, bytes, MADV_POPULATE_WRITE), 0);
@@ -94,7 +94,7 @@ TEST(FileFacts, K92_APipeHoldsThePagesOfAMappingWithAllThatIsWrittenToThemLater)
   ::munmap(p, bytes);
 }
 
-TEST(FileFacts, K93_AWatchedMappingTakesThePlaceOfAnotherInOneStepAndIsWatchedThere) {
+TEST(FileFacts, K98_AWatchedMappingTakesThePlaceOfAnotherInOneStepAndIsWatchedThere) {
   Fd watcher(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)));
   ASSERT_TRUE(watcher);
   uffdio_api api{};
@@ -138,7 +138,7 @@ TEST(FileFacts, K93_AWatchedMappingTakesThePlaceOfAnotherInOneStepAndIsWatchedTh
   ::munmap(view, bytes);
 }
 
-TEST(FileFacts, K94_TheFileOfAMappingCanBeOpenedWithPrivilegeWhateverItsName) {
+TEST(FileFacts, K99_TheFileOfAMappingCanBeOpenedWithPrivilegeWhateverItsName) {
   Fd fd = make_file();
   char* const p = map(fd, MAP_SHARED);
   fd.reset();

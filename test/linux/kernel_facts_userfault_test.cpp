@@ -71,7 +71,7 @@ TEST_F(UserfaultFacts, K20_AnotherProcessServesFaultsByContinue) {
   EXPECT_EQ(u.value().map_present(at(3), page_bytes, true, done), Fault::ok);
   EXPECT_EQ(child.join(), 0);
   EXPECT_EQ(behind(3), 43U);
-  // K27: the process is gone.
+  // K20: the process is gone.
   EXPECT_EQ(u.value().map_present(at(3), page_bytes, true, done), Fault::process_gone);
 }
 
@@ -91,7 +91,7 @@ TEST_F(UserfaultFacts, K21_ZappedPageRaisesMinorMissingPageRaisesMissing) {
   ASSERT_TRUE(next_fault(u, message));
   EXPECT_EQ(message.arg.pagefault.address, at(1));
   EXPECT_EQ(message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR, 0U);
-  EXPECT_EQ(u.map_present(at(1), page_bytes, true, done), Fault::hole);  // K24
+  EXPECT_EQ(u.map_present(at(1), page_bytes, true, done), Fault::hole);  // K21
   behind(1) = 5;
   ASSERT_EQ(u.map_present(at(1), page_bytes, true, done), Fault::ok);
   reader.join();
