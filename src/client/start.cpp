@@ -7,6 +7,7 @@
 
 #include "client/heap/process_heap.h"
 #include "client/zygote.h"
+#include "device/before_main.h"
 #include "device/program_data.h"
 
 namespace ferry::client {
@@ -44,6 +45,11 @@ bool program_uses_ferry() {
   }
   ::dlclose(self);
   return uses;
+}
+
+/// Before the constructors of libraries that use Ferry and of the program, and after those of the C and C++ libraries.
+__attribute__((constructor)) void note_memory() {
+  if (program_uses_ferry()) device::note_runtime_memory();
 }
 
 int wrapped_main(int argc, char** argv, char** environment) {

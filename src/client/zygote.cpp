@@ -73,13 +73,14 @@ Status start_zygote(bool early) {
   state.code_count = 0;
   dl_iterate_phdr(note_code, nullptr);
 
+  const bool main_thread = ::gettid() == ::getpid();
   const pid_t first = ::fork();
   if (first < 0) return Status(Code::no_memory, errno);
   if (first == 0) {
     const pid_t second = ::fork();
     if (second != 0) ::_exit(second < 0 ? errno : 0);
     ours.reset();
-    run_zygote(theirs.release(), early);
+    run_zygote(theirs.release(), early, main_thread);
   }
   int how = 0;
   pid_t waited = 0;

@@ -19,6 +19,7 @@
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
 #include "client/process_state.h"
+#include "device/before_main.h"
 #include "device/device.h"
 #include "linux/futex.h"
 #include "linux/process.h"
@@ -210,7 +211,7 @@ void end_children(std::vector<Child>& children) {
 
 }  // namespace
 
-void run_zygote(int socket, bool early) {
+void run_zygote(int socket, bool early, bool main_thread) {
   process_kind.store(ProcessKind::template_process);
   heap_enter_device_mode();
   loop_socket = socket;
@@ -219,7 +220,9 @@ void run_zygote(int socket, bool early) {
   ::prctl(PR_SET_NAME, "ferry-template");
   default_signals();
   quiet_descriptors();
+  const ProcessWindow& window = process_window();
   if (early) part_address_spaces();
+  device::leave_program_memory({window.base, window.base + window.bytes}, main_thread);
   loop();
 }
 

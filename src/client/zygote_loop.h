@@ -21,7 +21,8 @@ struct Spawned {
   std::int32_t error;
 };
 
-/// Never returns: ends when the program closes its end of `socket`. Takes ownership of the socket.
-[[noreturn]] void run_zygote(int socket, bool early);
+/// Never returns: ends when the program closes its end of `socket`. Takes ownership of the socket. `main_thread`: the one that
+/// forked was the program's main thread.
+[[noreturn]] void run_zygote(int socket, bool early, bool main_thread);
 
 }  // namespace ferry::client

@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "device/agent.h"
+#include "device/before_main.h"
 #include "device/cu.h"
 #include "device/memory.h"
 #include "device/process.h"
@@ -89,8 +90,22 @@ bool start_thread(const char* name, void* (*body)(void*), void* argument) {
   return true;
 }
 
+/// Compute units wait until the device is ready. A thread that begins still reads what the program has made (its locale).
+struct Gate {
+  std::atomic<std::uint32_t> arrived{0};
+  std::atomic<std::uint32_t> open{0};
+};
+constinit Gate gate;
+
+void wait_at_gate() {
+  gate.arrived.fetch_add(1, std::memory_order_seq_cst);
+  linux::futex_wake(gate.arrived, 1);
+  while (gate.open.load(std::memory_order_seq_cst) == 0) linux::futex_wait(gate.open, 0);
+}
+
 /// Ends the process when manager or application are gone.
 void* watch(void*) {
+  wait_at_gate();
   // What the manager sends is read by the agent when a command needs it.
   pollfd sockets[2] = {{process->start.manager_socket, POLLRDHUP, 0},
                        {process->start.owner_socket, POLLIN | POLLRDHUP, 0}};  // poll passes over -1
@@ -106,7 +121,22 @@ void* watch(void*) {
   }
 }
 
-void* run_cu(void* cu) { static_cast<Cu*>(cu)->run(); }
+void* run_cu(void* cu) {
+  wait_at_gate();
+  static_cast<Cu*>(cu)->run();
+}
+
+void start_threads(unsigned cu_count) {
+  for (unsigned i = 0; i < cu_count; ++i) {
+    char name[16];
+    Text(name, sizeof name) << "ferry-cu" << i;
+    if (!start_thread(name, run_cu, &process->cus[i])) give_up("a compute unit's thread", EAGAIN);
+  }
+  if (!start_thread("ferry-watch", watch, nullptr)) give_up("a thread", EAGAIN);
+  for (std::uint32_t there = 0; there != cu_count + 1; there = gate.arrived.load(std::memory_order_seq_cst)) {
+    linux::futex_wait(gate.arrived, there);
+  }
+}
 
 void say_hello(const DeviceStart& start, int userfaultfd) {
   wire::DeviceHello hello{};
@@ -141,16 +171,16 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
       give_up("stacks for waves", errno);
     }
   }
-  // Before any kernel can run.
-  if (const int given_up = give_up_program_data(); given_up != 0) give_up("the program's globals", given_up);
-  hide_application_memory(transfer.data);
+  keep_own_environment();
+  start_threads(start.cu_count);
+  // Before any kernel can run, and after the C library has needed it last.
+  int given_up = give_up_program_data();
+  if (given_up == 0) given_up = give_up_program_memory();
+  if (given_up != 0) give_up("the program's globals and heap", given_up);
+  hide_application_stack(transfer.data);
   say_hello(start, process->memory.userfaultfd());
-  for (unsigned i = 0; i < start.cu_count; ++i) {
-    char name[16];
-    Text(name, sizeof name) << "ferry-cu" << i;
-    if (!start_thread(name, run_cu, &process->cus[i])) give_up("a compute unit's thread", EAGAIN);
-  }
-  if (!start_thread("ferry-watch", watch, nullptr)) give_up("a thread", EAGAIN);
+  gate.open.store(1, std::memory_order_seq_cst);
+  linux::futex_wake(gate.open, INT_MAX);
   process->queue_control->device_state.store(1, std::memory_order_seq_cst);
   linux::futex_wake(process->queue_control->device_state, INT_MAX);
   run_agent(*process->control, process->memory, process->units, {process->cus, start.cu_count}, start.kick_fd,

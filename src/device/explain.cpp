@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/status.h"
+#include "device/before_main.h"
 #include "device/process.h"
 #include "device/program_data.h"
 #include "wire/adopt.h"
@@ -69,6 +70,10 @@ void describe_place(std::uint64_t address, const Fiber& fiber, const DeviceMemor
   if (is_program_data(address)) {
     // Where calls go by a table that is filled at first use, it lies among them.
     text << "a global of the program" << (fiber.graphics ? ", which a graphics job may not touch" : "");
+    return;
+  }
+  if (is_program_memory(address)) {
+    text << "memory of the program" << (fiber.graphics ? ", which a graphics job may not touch" : "");
     return;
   }
   if (is_own(address)) {

@@ -19,8 +19,12 @@ namespace {
 std::uint64_t hidden_begin = 0;
 std::uint64_t hidden_end = 0;
 
-/// The environment's strings and the program's name lie in the stack; libc reads both when asked.
-void copy_environment() {
+}  // namespace
+
+// They lie in the stack, or in the program's heap; the C library reads them when asked.
+void keep_own_environment() {
+  // What the heap has not given out yet is where the application's next blocks come from.
+  malloc_trim(0);
   std::size_t count = 0;
   while (environ != nullptr && environ[count] != nullptr) ++count;
   auto** copy = static_cast<char**>(std::calloc(count + 1, sizeof(char*)));
@@ -34,18 +38,12 @@ void copy_environment() {
   program_invocation_short_name = slash != nullptr ? slash + 1 : name;
 }
 
-}  // namespace
-
-void hide_application_memory(const void* stack_address) {
-  // What the heap has not given out yet is where the application's next blocks come from.
-  malloc_trim(0);
-
+void hide_application_stack(const void* stack_address) {
   MappingInfo stack;
   if (!find_mapping(reinterpret_cast<std::uint64_t>(stack_address), stack) ||
       std::string_view(stack.path) != "[stack]") {
     return;
   }
-  copy_environment();
   constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   void* p = mmap(reinterpret_cast<void*>(stack.begin), stack.end - stack.begin, PROT_NONE, flags | MAP_FIXED, -1, 0);
   if (p == MAP_FAILED) return;

@@ -12,8 +12,8 @@
 #include <cerrno>
 #include <cstring>
 
-#include "base/types.h"
 #include "device/explain.h"
+#include "device/extent.h"
 #include "device/memory.h"
 
 namespace ferry::device {
@@ -32,31 +32,6 @@ constexpr std::uint32_t relocation_address = R_AARCH64_ABS64;
 #else
 #error "no names of relocations for this processor"
 #endif
-
-struct Extent {
-  std::uint64_t begin = 0;
-  std::uint64_t end = 0;
-
-  [[nodiscard]] bool contains(std::uint64_t address) const { return address >= begin && address < end; }
-  [[nodiscard]] bool overlaps(const Extent& o) const { return begin < o.end && o.begin < end; }
-};
-
-/// Never destroyed, and used by threads that must not touch the heap.
-template <typename T, std::size_t Size>
-struct List {
-  std::array<T, Size> items{};
-  std::size_t count = 0;
-
-  bool add(const T& item) {
-    if (count == Size) return false;
-    items[count++] = item;
-    return true;
-  }
-  [[nodiscard]] std::span<T> all() { return {items.data(), count}; }
-};
-
-constexpr std::uint64_t page_down(std::uint64_t address) { return address & ~(page_bytes - 1); }
-constexpr std::uint64_t page_up(std::uint64_t address) { return page_down(address + page_bytes - 1); }
 
 struct Found {
   bool looked = false;

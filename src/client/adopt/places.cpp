@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "base/types.h"
+#include "device/before_main.h"
 #include "device/explain.h"
 #include "device/program_data.h"
 
@@ -158,6 +159,7 @@ Place describe(const device::MappingInfo& m, std::uint64_t address, bool after_g
 void note_libraries() {
   bool first = true;
   dl_iterate_phdr(note_library, &first);
+  for (const device::Extent& e : device::runtime_memory()) library_data.add(e.begin, e.end);
   [[maybe_unused]] const auto parts = device::program_parts();
 }
 
