@@ -36,11 +36,12 @@ TEST_P(End, LeavesNothingInAManagerOfMany) {
   Folder folder;
   Daemon daemon(folder, full);
   const Environment shared = {{"FERRY_SOCKET", daemon.socket()}};
+  const MemoryFiles before = memory_files(daemon.pid());
   {
     App first({program("bin/test/e2e_ender"), "threads"}, shared);
     EXPECT_EQ(first.wait_end(), 0) << first.said() << first.errors();
   }
-  const MemoryFiles before = memory_files(daemon.pid());
+  EXPECT_TRUE(wait_until(daemon.pid(), [&] { return memory_files(daemon.pid()) == before; })) << "it keeps files";
   App app({program("bin/test/e2e_ender"), GetParam()}, shared);
   EXPECT_EQ(app.wait_end(), 0) << app.said() << app.errors();
   EXPECT_TRUE(wait_until(daemon.pid(), [&] { return memory_files(daemon.pid()) == before; })) << "it keeps files";
