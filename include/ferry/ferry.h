@@ -5,10 +5,10 @@
  * until the process ends. ferry.hpp is the C++ interface; it adds no state of its own, so both may be mixed freely.
  *
  * Errors: a function that can fail returns a ferry_code (or a null pointer) and fills `error`, where the caller passed
- * one. Units: sizes are bytes unless the name says otherwise. Threads: every function may be called from any thread at
- * any time, except where it says otherwise. In a child of fork() every function fails with FERRY_UNSUPPORTED until
- * the child calls exec. Inside a kernel only ferry_print*, ferry_in_device,
- * ferry_strerror, ferry_wait_until and ferry_signal may be called.
+ * one; after a call that succeeded `error` is as it was. Units: sizes are bytes unless the name says otherwise. Threads:
+ * every function may be called from any thread at any time, except where it says otherwise. A child of fork() may
+ * allocate and free managed memory; all other functions fail there with FERRY_UNSUPPORTED until it calls exec. Inside a
+ * kernel only ferry_print*, ferry_in_device, ferry_strerror, ferry_wait_until and ferry_signal may be called.
  */
 #ifndef FERRY_FERRY_H
 #define FERRY_FERRY_H
@@ -31,25 +31,25 @@ typedef enum ferry_code {
   FERRY_OK = 0,
   FERRY_BAD_RANGE = 1,     /**< size 0, overflow, or a pointer outside managed memory */
   FERRY_NOT_ALLOCATED = 2, /**< the pointer belongs to no allocation: freed before, or never allocated */
-  FERRY_OVERLAP = 3,
-  FERRY_BAD_MESSAGE = 4,    /**< the manager sent what no manager sends */
-  FERRY_BAD_VERSION = 5,    /**< manager and library are of different versions */
-  FERRY_NOT_PERMITTED = 6,  /**< the manager belongs to somebody else */
-  FERRY_NOT_HELD = 7,       /**< work.h: no buffer, fence or timeline of this process, or none at all */
-  FERRY_IN_USE = 8,         /**< work.h: a point of a timeline that is taken already */
+  FERRY_OVERLAP = 3,       /**< svm.h: a checkpoint's addresses are in use */
+  FERRY_BAD_MESSAGE = 4,   /**< the manager sent what no manager sends */
+  FERRY_BAD_VERSION = 5,   /**< manager and library are of different versions */
+  FERRY_NOT_PERMITTED = 6, /**< the manager belongs to somebody else */
+  FERRY_NOT_HELD = 7,      /**< work.h: no buffer, fence or timeline of this process, or none at all */
+  FERRY_IN_USE = 8, /**< a point of a timeline that is taken already (work.h); pinned pages, running kernels (svm.h) */
   FERRY_WOULD_DEADLOCK = 9, /**< work.h: the waits of a job would close a circle, which the text tells */
-  FERRY_NO_MEMORY = 20,
-  FERRY_NO_MAPPINGS = 21, /**< the process has as many mappings as vm.max_map_count allows */
-  FERRY_NO_SPACE = 22,
-  FERRY_DEVICE_LOST = 30, /**< the device process ended; the next launch starts a new one, memory is kept */
-  FERRY_CLIENT_GONE = 31,
-  FERRY_MANAGER_LOST = 32, /**< no manager at the socket, or it could not be started */
-  FERRY_TIMED_OUT = 33,
-  FERRY_IO_ERROR = 34,
-  FERRY_KERNEL_FAULT = 40, /**< a kernel crashed or touched memory that it may not touch */
-  FERRY_KERNEL_THREW = 41, /**< an exception left a kernel */
-  FERRY_CANCELLED = 42,    /**< the launch was dropped because an earlier one of its queue failed */
-  FERRY_UNSUPPORTED = 50   /**< this machine or this process cannot do it; `ferry doctor` says more */
+  FERRY_NO_MEMORY = 20,     /**< a budget, a limit or the machine has no room */
+  FERRY_NO_MAPPINGS = 21,   /**< the process has as many mappings as vm.max_map_count allows */
+  FERRY_NO_SPACE = 22,      /**< a disk is full */
+  FERRY_DEVICE_LOST = 30,   /**< the device process ended; the next launch starts a new one, memory is kept */
+  FERRY_CLIENT_GONE = 31,   /**< the application that a fence or a move belongs to has ended */
+  FERRY_MANAGER_LOST = 32,  /**< no manager at the socket, or it could not be started */
+  FERRY_TIMED_OUT = 33,     /**< a wait or a job took longer than it was given */
+  FERRY_IO_ERROR = 34,      /**< a copy, a file or the store failed */
+  FERRY_KERNEL_FAULT = 40,  /**< a kernel crashed or touched memory that it may not touch */
+  FERRY_KERNEL_THREW = 41,  /**< an exception left a kernel */
+  FERRY_CANCELLED = 42,     /**< the launch was dropped because an earlier one of its queue failed */
+  FERRY_UNSUPPORTED = 50    /**< this machine or this process cannot do it; `ferry doctor` says more */
 } ferry_code;
 
 #define FERRY_KERNEL_NAME_BYTES 96
@@ -151,8 +151,9 @@ FERRY_API size_t ferry_explain(const void* pointer, char* buffer, size_t bytes, 
 /* --- kernels --------------------------------------------------------------------------------------------------- */
 
 /** A kernel: handles items [first, first + count). Runs on the device, in another process, with `captures` pointing
- * to a copy of what was passed to ferry_launch. It reaches managed memory by the same pointers as the program. Global
- * and static variables are the device's own copies, as they were before main(). */
+ * to a copy of what was passed to ferry_launch. It follows the program's own pointers: into managed memory, and into heap,
+ * stacks, global variables and mapped files, which are adopted when a kernel touches them (ferry_adopt in svm.h).
+ * docs/API.md says what a kernel cannot reach. */
 typedef void (*ferry_kernel)(const void* captures, uint64_t first, uint64_t count);
 
 typedef struct ferry_queue ferry_queue;

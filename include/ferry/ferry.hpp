@@ -5,13 +5,13 @@
 ///     ferry::parallel_for(n, [p = v.data()](std::size_t i) { p[i] *= 2; });
 ///
 /// A kernel is a lambda or function whose captures are trivially copyable. It runs in the device, which is another
-/// process with the same code at the same addresses: it may follow any pointer into managed memory (what ferry::alloc
-/// and ferry::allocator gave), and nothing else. Global and static variables are the device's own copies, as they were
-/// before main(); the stack and the ordinary heap of the program are not there at all. Containers may be read and
-/// their elements changed in a kernel, but not grown.
+/// process with the same code at the same addresses, and follows any pointer of the program: into managed memory (which
+/// ferry::alloc and ferry::allocator give), and into the ordinary heap, stacks, globals and mapped files, which are
+/// adopted when a kernel touches them. Containers may be read and their elements changed in a kernel, but not grown.
+/// docs/API.md lists what a kernel cannot reach.
 ///
 /// Errors are thrown as ferry::error, and as ferry::kernel_error where a kernel failed. Everything may be called from
-/// any thread. In a child of fork() every call throws until it calls exec.
+/// any thread. A child of fork() may allocate and free; everything else throws there until it calls exec.
 #pragma once
 
 #include <ferry/ferry.h>

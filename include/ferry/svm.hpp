@@ -1,5 +1,5 @@
-// The C++ side of <ferry/svm.h>: what managed memory can be asked for beyond allocation. docs/SVM.md tells the rules,
-// attribute by attribute. Functions that fail throw ferry::error, whose what() says which line and which value.
+// The C++ side of <ferry/svm.h>: attributes, moves, pins, adoption, events and checkpoints. docs/SVM.md has the rules.
+// Functions that fail throw ferry::error, whose what() says which line and which value.
 #pragma once
 
 #include <ferry/svm.h>
@@ -235,6 +235,35 @@ class pin {
   const void* p_;
   std::size_t bytes_;
 };
+
+// --- memory that the program already has ------------------------------------------------------------------------------
+
+/// Makes memory of the program usable on devices at the same address, as a kernel that touches it does: heap, anonymous
+/// mappings, globals, stacks, mapped files. Throws error: unsupported (what() says why it cannot be had), bad_range.
+inline void adopt(void* p, std::size_t bytes) {
+  ferry_error e;
+  detail::check(ferry_adopt(p, bytes, &e), e);
+}
+/// Makes it private memory of the process again, with its newest contents. Throws error: in_use (pinned), bad_range.
+inline void release(void* p, std::size_t bytes) {
+  ferry_error e;
+  detail::check(ferry_release(p, bytes, &e), e);
+}
+
+// --- checkpoints ------------------------------------------------------------------------------------------------------
+
+/// Writes all managed memory and its attributes to a file. No kernel may run, and nobody may write managed memory
+/// meanwhile. Throws error: no_space, io_error, in_use.
+inline void save_checkpoint(int fd) {
+  ferry_error e;
+  detail::check(ferry_checkpoint_save(fd, &e), e);
+}
+/// In a process that has no managed memory yet: the same allocations at the same addresses. Throws error: bad_message (no
+/// checkpoint, or a damaged one; nothing was restored), overlap, no_memory.
+inline void restore_checkpoint(int fd) {
+  ferry_error e;
+  detail::check(ferry_checkpoint_restore(fd, &e), e);
+}
 
 // --- events -----------------------------------------------------------------------------------------------------------
 

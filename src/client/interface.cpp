@@ -51,7 +51,10 @@ bool span_of(const Session& s, const void* pointer, std::size_t bytes, wire::Spa
   }
   const bool adopted = !s.in_window(pointer) && touches_adopted(pointer, bytes);
   if (!adopted && (!s.in_window(pointer) || bytes > s.window_base + s.window_bytes - first)) {
-    fail(error, Code::bad_range, 0, "%p is not managed memory (what ferry::alloc and ferry::allocator give)", pointer);
+    fail(error, Code::bad_range, 0,
+         "%p is not managed memory (ferry::alloc and ferry::allocator give it, ferry_adopt makes memory that the "
+         "program has managed)",
+         pointer);
     return false;
   }
   out = {};
@@ -320,5 +323,9 @@ ferry_code ferry_release(void* pointer, size_t bytes, ferry_error* error) {
   if (!may_adopt_span(*s, pointer, bytes, error)) return FERRY_BAD_RANGE;
   if (!has_adopted() && !has_served_files()) return FERRY_OK;
   const AdoptResult result = give_back(reinterpret_cast<std::uint64_t>(pointer), bytes);
+  if (result.status.code == Code::in_use) {
+    return fail(error, result.status.code, 0,
+                "cannot give adopted memory back: pages of it are pinned: ferry_unpin first");
+  }
   return result.status.ok() ? FERRY_OK : fail(error, result.status, "cannot give adopted memory back");
 }

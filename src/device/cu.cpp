@@ -15,6 +15,7 @@
 #include "device/print.h"
 #include "device/signals.h"
 #include "device/text.h"
+#include "device/type_name.h"
 #include "linux/lock.h"
 
 namespace ferry::device {
@@ -199,7 +200,8 @@ void Cu::fiber_main(context::transfer_t transfer) {
       cu->preemptible_ = false;
       threw = true;
       const std::type_info* type = abi::__cxa_current_exception_type();
-      Text(fiber.text, sizeof fiber.text) << "an exception of type " << (type != nullptr ? type->name() : "unknown");
+      Text(fiber.text, sizeof fiber.text)
+          << "an exception of type " << (type != nullptr ? type_name(type->name()) : "unknown");
     }
     cu->leave(threw ? Leave::threw : Leave::finished);
   }

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include <ferry/svm.h>
+#include <ferry/svm.hpp>
 
 namespace {
 
@@ -213,7 +213,7 @@ int main(int argc, char** argv) {
       const std::uint64_t bytes = ferry::machine().vram_bytes;
       EXPECT(bytes != 0);
       ferry_error error{};
-      if (ferry_checkpoint_save(fd, &error) != FERRY_OK) throw ferry::error(error);
+      ferry::save_checkpoint(fd);
       std::printf("%p\n", static_cast<void*>(root));
       check_and_free(root);  // saving changed nothing
       EXPECT(ferry_checkpoint_save(-1, &error) == FERRY_IO_ERROR);
@@ -224,7 +224,7 @@ int main(int argc, char** argv) {
     if (verb == "restore") {
       const int fd = open(argv[2], O_RDONLY | O_CLOEXEC);
       ferry_error error{};
-      if (ferry_checkpoint_restore(fd, &error) != FERRY_OK) throw ferry::error(error);
+      ferry::restore_checkpoint(fd);
       void* other = ferry::alloc(1 << 20);  // beside what was restored
       std::memset(other, 0xee, 1 << 20);
       // What was restored can be saved again.

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "base/status.h"
+#include "device/type_name.h"
 #include "fake_manager.h"
 
 namespace ferry::device::test {
@@ -89,7 +90,7 @@ const Case cases[] = {
     {"noexcept", throws_through_noexcept, Code::kernel_fault, {"abort()"}, false},
     {"overflow", overflow, Code::kernel_fault, {"stack overflow", "256 KiB"}, true},
     {"throws", throws, Code::kernel_threw, {"five is right out"}, false},
-    {"throws_number", throws_number, Code::kernel_threw, {"exception of type i"}, false},
+    {"throws_number", throws_number, Code::kernel_threw, {"exception of type int"}, false},
 };
 
 void expect_failure(const Case& c, const wire::LaunchResult& result) {
@@ -101,6 +102,20 @@ void expect_failure(const Case& c, const wire::LaunchResult& result) {
     EXPECT_NE(std::strstr(result.text, c.name), nullptr) << result.text;
   }
   EXPECT_EQ(result.address != 0, c.has_address) << c.name << ": " << std::hex << result.address;
+}
+
+struct Local {};
+
+TEST(TypeName, IsReadableWhereItIsSimple) {
+  EXPECT_EQ(type_name(typeid(int).name()), "int");
+  EXPECT_EQ(type_name(typeid(unsigned long).name()), "unsigned long");
+  EXPECT_EQ(type_name(typeid(const char*).name()), "const char*");
+  EXPECT_EQ(type_name(typeid(std::string).name()), "std::string");
+  EXPECT_EQ(type_name(typeid(div_t).name()), "div_t");
+  EXPECT_EQ(type_name(typeid(Local).name()), typeid(Local).name());  // in a namespace: as it is
+  EXPECT_EQ(type_name(""), "");
+  EXPECT_EQ(type_name("7"), "7");
+  EXPECT_EQ(type_name("99999x"), "99999x");
 }
 
 TEST(Crashes, EachIsToldAndTheDeviceGoesOn) {

@@ -1,4 +1,6 @@
 // Moves on request, range groups, pins and the mode without retry faults over the real thing.
+#include <sys/mman.h>
+
 #include <chrono>
 #include <vector>
 
@@ -92,6 +94,32 @@ TEST(SvmMoves, AnUnpinOfWhatIsNotPinnedIsRefused) {
   ferry_error e{};
   EXPECT_NE(ferry_unpin(m.p(), m.bytes(), &e), FERRY_OK);
   EXPECT_NE(e.text[0], 0);
+}
+
+TEST(SvmMoves, RefusalsSayWhatToDo) {
+  const Memory m;
+  void* const own = mmap(nullptr, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(own, MAP_FAILED);
+  for (const auto& refused :
+       {failure_of([&] { discard(own, page); }), failure_of([&] { populate(own, page); }),
+        failure_of([&] { const pin p(own, page); }), failure_of([&] { reset_attributes(own, page); }),
+        failure_of([&] { (void)migrate_async(own, page, to_cpu); })}) {
+    EXPECT_EQ(refused.code, FERRY_NOT_ALLOCATED);
+    EXPECT_NE(refused.text.find("ferry_adopt"), std::string::npos) << refused.text;
+  }
+  adopt(own, page);
+  {
+    const pin held(own, page);
+    for (const auto& refused : {failure_of([&] { discard(own, page); }), failure_of([&] { release(own, page); })}) {
+      EXPECT_EQ(refused.code, FERRY_IN_USE);
+      EXPECT_NE(refused.text.find("ferry_unpin"), std::string::npos) << refused.text;
+    }
+  }
+  release(own, page);
+  munmap(own, page);
+  ferry_error e{};
+  EXPECT_EQ(ferry_unpin(m.p(), m.bytes(), &e), FERRY_NOT_HELD);
+  EXPECT_NE(std::string(e.text).find("not all pages of the span are pinned"), std::string::npos) << e.text;
 }
 
 TEST(SvmMoves, BadMovesAreRefused) {

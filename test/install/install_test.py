@@ -59,7 +59,7 @@ def main():
         for header in sorted((prefix / "include/ferry").iterdir()):
             compilers = [("g++", "-std=c++20", "-x", "c++")]
             if header.suffix == ".h":
-                compilers.append(("gcc", "-std=c11", "-x", "c"))
+                compilers += [("gcc", "-std=c11", "-x", "c"), ("g++", "-std=c++17", "-x", "c++")]
             for compiler in compilers:
                 run(*compiler, "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I", prefix / "include",
                     "-include", header, "/dev/null", env=environment)

@@ -191,7 +191,7 @@ ferry_code save(int fd, Session& session, ferry_error* error) {
   }
   if (e == 0) e = chunks.finish();
   if (e == 0) return FERRY_OK;
-  return fail(error, e == ENOSPC ? Code::no_space : Code::io_error, e, "checkpoint_save: writing the file");
+  return fail(error, Status(e == ENOSPC ? Code::no_space : Code::io_error, e), "checkpoint_save: writing the file");
 }
 
 }  // namespace

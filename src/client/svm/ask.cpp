@@ -11,6 +11,22 @@ constexpr std::uint64_t address_end = std::uint64_t{1} << address_bits;
 
 }  // namespace
 
+const char* advice(wire::MessageType type, Code code) {
+  using wire::MessageType;
+  switch (code) {
+    case Code::not_allocated:
+      return "no page of the span is managed memory: ferry_alloc gives it, ferry_adopt makes memory that the program "
+             "already has managed";
+    case Code::in_use: return "pages of the span are pinned: ferry_unpin first";
+    case Code::not_held:
+      return type == MessageType::unpin ? "not all pages of the span are pinned"
+                                        : "no such range group of this process";
+    case Code::no_memory:
+      return type == MessageType::pin ? "the limit of pinned pages is reached, or there is no room for them" : nullptr;
+    default: return nullptr;
+  }
+}
+
 SvmSpan svm_span_of(const void* pointer, std::size_t bytes, const char* what, ferry_error* error) {
   const auto first = reinterpret_cast<std::uint64_t>(pointer);
   if (bytes == 0) {
@@ -54,6 +70,8 @@ bool ask_svm_bytes(Session& session, wire::MessageType type, std::span<const std
   const auto code = static_cast<Code>(out.code);
   if (out.text[0] != '\0') {
     fail(error, code, out.sys_errno, "%s: %s", what, out.text);
+  } else if (const char* words = advice(type, code)) {
+    fail(error, code, out.sys_errno, "%s: %s", what, words);
   } else {
     fail(error, Status(code, out.sys_errno), what);
   }

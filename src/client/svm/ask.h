@@ -19,6 +19,9 @@ struct SvmSpan {
   std::uint64_t count_pages = 0;
   explicit operator bool() const { return session != nullptr; }
 };
+/// What the code of a refusal alone does not tell about this request; null: nothing more is known.
+const char* advice(wire::MessageType type, Code code);
+
 /// Opens the session if need be. `what` begins the error's text.
 SvmSpan svm_span_of(const void* pointer, std::size_t bytes, const char* what, ferry_error* error);
 

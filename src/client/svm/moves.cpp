@@ -64,7 +64,11 @@ ferry_code ferry_migrate_async(const void* pointer, size_t bytes, int device, fe
     if (refused.text[0] != '\0') {
       return fail(error, static_cast<Code>(refused.code), refused.sys_errno, "migrate_async: %s", refused.text);
     }
-    return fail(error, Status(static_cast<Code>(refused.code), refused.sys_errno), "migrate_async");
+    const auto code = static_cast<Code>(refused.code);
+    if (const char* words = advice(wire::MessageType::migrate_async, code)) {
+      return fail(error, code, refused.sys_errno, "migrate_async: %s", words);
+    }
+    return fail(error, Status(code, refused.sys_errno), "migrate_async");
   }
   return fail(error, asked.ok() ? Status(Code::bad_message) : asked, "migrate_async");
 }
