@@ -1,5 +1,6 @@
 #include "linux/process.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -9,7 +10,9 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 
 namespace ferry::linux {
 
@@ -29,17 +32,22 @@ bool Process::ended() const {
 
 namespace {
 
+/// A small file of /proc, cut where `text` ends.
+template <std::size_t size>
+bool read_text(const char* path, char (&text)[size]) {
+  const Fd file(::open(path, O_RDONLY | O_CLOEXEC));
+  const ssize_t n = file ? ::read(file.get(), text, size - 1) : -1;
+  text[n > 0 ? n : 0] = '\0';
+  return n > 0;
+}
+
 /// Of a stat file of /proc; 0: it cannot be read.
 char state_in(const char* path) {
   char text[512];
-  const Fd file(::open(path, O_RDONLY | O_CLOEXEC));
-  if (!file) return 0;
-  const ssize_t n = ::read(file.get(), text, sizeof text - 1);
-  if (n <= 0) return 0;
-  text[n] = '\0';
+  if (!read_text(path, text)) return 0;
   // The name, which may hold anything, ends at the last parenthesis.
   const char* after = std::strrchr(text, ')');
-  return after != nullptr && after + 2 < text + n ? after[2] : '\0';
+  return after != nullptr && std::strlen(after) > 2 ? after[2] : '\0';
 }
 
 }  // namespace
@@ -51,10 +59,25 @@ bool Process::stopped() const {
   return (state == 'T' || state == 't') && !ended();
 }
 
-bool Process::thread_sleeps(pid_t thread) const {
+std::vector<Process::Thread> Process::threads() const {
   char path[64];
-  std::snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid_, thread);
-  return state_in(path) == 'S' && !ended();
+  std::snprintf(path, sizeof path, "/proc/%d/task", pid_);
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir(path), &::closedir);
+  std::vector<Thread> out;
+  if (folder == nullptr) return out;
+  while (const dirent* entry = ::readdir(folder.get())) {
+    const int number = std::atoi(entry->d_name);
+    if (number <= 0) continue;
+    std::snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid_, number);
+    Thread thread{number, state_in(path), 0};
+    std::snprintf(path, sizeof path, "/proc/%d/task/%d/schedstat", pid_, number);
+    char text[128];
+    if (thread.state == 0 || !read_text(path, text)) continue;  // it has ended
+    thread.ran_ns = std::strtoull(text, nullptr, 10);
+    out.push_back(thread);
+  }
+  if (ended()) out.clear();
+  return out;
 }
 
 void Process::kill() const {

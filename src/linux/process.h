@@ -3,6 +3,9 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
+#include <vector>
+
 #include "base/status.h"
 #include "linux/fd.h"
 
@@ -23,9 +26,13 @@ class Process {
   [[nodiscard]] bool ended() const;
   /// Stopped by a signal (job control, SIGSTOP) or a debugger.
   [[nodiscard]] bool stopped() const;
-  /// The thread of it that it numbers so sleeps in a system call or a page fault that can be interrupted. False too
-  /// where that cannot be told.
-  [[nodiscard]] bool thread_sleeps(pid_t thread) const;
+  struct Thread {
+    pid_t number;          ///< as the process numbers it
+    char state;            ///< R runs or is ready to, S sleeps where a signal can wake it, D where none can, T stopped
+    std::uint64_t ran_ns;  ///< on a processor, since it began
+  };
+  /// Those that there are, as one after the other was looked at. Empty where that cannot be told.
+  [[nodiscard]] std::vector<Thread> threads() const;
   /// SIGKILL. Quiet if it has ended.
   void kill() const;
 

@@ -2,6 +2,8 @@
 // Plain state; what is done with it is in executor/fork.cpp and fork_requests.cpp. Main thread only.
 #pragma once
 
+#include <sys/types.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -87,14 +89,16 @@ struct ForkGate {
     frozen,    ///< nobody reaches a page; the application was told
   };
   State state = State::revoking;
-  std::uint32_t thread = 0;     ///< that forks; it is never held back
-  std::uint64_t request = 0;    ///< to be answered
-  std::uint64_t fork = 0;       ///< Fork::number
-  std::uint64_t frozen_ns = 0;  ///< when nobody reached a page any more, or was last looked at
-  bool goes = false;            ///< the forking thread has heard so
-  std::uint32_t zaps = 0;       ///< unanswered
-  bool at_once = false;         ///< only devices are held back, until the child has everything
-  Page own_page = ~Page{0};     ///< that the forking thread waits for
+  std::uint32_t thread = 0;               ///< that forks; it is never held back
+  std::uint64_t request = 0;              ///< to be answered
+  std::uint64_t fork = 0;                 ///< Fork::number
+  std::uint64_t frozen_ns = 0;            ///< when nobody reached a page any more, or the forking thread had heard so
+  std::uint64_t looked_ns = 0;            ///< when it was last looked whether the forking thread comes on
+  std::map<pid_t, std::uint64_t> ran_ns;  ///< of the threads, then
+  bool goes = false;                      ///< the forking thread has heard that it may fork
+  std::uint32_t zaps = 0;                 ///< unanswered
+  bool at_once = false;                   ///< only devices are held back, until the child has everything
+  Page own_page = ~Page{0};               ///< that the forking thread waits for
   struct Touch {
     std::uint64_t address;
     Access access;

@@ -134,6 +134,7 @@ const char* to_string(Role role) {
     case Role::device: return "device";
     case Role::manager: return "manager";
     case Role::zygote: return "template";
+    case Role::child: return "child";
   }
   return "?";
 }
@@ -216,7 +217,9 @@ pid_t App::find(Role role) const {
   const char* wanted = role == Role::device ? "ferry-device" : role == Role::manager ? "ferryd" : "ferry-template";
   for (const pid_t pid : relatives()) {
     Process p;
-    if (look_at(pid, p) && p.name == wanted && p.state != 'Z') return pid;
+    if (!look_at(pid, p) || p.state == 'Z') continue;
+    const bool is_child = p.parent == pid_ && p.name.rfind("ferry", 0) != 0;
+    if (role == Role::child ? is_child : p.name == wanted) return pid;
   }
   return -1;
 }

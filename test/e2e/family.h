@@ -18,7 +18,8 @@ inline constexpr int patience_ms = 120'000;
 
 using Environment = std::vector<std::pair<std::string, std::string>>;
 
-enum class Role { application, device, manager, zygote };
+/// child: that the application has forked itself.
+enum class Role { application, device, manager, zygote, child };
 [[nodiscard]] const char* to_string(Role role);
 
 /// A program with pipes to its standard input and output. Killed, with all that it started, if it still runs at the end.

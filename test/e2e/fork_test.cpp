@@ -2,10 +2,13 @@
 // others do, and nothing stays behind. The programs (forker.cpp) check every byte themselves.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <memory>
 #include <tuple>
+#include <vector>
 
 #include "family.h"
 
@@ -60,6 +63,28 @@ INSTANTIATE_TEST_SUITE_P(On, Orphan, testing::Combine(testing::Values("0", "1"),
                                       ? std::string("closing_") + std::get<1>(info.param).name
                                       : std::string(std::get<1>(info.param).name);
                          });
+
+/// What holds a lock of the C library may want nothing but a processor, for longer than the manager waits for a fork.
+TEST(Fork, of_a_program_that_shares_its_processor) {
+  cpu_set_t all;
+  ASSERT_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++cpu) {
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  }
+  const auto on_one = [&one] { sched_setaffinity(0, sizeof one, &one); };
+  std::vector<std::unique_ptr<App>> others;
+  for (int i = 0; i < 3; ++i) {
+    others.push_back(
+        std::make_unique<App>(std::vector<std::string>{"/bin/sh", "-c", "while :; do :; done"}, Environment{}, on_one));
+  }
+  App app({program("bin/test/e2e_forker"), "starved", "6"},
+          {{"FERRY_VRAM", "64M"}, {"FERRY_CUS", "2"}, {"FERRY_SOCKET", ""}}, on_one);
+  EXPECT_EQ(app.wait_end(), 0) << app.errors();
+  others.clear();
+  expect_no_processes();
+}
 
 #ifndef FERRY_TEST_NO_PRELOAD
 /// All of the program's heap is managed, streams and thread-local things included.

@@ -257,8 +257,9 @@ bool stops_writers() {
 }
 
 /// Threads write and kernels run while the program forks, again and again. A child sees of each thread all that it did up
-/// to some moment, and nothing that it did later.
-int busy() {
+/// to some moment, and nothing that it did later. `starved`: so also where a lock of the C library, which fork waits for,
+/// is held by a thread that nobody lets run.
+int busy(bool starved) {
   constexpr int threads = 3;
   // Thread t writes front first, then its private back; and private first before managed second.
   struct alignas(4096) Pair {
@@ -285,6 +286,12 @@ int busy() {
         managed[t].second.store(n, std::memory_order_release);
         churn[n % 50] = std::string(n % 300, 'x');
       }
+    });
+  }
+  if (starved) {
+    writers.emplace_back([&] {
+      EXPECT(::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), 19) == 0);
+      while (!stop.load()) std::vector<std::string>(100, std::string(2000, 'x'));
     });
   }
   std::thread launcher([&] {
@@ -508,7 +515,8 @@ const std::map<std::string, int (*)()> programs = {
     {"grandchildren", grandchildren},
     {"parent_exits_first", parent_exits_first},
     {"killed", killed},
-    {"busy", busy},
+    {"busy", [] { return busy(false); }},
+    {"starved", [] { return busy(true); }},
     {"many", many},
     {"child_changes", child_changes},
     {"child_threads", child_threads},

@@ -85,6 +85,50 @@ class Kill : public testing::Test {
     return n;
   }
 
+  /// A program with a manager of its own loses one of its processes; nothing of it is left.
+  void kill_one(std::vector<std::string> words, Role victim, unsigned number, const Environment& surroundings) {
+    SCOPED_TRACE(words[0] + " " + words[1] + ": kill of the " + to_string(victim) + ", number " +
+                 std::to_string(number) + ", " + told(surroundings));
+    words[0] = program(words[0].c_str());
+    App app(words, surroundings);
+    ASSERT_TRUE(app.wait_line("ready"));
+    ASSERT_TRUE(app.wait_line("round"));
+    const pid_t pid = app.wait_for(victim);
+    ASSERT_GT(pid, 0);
+    some_rounds(app);
+    switch (victim) {
+      case Role::application:
+        App::signal(pid, SIGKILL);
+        EXPECT_EQ(app.wait_end(), killed);
+        break;
+      case Role::device:
+        App::signal(pid, SIGKILL);
+        expect_recovery(app, pid);
+        expect_good_end(app);
+        break;
+      case Role::manager:
+        App::signal(pid, SIGKILL);
+        EXPECT_EQ(app.wait_end(), manager_lost);
+        EXPECT_NE(app.errors().find("the manager (pid " + std::to_string(pid) + ") ended"), std::string::npos)
+            << app.errors();
+        break;
+      case Role::zygote:
+        App::signal(pid, SIGKILL);
+        EXPECT_EQ(app.wait_end(), no_device);
+        EXPECT_NE(app.said().find("must be started again"), std::string::npos) << app.said();
+        break;
+      case Role::child:
+        // The one that was found has ended by now: one that is there now, if it still is.
+        kill(app.wait_for(Role::child), SIGKILL);
+        app.drain();
+        ASSERT_TRUE(app.wait_lines("round", 3));
+        expect_good_end(app);
+        break;
+    }
+    expect_clean();
+    app.drain();  // what children of it said last
+  }
+
   std::mt19937_64 random_;
   RestlessMachine restless_;
 };
@@ -93,34 +137,7 @@ TEST_F(Kill, PrivateManager) {
   const unsigned kills = kills_of(50);
   for (unsigned i = 0; i < kills && !HasFailure(); ++i) {
     static constexpr Role roles[] = {Role::application, Role::device, Role::manager};
-    const Role victim = i % 8 == 7 ? Role::zygote : roles[i % 3];
-    const Environment surroundings = machine();
-    SCOPED_TRACE(std::string("kill of the ") + to_string(victim) + ", number " + std::to_string(i) + ", " +
-                 told(surroundings));
-    App app({program("bin/test/e2e_migrator"), "8"}, surroundings);
-    ASSERT_TRUE(app.wait_line("ready"));
-    ASSERT_TRUE(app.wait_line("round"));
-    const pid_t pid = app.wait_for(victim);
-    ASSERT_GT(pid, 0);
-    some_rounds(app);
-    App::signal(pid, SIGKILL);
-    switch (victim) {
-      case Role::application: EXPECT_EQ(app.wait_end(), killed); break;
-      case Role::device:
-        expect_recovery(app, pid);
-        expect_good_end(app);
-        break;
-      case Role::manager:
-        EXPECT_EQ(app.wait_end(), manager_lost);
-        EXPECT_NE(app.errors().find("the manager (pid " + std::to_string(pid) + ") ended"), std::string::npos)
-            << app.errors();
-        break;
-      case Role::zygote:
-        EXPECT_EQ(app.wait_end(), no_device);
-        EXPECT_NE(app.said().find("must be started again"), std::string::npos) << app.said();
-        break;
-    }
-    expect_clean();
+    kill_one({"bin/test/e2e_migrator", "8"}, i % 8 == 7 ? Role::zygote : roles[i % 3], i, machine());
   }
 }
 
@@ -234,6 +251,93 @@ TEST_F(Kill, ManagerOfTwoPrograms) {
   EXPECT_EQ(next.end(), 0) << next.app().errors();
   EXPECT_EQ(folder.entries(), std::vector<std::string>{});
   expect_clean();
+}
+
+/// What storm.cpp does while processes are killed: memory of the program's own is taken and given back, children are forked,
+/// attributes are set, mappings move, everything is saved.
+class Storm : public Kill, public testing::WithParamInterface<const char*> {
+ protected:
+  Environment short_machine() {
+    Environment out = machine();
+    if (below(3) == 0) out.emplace_back("FERRY_SYSTEM", "6M");
+    return out;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Of, Storm, testing::Values("adopt", "fork", "attributes", "move", "checkpoint"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(Storm, PrivateManager) {
+  const std::string kind = GetParam();
+  const unsigned kills = kills_of(20);
+  static constexpr Role roles[] = {Role::device, Role::application, Role::manager, Role::child, Role::zygote};
+  for (unsigned i = 0; i < kills && !HasFailure(); ++i) {
+    const Role victim = roles[i % 5];
+    kill_one({"bin/test/e2e_storm", kind}, victim == Role::child && kind != "fork" ? Role::device : victim, i,
+             short_machine());
+  }
+}
+
+TEST_P(Storm, BesideOthersOfItsManager) {
+  const unsigned kills = kills_of(10);
+  const Environment surroundings = short_machine();
+  SCOPED_TRACE(told(surroundings));
+  Folder folder;
+  Daemon daemon(folder, surroundings);
+  const Environment here = {{"FERRY_SOCKET", daemon.socket()}};
+  {
+    App survivor({program("bin/test/e2e_migrator"), "4"}, here);
+    ASSERT_TRUE(survivor.wait_line("round"));
+    for (unsigned i = 0; i < kills && !HasFailure(); ++i) {
+      App other({program("bin/test/e2e_storm"), GetParam()}, here);
+      ASSERT_TRUE(other.wait_line("round"));
+      const pid_t pid = other.wait_for(i % 2 == 0 ? Role::application : Role::device);
+      some_rounds(other);
+      App::signal(pid, SIGKILL);
+      if (i % 2 == 0) {
+        EXPECT_EQ(other.wait_end(), killed);
+      } else {
+        expect_recovery(other, pid);
+        expect_good_end(other);
+      }
+      survivor.drain();
+      ASSERT_TRUE(survivor.wait_lines("round", 3));
+      EXPECT_EQ(survivor.said().find("lost"), std::string::npos);
+    }
+    survivor.close_input();
+    EXPECT_EQ(survivor.wait_end(), 0);
+  }
+  MemoryFiles now;
+  EXPECT_TRUE(wait_until(daemon.pid(), [&] { return (now = memory_files(daemon.pid())) == MemoryFiles{}; }))
+      << "the manager keeps " << now.descriptors << " descriptors and " << now.mapped
+      << " files of programs that ended\n"
+      << daemon.app().errors();
+  EXPECT_EQ(daemon.end(), 0) << daemon.app().errors();
+  expect_clean();
+}
+
+/// A checkpoint that was being written restores nothing or all of it.
+TEST_F(Kill, WhileSaving) {
+  const unsigned kills = kills_of(20);
+  for (unsigned i = 0; i < kills && !HasFailure(); ++i) {
+    const Role victim = i % 2 == 0 ? Role::application : Role::manager;
+    Folder folder;
+    const Environment surroundings = machine();
+    SCOPED_TRACE(std::string("kill of the ") + to_string(victim) + ", number " + std::to_string(i) + ", " +
+                 told(surroundings));
+    Environment saving = surroundings;
+    saving.emplace_back("FERRY_STORM_FILE", folder.file("saved"));
+    App app({program("bin/test/e2e_storm"), "checkpoint"}, saving);
+    ASSERT_TRUE(app.wait_line("round"));
+    const pid_t pid = app.wait_for(victim);
+    some_rounds(app);
+    App::signal(pid, SIGKILL);
+    EXPECT_EQ(app.wait_end(), victim == Role::manager ? manager_lost : killed);
+    expect_clean();
+    App next({program("bin/test/e2e_storm"), "restore", folder.file("saved")}, surroundings);
+    EXPECT_EQ(next.wait_end(), 0) << next.said() << next.errors();
+    std::cout << next.said();
+    expect_clean();
+  }
 }
 
 }  // namespace

@@ -6,27 +6,18 @@
 // and rewritten by its owner, all at once; then parts change hands. All owners also add to counters on one page.
 // Says "round N" after each round, "lost N" when a device process has ended, "intact N" once the memory was checked
 // after that, "WRONG ..." where a byte is not what it must be. Ends after ROUNDS rounds or when standard input ends.
-// Exit status: 0 all well, 3 a wrong byte, 4 an error of Ferry's other than a lost device, 6 no device can be had.
-#include <poll.h>
-#include <unistd.h>
-
 #include <atomic>
-#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <ferry/ferry.hpp>
 #include <optional>
 #include <vector>
 
+#include "known.h"
+
 namespace {
 
-using Word = std::uint64_t;
-constexpr std::size_t page_words = 512;
-constexpr int exit_wrong = 3;
-constexpr int exit_error = 4;
-constexpr int exit_no_device = 6;
-
-constexpr Word mix(Word i) { return (i + 1) * 0x9e3779b97f4a7c15; }
+using namespace ferry::test;
 
 // What both sides add to; on the same page, so that they contend for it.
 struct Counters {
@@ -39,19 +30,6 @@ struct Part {
   std::size_t pages;
   Word version = 0;
 };
-
-[[noreturn]] void wrong(const char* who, std::size_t index, Word value, Word wanted) {
-  std::printf("WRONG %s: word %zu is %" PRIx64 ", not %" PRIx64 "\n", who, index, value, wanted);
-  std::fflush(stdout);
-  std::_Exit(exit_wrong);
-}
-
-bool input_ended() {
-  pollfd in{STDIN_FILENO, POLLIN, 0};
-  if (poll(&in, 1, 0) <= 0) return false;
-  char byte = 0;
-  return read(STDIN_FILENO, &byte, 1) <= 0;
-}
 
 class Migrator {
  public:
@@ -102,11 +80,6 @@ class Migrator {
         if (part.words[i] != mix(i) + part.version) wrong("end", i, part.words[i], mix(i) + part.version);
       }
     }
-  }
-
-  static void say(const char* what, unsigned long number) {
-    std::printf("%s %lu\n", what, number);
-    std::fflush(stdout);
   }
 
  private:
@@ -168,8 +141,6 @@ class Migrator {
     lost_ = false;
   }
 
-  static constexpr unsigned refused_max = 3;
-
   std::vector<Word, ferry::allocator<Word>> data_;
   std::vector<Part> parts_;
   std::vector<ferry::queue> queues_;
@@ -192,14 +163,14 @@ int main(int argc, char** argv) {
   const unsigned long rounds = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : ~0UL;
   try {
     Migrator migrator(mib << 20);
-    Migrator::say("ready", static_cast<unsigned long>(getpid()));
+    say("ready", static_cast<unsigned long>(getpid()));
     unsigned long n = 0;
     while (n < rounds && (argc > 2 || !input_ended())) migrator.round(n++);
     migrator.check_all();
     for (std::size_t i = 0; i < ballast.size(); ++i) {
       if (ballast[i] != mix(i)) wrong("ballast", i, ballast[i], mix(i));
     }
-    Migrator::say("done", n);
+    say("done", n);
   } catch (const ferry::error& e) {
     std::printf("error %d %s\n", static_cast<int>(e.code()), e.what());
     std::fflush(stdout);

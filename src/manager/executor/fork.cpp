@@ -1,5 +1,6 @@
 // Forks: the application's pages are taken from everybody; children come and go. docs/design/0018-fork.md.
 #include <algorithm>
+#include <utility>
 
 #include "manager/executor/executor.h"
 #include "manager/log.h"
@@ -12,11 +13,11 @@ constexpr unsigned fork_modes = linux::track_missing | linux::track_minor;
 constexpr std::uint64_t zap_pages_max = 64 * block_pages;
 /// What a child does to its mappings ends soon, unless it is stopped: then it is looked at again in the next turn.
 constexpr unsigned let_go_tries = 20;
-/// The forking thread may wait for a thread that waits here (both use the C library's locks). Far above what a fork
-/// takes; a thread that has had no CPU in that time is known by its not sleeping.
-constexpr std::uint64_t gate_patience_ns = 200'000'000;
-/// Until it has heard that it may fork, it waits for no such thread.
-constexpr std::uint64_t hear_patience_ns = 10'000'000'000;
+/// The forking thread may wait for a thread that waits here (both use the C library's locks). So long between two looks
+/// whether it does: far above what a fork takes.
+constexpr std::uint64_t look_after_ns = 200'000'000;
+/// On a machine where there is always somebody who waits for a processor.
+constexpr std::uint64_t patience_ns = 10'000'000'000;
 
 }  // namespace
 
@@ -161,14 +162,30 @@ void Executor::check_gates() {
   }
 }
 
-/// Opening it before the fork lets others write what the child will see in part: only where nothing else helps.
+/// Opening it before the fork lets others write what the child will see in part: only where nothing else helps. That is
+/// where somebody waits here and the forking thread has slept all the time between two looks, though every thread that
+/// is ready to run could do so most of that time: one that could not may have what it waits for.
 bool Executor::gate_is_stuck(Client& client) {
   ForkGate& gate = *client.gate;
   if (gate.state != ForkGate::State::frozen || gate.at_once) return false;
-  if (now_ns_ - gate.frozen_ns <= (gate.goes ? gate_patience_ns : hear_patience_ns)) return false;
-  if (!gate.goes || client.process.thread_sleeps(static_cast<pid_t>(gate.thread))) return true;
-  gate.frozen_ns = now_ns_;
-  return false;
+  if (now_ns_ - std::max(gate.looked_ns, gate.frozen_ns) <= look_after_ns) return false;
+  const std::uint64_t between_ns = now_ns_ - std::exchange(gate.looked_ns, now_ns_);
+  const auto before = std::exchange(gate.ran_ns, {});
+  bool sleeps = false;
+  bool starves = false;
+  for (const linux::Process::Thread& thread : client.process.threads()) {
+    gate.ran_ns[thread.number] = thread.ran_ns;
+    const auto then = before.find(thread.number);
+    const std::uint64_t ran_ns = then == before.end() ? 0 : thread.ran_ns - then->second;
+    if (thread.number == static_cast<pid_t>(gate.thread)) {
+      sleeps = thread.state == 'S' && then != before.end() && ran_ns == 0;
+    } else if (thread.state == 'R' && ran_ns < between_ns / 2) {
+      starves = true;
+    }
+  }
+  const bool somebody_waits = !gate.touches.empty() || !gate.waves.empty() || !gate.maps.empty();
+  const bool for_long = now_ns_ - gate.frozen_ns > patience_ns;
+  return sleeps && somebody_waits && (for_long || (gate.goes && !starves));
 }
 
 void Executor::fork_goes(Client& client) {
