@@ -165,14 +165,15 @@ Status convert_to_private(void* span, std::size_t bytes, int prot, int file, std
   if (result.ok() && prot != (PROT_READ | PROT_WRITE) && ::mprotect(stage, bytes, prot) != 0) {
     result = Status(Code::no_memory, errno);
   }
-  // One step: nobody ever finds nothing there.
-  if (result.ok() && ::mremap(stage, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, span) == MAP_FAILED) {
+  // One step: nobody ever finds nothing there. Nor a hole at the caller's stage, which another thread could fill.
+  const int how = MREMAP_MAYMOVE | MREMAP_FIXED | (stage_at != nullptr ? MREMAP_DONTUNMAP : 0);
+  if (result.ok() && ::mremap(stage, bytes, bytes, how, span) == MAP_FAILED) {
     result = Status(errno == ENOMEM ? Code::no_mappings : Code::no_memory, errno);
   }
   if (!result.ok()) {
     uffdio_range back = range;
     ::ioctl(userfault.get(), UFFDIO_UNREGISTER, &back);
-    ::munmap(stage, bytes);
+    if (stage_at == nullptr) ::munmap(stage, bytes);
   }
   uffdio_range wake = range;
   ::ioctl(userfault.get(), UFFDIO_WAKE, &wake);

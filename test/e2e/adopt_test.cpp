@@ -287,6 +287,40 @@ TEST(Adoption, NeighboursComeAndGoMeanwhile) {
   EXPECT_EQ(wrong.load(), 0);
 }
 
+TEST(Adoption, WhatIsMappedWhileOtherMemoryIsGivenBackStays) {
+  // So small that it fits wherever the other leaves room, for a moment, that is not the program's.
+  constexpr std::size_t small_bytes = 16 * 4096;
+  constexpr std::size_t bytes = 256 * 4096;
+  const auto there_and_back = [] {
+    const Pages pages(bytes);
+    ferry_error e{};
+    ASSERT_EQ(ferry_adopt(pages.as<char>(), bytes, &e), FERRY_OK) << e.text;
+    *pages.as<int>() = 5;
+    ASSERT_EQ(ferry_release(pages.as<char>(), bytes, &e), FERRY_OK) << e.text;
+    ASSERT_EQ(*pages.as<int>(), 5);
+  };
+  there_and_back();  // from now on room lies above all that threads map, where the kernel looks first
+  std::atomic<bool> stop{false};
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      std::vector<std::unique_ptr<Pages>> held;
+      for (unsigned round = 1; !stop.load(std::memory_order_relaxed); ++round) {
+        held.push_back(std::make_unique<Pages>(small_bytes));
+        *held.back()->as<unsigned>() = round * 4 + t;
+        if (held.size() < 20) continue;
+        for (const auto& pages : held) wrong += *pages->as<unsigned>() % 4 != t ? 1 : 0;
+        held.clear();
+      }
+    });
+  }
+  for (int round = 0; round < 150 && !HasFailure(); ++round) there_and_back();
+  stop = true;
+  for (auto& t : threads) t.join();
+  EXPECT_EQ(wrong.load(), 0);
+}
+
 TEST(Adoption, ManyThreadsAndTheDeviceAtOnce) {
   std::vector<std::thread> threads;
   std::atomic<int> wrong{0};

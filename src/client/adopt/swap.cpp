@@ -40,7 +40,8 @@ linux::Userfaultfd& waiting_room(Status& status) {
 }
 
 /// Address space of the adopter's own, for what it maps meanwhile. Anywhere else it could come to lie where the program has
-/// just unmapped something, to map something else there in the next moment.
+/// just unmapped something, to map something else there in the next moment. Nothing may leave a hole in it, which the
+/// program would fill: what lies here is moved away with MREMAP_DONTUNMAP, and never unmapped.
 class Workbench {
  public:
   explicit Workbench(std::uint64_t bytes) {
@@ -92,8 +93,8 @@ Status swap_now(const Swap& s, const linux::Userfaultfd& room, const linux::User
     result = of_mapping(errno);
   }
   if (!result.ok()) {
-    // Where they were, nothing else can have come: the threads are stopped.
-    FERRY_CHECK(::mremap(moved, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at) == at);
+    // Where they were, nothing else can have come: the threads are stopped. The bench stays without a hole.
+    FERRY_CHECK(::mremap(moved, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, at) == at);
     return result;
   }
   ::madvise(at, bytes, MADV_DONTFORK);
