@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "demos.h"
 #include "roles.h"
@@ -10,7 +11,8 @@ int main(int argc, char** argv) {
   using namespace ferry::demo;
   CLI::App app{"Demonstrations of forward progress, with real processes, faults and memory pressure.", "ferry demo"};
   app.require_subcommand(1);
-  app.footer("Example: ferry demo deadlock --policy none\nExit code: 0 as expected, 1 not, 2 wrong usage.");
+  const std::string exit_codes = "\nExit code: 0 as expected, 1 not, 2 wrong usage.";
+  app.footer("Example: ferry demo deadlock --policy none" + exit_codes);
 
   DeadlockOptions deadlock_options;
   CLI::App* deadlock_command = app.add_subcommand(
@@ -20,6 +22,7 @@ int main(int argc, char** argv) {
   deadlock_command->add_option("--times", deadlock_options.times, "runs of each")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
+  deadlock_command->footer("Example: ferry demo deadlock --policy none --times 50" + exit_codes);
   deadlock_command->add_flag("--json", deadlock_options.json, "print JSON");
 
   PoliciesOptions policies_options;
@@ -31,11 +34,13 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1.0, 3600.0))
       ->capture_default_str();
   policies_command->add_option("--html", policies_options.html, "write a page with a plot to this file");
+  policies_command->footer("Example: ferry demo policies --seconds 8 --html policies.html" + exit_codes);
   policies_command->add_flag("--json", policies_options.json, "print JSON");
 
   SoakOptions soak_options;
   CLI::App* soak_command = app.add_subcommand(
       "soak", "Applications with all engines and too little memory, killed at random: nothing hangs, leaks or is lost");
+  soak_command->footer("Example: ferry demo soak --seconds 600 --applications 8" + exit_codes);
   soak_command->add_option("--seconds", soak_options.seconds, "how long")
       ->check(CLI::Range(1.0, 1e6))
       ->capture_default_str();
@@ -47,6 +52,7 @@ int main(int argc, char** argv) {
   StressOptions stress_options;
   CLI::App* stress_command =
       app.add_subcommand("stress", "Threads and devices change the same memory in every way, checked against a shadow");
+  stress_command->footer("Example: ferry demo stress --seconds 60 --seed 7" + exit_codes);
   stress_command->add_option("--seconds", stress_options.seconds, "how long")
       ->check(CLI::Range(0.1, 1e6))
       ->capture_default_str();

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import bench_table
 import check_claims
 import check_docs
 import check_svm_tests
@@ -220,6 +221,24 @@ class Claims(Tree):
     def test_a_number_that_is_no_fact(self):
         self.write("src/core/a.cpp", "void verify_block();  // K77\n")
         self.assert_finds(check_claims, "src/core/a.cpp:1: K77")
+
+
+class BenchTable(unittest.TestCase):
+    @staticmethod
+    def row(name, ratio, target, meets):
+        return {"name": name, "ferry": 1234.5, "floor": 2, "ratio": ratio, "target": target, "meets": meets, "unit": "us"}
+
+    def test_a_line_says_which_way_the_target_binds(self):
+        for ratio, target, meets, expected in ((1.2, 1.5, True, "1.2 | <= 1.5 | meets"), (1.6, 1.5, False, "1.6 | <= 1.5 | **missed**"),
+                                               (0.9, 0.8, True, "0.9 | >= 0.8 | meets"), (0.7, 0.8, False, "0.7 | >= 0.8 | **missed**")):
+            self.assertEqual(bench_table.line(self.row("a", ratio, target, meets)), f"| a | 1,234 us | 2 | {expected} |")
+        self.assertIn("not measured", bench_table.line(self.row("a", None, 1, False)))
+
+    def test_rows_of_a_family_are_one_line_and_those_that_missed(self):
+        rows = [self.row("policy_a", 0.1, 1, True), self.row("policy_b", 1.5, 1, False), self.row("core", 2, 1, True)]
+        lines = bench_table.table(rows).splitlines()[2:]
+        self.assertEqual([text.split(" | ")[0] for text in lines], ["| policy_*", "| policy_b", "| core"])
+        self.assertIn("**1 of 2 missed**", lines[0])
 
 
 class VerdictTable(unittest.TestCase):
