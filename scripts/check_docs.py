@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Links in the documentation lead somewhere, and every invariant (I-1) and kernel fact (K-1) that is referred to is
+"""Links in the documentation lead somewhere, its examples are those that a test runs, and every invariant (I-1) and kernel fact (K-1) that is referred to is
 defined: once, at the start of a heading, list item or table row of docs/INVARIANTS.md or docs/KERNEL.md."""
 
 import re
@@ -14,6 +14,9 @@ HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*\s*$", re.MULTILINE)
 IDENTIFIER = re.compile(r"(?<![\w-])([IK]-\d+)(?![\w-])")
 DEFINITION = re.compile(r"^[ \t]*(?:[|#*+-]+|\d+\.)[ \t]*(?:<a [^>]*>(?:</a>)?)?[*`_\[]*([IK]-\d+)(?![\w-])", re.MULTILINE)
 HOMES = {"I": "docs/INVARIANTS.md", "K": "docs/KERNEL.md"}
+EXAMPLE = re.compile(r"^```cpp\n(.*?)^```", re.MULTILINE | re.DOTALL)
+EXAMPLES_OF = ("docs/API.md", "docs/SVM.md")
+EXAMPLES_IN = "test/client/documented_test.cpp"
 EXEMPT = {"scripts/check_docs.py", "test/checks/checks_test.py"}
 
 
@@ -50,11 +53,29 @@ def check_links(root, path, complaints):
             complaints.append(f"{path}:{line}: link to {target}: there is no such heading")
 
 
+def check_examples(root, complaints):
+    """Whole programs are built by test/install, which takes them from the page."""
+    if not (root / EXAMPLES_IN).is_file():
+        return
+    tested = {line.strip() for line in source_tree.text(root, EXAMPLES_IN).splitlines()}
+    for page in EXAMPLES_OF:
+        source = source_tree.text(root, page)
+        for match in EXAMPLE.finditer(source):
+            if "int main(" in match.group(1):
+                continue
+            first = source.count("\n", 0, match.start(1)) + 1
+            for number, line in enumerate(match.group(1).splitlines(), first):
+                if line.strip() and line.strip() not in tested:
+                    complaints.append(f"{page}:{number}: this line of an example is not in {EXAMPLES_IN}")
+
+
 def check(root):
     complaints = []
     for path in source_tree.walk(root):
         if path.suffix == ".md":
             check_links(root, path, complaints)
+
+    check_examples(root, complaints)
 
     defined = {}
     for kind, home in HOMES.items():

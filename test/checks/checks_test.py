@@ -160,6 +160,16 @@ class SvmTests(Tree):
         self.assert_finds(check_svm_tests, "docs/SVM.md:4:", "without a test")
 
 
+class Examples(Tree):
+    def test_lines_of_an_example_that_no_test_has(self):
+        self.write("docs/SVM.md", "```cpp\nf(1);  // so\n\n  g();\n```\n```cpp\nint main() { h(); }\n```\n")
+        self.write("docs/API.md", "")
+        self.write("test/client/documented_test.cpp", "  f(1);  // so\n  g();\n")
+        self.assert_passes(check_docs)
+        self.write("test/client/documented_test.cpp", "  f(1);\n  g();\n")
+        self.assert_finds(check_docs, "docs/SVM.md:2:")
+
+
 class Claims(Tree):
     CONFIG = "enum class PlantedBug : std::uint8_t {\n  none,\n  // pages\n  lose_dirty,  ///< counts as clean\n};\n"
     INVARIANTS = "| | statement | core | planted bugs |\n|---|---|---|---|\n| I-01 | It is so. | `verify_block` | `lose_dirty` |\n"

@@ -5,6 +5,7 @@ usage: install_test.py BUILD_FOLDER
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 CONSUMER = Path(__file__).resolve().parent / "consumer"
+SOURCES = Path(__file__).resolve().parent.parent.parent
 LIMIT_S = 300
 
 
@@ -40,6 +42,14 @@ def check_progress(program, environment):
            f"{program} did not say what it should")
     needed = run("readelf", "-d", program)
     expect("libferry_progress.so" in needed and "libferry.so" not in needed, f"{program} needs another library")
+
+
+def documented_program(page):
+    """The first whole program of a page, as a reader would copy it."""
+    for block in re.findall(r"^```cpp\n(.*?)^```", (SOURCES / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        if "int main(" in block:
+            return block
+    sys.exit(f"{page} has no program")
 
 
 def main():
@@ -77,6 +87,11 @@ def main():
         run("g++", "-std=c++20", CONSUMER / "main.cpp", "-o", scratch / "consumer", *flags, f"-Wl,-rpath,{library}",
             env=environment)
         check_program(scratch / "consumer", environment)
+        for page, says in (("README.md", "1 1000"), ("docs/API.md", "")):
+            (scratch / "program.cpp").write_text(documented_program(page), encoding="utf-8")
+            run("g++", "-std=c++20", "-O2", scratch / "program.cpp", "-o", scratch / "program", *flags, f"-Wl,-rpath,{library}",
+                env=environment)
+            expect(says in run(scratch / "program", env=environment), f"the program of {page} did not say {says}")
         flags = run("pkg-config", "--cflags", "--libs", "ferry_progress", env=asks).split()
         run("g++", "-std=c++20", CONSUMER / "progress.cpp", "-o", scratch / "progress", *flags,
             f"-Wl,-rpath,{library}", env=environment)
