@@ -91,8 +91,9 @@ struct Residency {
 
 /// Of all allocated pages of a span.
 struct SpanState {
-  bool home = true;     ///< all are in system memory, and nothing is under way there
-  bool pinned = false;  ///< some are
+  bool home = true;            ///< all are in system memory, and nothing is under way there
+  bool pinned = false;         ///< some are
+  bool placed_system = false;  ///< some have Placement::system
 };
 
 /// Where an allocation wants to live. `automatic`: a device fault migrates. `system`: devices reach it in place.

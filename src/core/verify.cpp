@@ -67,6 +67,7 @@ SpanState Core::Impl::span_state(ClientId id, PageSpan span) const {
     const PageMask pages =
         block->allocated & PageMask::range(static_cast<unsigned>(from - all.first), static_cast<unsigned>(to - from));
     state.pinned = state.pinned || pinned(*block, pages).any();
+    state.placed_system = state.placed_system || block->placed_system.intersects(pages);
     state.home = state.home && block->system_current.contains(pages) && !block->stored.intersects(pages);
     for (std::uint32_t g = 0; g < block->granules.size(); ++g) {
       state.home = state.home && (block->granules[g].op == none_index || !pages.intersects(granule_mask(g)));

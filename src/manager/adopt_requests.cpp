@@ -55,7 +55,7 @@ bool Manager::on_adoption(Client& client) {
       } else if (incoming_->type() == wire::MessageType::release) {
         release(client, pages);
       } else {
-        released(client, pages);
+        released(client, pages, span.flags);
       }
       return true;
     }
@@ -188,11 +188,12 @@ void Manager::release(Client& client, PageSpan pages) {
     return;
   }
   // Not awaited: who is to unpin it may itself wait for memory that cannot be adopted before this has ended.
-  if (core_->span_state(client.id, pages).pinned || client.is_releasing(pages)) {
+  const core::SpanState state = core_->span_state(client.id, pages);
+  if (state.pinned || client.is_releasing(pages)) {
     answer(client, request, Code::in_use);
     return;
   }
-  client.releasing.push_back(pages);
+  client.releasing.push_back({pages, state.placed_system});
   go_home(client, pages, request);
 }
 
@@ -239,15 +240,21 @@ void Manager::came_home(Client& client, const Request& request) {
   executor_->look_at_held(client, pages);
 }
 
-void Manager::released(Client& client, PageSpan pages) {
+void Manager::released(Client& client, PageSpan pages, std::uint32_t flags) {
   const std::uint64_t request = incoming_->head.request;
-  const auto found = std::find(client.releasing.begin(), client.releasing.end(), pages);
+  const auto found =
+      std::find_if(client.releasing.begin(), client.releasing.end(), [&](const PageSpan& r) { return r == pages; });
   const bool freed = found != client.releasing.end() && !client.is_allocated(pages.first);
   if (!freed) {
     answer(client, request, Code::not_allocated);
     return;
   }
+  const bool placed_system = found->placed_system;
   client.releasing.erase(found);
+  if ((flags & wire::span_has_contents) != 0) {
+    allocate_adopted(client, pages, (flags & wire::span_read_only) | (placed_system ? wire::span_place_system : 0U));
+    return;
+  }
   // What the machine does not take back goes with the client's file.
   [[maybe_unused]] const Status punched =
       linux::punch_hole(client.system_file.get(), pages.first * page_bytes, pages.count_pages * page_bytes);

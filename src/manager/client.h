@@ -151,10 +151,13 @@ struct Client {
     std::uint64_t request = 0;
     PageSpan pages;
   };
-  FileSpans files;                      ///< of the application, that devices have mapped
-  std::vector<Beginning> file_drops;    ///< file_drop that waits for devices
-  std::vector<Beginning> beginning;     ///< adopt_begin that waits for `unmapped`
-  std::vector<PageSpan> releasing;      ///< not managed any more, and not yet taken from the system file
+  FileSpans files;                    ///< of the application, that devices have mapped
+  std::vector<Beginning> file_drops;  ///< file_drop that waits for devices
+  std::vector<Beginning> beginning;   ///< adopt_begin that waits for `unmapped`
+  struct Releasing : PageSpan {
+    bool placed_system = false;  ///< what it was, for the case that the application cannot take it
+  };
+  std::vector<Releasing> releasing;     ///< not managed any more, and not yet taken from the system file
   std::vector<linux::Mapping> mirrors;  ///< the system file, mapped a segment at a time
   ClientWork work;
   std::unique_ptr<ForkGate> gate;  ///< while it forks

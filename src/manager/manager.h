@@ -130,7 +130,7 @@ class Manager final : private Household {
   // adopt_requests.cpp
   bool on_adoption(Client& client);
   void release(Client& client, PageSpan pages);
-  void released(Client& client, PageSpan pages);
+  void released(Client& client, PageSpan pages, std::uint32_t flags);
   bool poll_outside(Client& client);
   void unmapped(Client& client, PageSpan gone);
   void unmapped_done(Client& client, const Request& request);

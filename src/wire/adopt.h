@@ -12,7 +12,9 @@
 // |              |             |              | any more                                         | is so              |
 // | release      | application | Span         | bring the span home, take it from devices, and   | done, when nobody  |
 // |              |             |              | forget it; its bytes stay in the system file     | but the CPU has it |
-// | released     | application | Span         | the bytes were taken from the system file        | done               |
+// | released     | application | Span         | the bytes were taken from the system file; or    | done               |
+// |              |             |              | (span_has_contents) cannot be: managed again, as |                    |
+// |              |             |              | it was                                           |                    |
 #pragma once
 
 #include <cstdint>

@@ -223,7 +223,8 @@ struct DeviceHello {
 inline constexpr std::uint32_t span_place_system = 1;  ///< alloc: Placement::system; cleared: automatic
 /// alloc: memory with contents that becomes managed; `converted` follows, and until then nobody may be kept from it.
 inline constexpr std::uint32_t span_converts = 2;
-/// alloc: the pages are mapped from the system file already, with contents that the application wrote there.
+/// alloc: the pages are mapped from the system file already, with contents that the application wrote there. released: they
+/// still are.
 inline constexpr std::uint32_t span_has_contents = 4;
 /// adopt_begin: answered at once, when the manager has begun to forget.
 inline constexpr std::uint32_t span_no_wait = 8;

@@ -154,26 +154,35 @@ bool have_userfault(AdoptResult& result) {
   return result.status.ok();
 }
 
+/// [begin, end), one mapping of the file or its stripes, is private again. On an error it is the file's still, and watched.
+Status put_back(std::uint64_t begin, std::uint64_t end, int prot) {
+  const Swap swap{begin, end, 0, session->system_file.get(), wire_span(begin, end, 0).first_page * page_bytes};
+  Status result = swap_to_private(swap, session->outside_userfault);
+  if (result.code != Code::timed_out) return result;
+  // Some thread cannot be stopped. Who gives memory back does not unmap it meanwhile.
+  session->outside_userfault.unregister_span(begin, end - begin);
+  result = convert_to_private(reinterpret_cast<void*>(begin), end - begin, prot, swap.file, swap.offset);
+  if (result.ok()) {
+    restart_sleepers(begin, end);
+  } else {
+    session->outside_userfault.register_span(begin, end - begin, linux::track_writes);
+  }
+  return result;
+}
+
 AdoptResult give_back_piece(std::uint64_t begin, std::uint64_t end) {
   const wire::Span span = wire_span(begin, end, 0);
   AdoptResult result;
   result.address = begin;
   result.status = session->requests.tell(wire::MessageType::release, span);
   if (!result.status.ok()) return result;
-  const Swap swap{begin, end, 0, session->system_file.get(), span.first_page * page_bytes};
-  result.status = swap_to_private(swap, session->outside_userfault);
-  if (result.status.code == Code::timed_out) {
-    // Some thread cannot be stopped. Who gives memory back does not unmap it meanwhile.
-    session->outside_userfault.unregister_span(begin, end - begin);
-    result.status =
-        convert_to_private(reinterpret_cast<void*>(begin), end - begin, place_of(begin).prot, swap.file, swap.offset);
-    restart_sleepers(begin, end);
-  }
+  const int prot = place_of(begin).prot;
+  result.status = put_back(begin, end, prot);
   if (!result.status.ok()) {
     // Still shared with the file: managed again, so that nobody loses it.
     wire::Span again = span;
-    again.flags = wire::span_has_contents;
-    [[maybe_unused]] const Status back = session->requests.tell(wire::MessageType::alloc, again);
+    again.flags = wire::span_has_contents | ((prot & PROT_WRITE) == 0 ? wire::span_read_only : 0);
+    [[maybe_unused]] const Status back = session->requests.tell(wire::MessageType::released, again);
     return result;
   }
   give_fork_advice_back(begin, end);
@@ -212,8 +221,14 @@ Status convert(const Place& place, const Swap& swap, Extent extent) {
       place.file ? convert_private_file(place, swap.begin, swap.end, swap.file, swap.offset)
                  : convert_to_shared(reinterpret_cast<void*>(swap.begin), bytes, swap.file, swap.offset, swap.prot);
   if (!converted.ok()) return converted;
-  if (!place.stack) stripe(swap.begin, swap.end);
-  session->outside_userfault.register_span(swap.begin, bytes, linux::track_writes);
+  const bool apart = place.stack || stripe(swap.begin, swap.end);
+  const bool watched =
+      apart && session->outside_userfault.register_span(swap.begin, bytes, linux::track_writes) == linux::Fault::ok;
+  if (!watched) {
+    // A mapping like any other if it cannot be put back.
+    [[maybe_unused]] const Status back = put_back(swap.begin, swap.end, swap.prot);
+    return Code::no_mappings;
+  }
   restart_sleepers(swap.begin, swap.end);
   return {};
 }

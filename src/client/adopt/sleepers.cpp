@@ -6,6 +6,7 @@
 
 #include <atomic>
 
+#include "client/adopt/interrupted.h"
 #include "client/adopt/threads.h"
 #include "linux/futex.h"
 
@@ -16,7 +17,10 @@ constexpr std::uint64_t patience_ns = 1'000'000'000;
 
 constinit std::atomic<std::uint32_t> taken{0};
 
-void on_signal(int) { taken.fetch_add(1, std::memory_order_relaxed); }
+void on_signal(int signal, siginfo_t*, void* context) {
+  make_call_again(signal, *static_cast<ucontext_t*>(context));
+  taken.fetch_add(1, std::memory_order_relaxed);
+}
 
 /// A real-time signal without a handler that the thread lets through; 0: none.
 int usable_signal(int tid) {
@@ -34,8 +38,9 @@ void restart(int tid) {
   if (signal == 0) return;
   struct sigaction ours {};
   struct sigaction before {};
-  ours.sa_handler = on_signal;
-  ours.sa_flags = SA_RESTART;
+  ours.sa_sigaction = on_signal;
+  ours.sa_flags = SA_SIGINFO | SA_RESTART;
+  ::sigfillset(&ours.sa_mask);
   if (::sigaction(signal, &ours, &before) != 0) return;
   const std::uint32_t seen = taken.load(std::memory_order_relaxed);
   if (::syscall(SYS_tgkill, ::getpid(), tid, signal) == 0) {

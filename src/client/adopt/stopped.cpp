@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cerrno>
 
+#include "client/adopt/interrupted.h"
 #include "client/adopt/sleepers.h"
 #include "client/adopt/threads.h"
 #include "linux/futex.h"
@@ -58,7 +59,7 @@ unsigned slot_of(int tid) {
   return threads_max;
 }
 
-void on_stop(int, siginfo_t*, void*) {
+void on_stop(int signal, siginfo_t*, void* context) {
   const int saved = errno;
   in_handler.fetch_add(1, std::memory_order_relaxed);
   const std::uint32_t now = round.load(std::memory_order_acquire);
@@ -69,6 +70,7 @@ void on_stop(int, siginfo_t*, void*) {
     linux::futex_wake(arrivals, 1);
     while (round.load(std::memory_order_acquire) == now) linux::futex_wait(round, now);
   }
+  make_call_again(signal, *static_cast<ucontext_t*>(context));
   in_handler.fetch_sub(1, std::memory_order_relaxed);
   errno = saved;
 }
@@ -117,38 +119,6 @@ bool changes_mappings(long call) {
   }
 }
 
-/// Calls in which threads sleep long, and which a handled signal ends with EINTR (signal(7)).
-bool ends_by_signal(long call) {
-  switch (call) {
-#ifdef SYS_poll
-    case SYS_poll:
-    case SYS_select:
-    case SYS_epoll_wait:
-    case SYS_pause:
-#endif
-    case SYS_ppoll:
-    case SYS_pselect6:
-    case SYS_epoll_pwait:
-    case SYS_nanosleep:
-    case SYS_clock_nanosleep:
-    case SYS_rt_sigtimedwait:
-    case SYS_rt_sigsuspend:
-    case SYS_semop:
-    case SYS_semtimedop:
-    case SYS_msgrcv:
-    case SYS_msgsnd:
-    case SYS_io_getevents:
-    case SYS_accept:
-    case SYS_accept4:
-    case SYS_connect:
-    case SYS_recvfrom:
-    case SYS_recvmsg:
-    case SYS_sendto:
-    case SYS_sendmsg: return true;
-    default: return false;
-  }
-}
-
 /// No thread is in the handler but those of this round.
 bool nobody_leaves() {
   return in_handler.load(std::memory_order_relaxed) == arrivals.load(std::memory_order_relaxed) - arrivals_before;
@@ -163,14 +133,16 @@ Look look_at(int tid, std::uint64_t begin, std::uint64_t end, bool suspicious) {
   if (sent && arrived[slot].load(std::memory_order_acquire) == now) return Look::still;
   const ThreadActivity a = activity_of(tid);
   if (a.state == ThreadActivity::State::gone) return Look::still;
+  if (a.state == ThreadActivity::State::unknown) return Look::impossible;
   const bool asleep = a.state == ThreadActivity::State::asleep;
   const bool on_word = sleeps_on_shared_word(a, begin, end);
-  const bool leave = asleep && !on_word && (a.call == SYS_futex || ends_by_signal(a.call));
-  // A signal that waits for it is taken before it runs any code of the program again.
+  const bool leave = asleep && !on_word && (a.call == SYS_futex || ends_by_signal(a.call, a.arguments[0]));
   if (sent) {
-    if (asleep && !on_word && !changes_mappings(a.call)) return Look::still;
-    const bool deaf = suspicious && nobody_leaves() && (blocked_signals(tid) >> (stop_signal - 1) & 1) != 0;
-    return deaf ? Look::impossible : Look::moving;
+    const auto blocks = [&] { return (blocked_signals(tid) >> (stop_signal - 1) & 1) != 0; };
+    // A signal that waits for it is taken before it runs any code of the program again. One that blocks it may be woken from
+    // a call by others only, but goes on by itself from a page fault.
+    if (asleep && !on_word && !changes_mappings(a.call) && (a.call >= 0 || !blocks())) return Look::still;
+    return suspicious && nobody_leaves() && blocks() ? Look::impossible : Look::moving;
   }
   if (leave) return Look::still;
   const unsigned next = signalled_count.load(std::memory_order_relaxed);
@@ -206,13 +178,14 @@ StoppedThreads::StoppedThreads(std::uint64_t begin, std::uint64_t end) {
     const std::uint64_t waited_ns = linux::monotonic_ns() - began_ns;
     bool moving = false;
     bool impossible = false;
-    const bool listed = for_each_thread([&](int tid) {
+    const Listing listed = for_each_thread([&](int tid) {
       if (tid == self || is_session_thread(tid)) return;
       const Look look = look_at(tid, begin, end, waited_ns > suspicion_ns);
       moving |= look == Look::moving;
       impossible |= look == Look::impossible;
     });
-    if (!listed || impossible || (moving && waited_ns > patience_ns)) {
+    moving |= listed == Listing::changed;
+    if (listed == Listing::none || impossible || (moving && waited_ns > patience_ns)) {
       let_go();
       end_turn();
       return;

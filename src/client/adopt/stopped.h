@@ -12,6 +12,8 @@
 // | sleeps in a call that a signal ends with EINTR (poll) | nothing: programs are not prepared for it                    |
 // | is the session's own                                 | nothing: it changes nothing outside the window but what is adopted |
 //
+// A thread that runs may be about to sleep in a call that a signal ends: it makes the call again (interrupted.h).
+//
 // Known limit: a thread of the last kind but one that a timer or a peer wakes within these microseconds runs.
 #pragma once
 

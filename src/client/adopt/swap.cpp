@@ -41,30 +41,60 @@ linux::Userfaultfd& waiting_room(Status& status) {
 
 /// Address space of the adopter's own, for what it maps meanwhile. Anywhere else it could come to lie where the program has
 /// just unmapped something, to map something else there in the next moment. Nothing may leave a hole in it, which the
-/// program would fill: what lies here is moved away with MREMAP_DONTUNMAP, and never unmapped.
+/// program would fill: what lies here is moved away with MREMAP_DONTUNMAP, or the hole is
+/// filled while the threads are stopped.
 class Workbench {
  public:
   explicit Workbench(std::uint64_t bytes) {
+    constexpr std::uint64_t whole = 2 * swap_bytes_max + spare_pages * page_bytes;
     if (base == nullptr) {
-      void* got = ::mmap(nullptr, 2 * swap_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* got = ::mmap(nullptr, whole, PROT_NONE, own, -1, 0);
       if (got != MAP_FAILED) base = static_cast<std::byte*>(got);
+      spares_used = spare_pages;
     }
     FERRY_CHECK_LE(bytes, swap_bytes_max);
+    // Neighbours with unequal protection are separate mappings.
+    for (; ok() && spares_used != 0; spares_used -= 2) {
+      if (::mprotect(spare(spares_used - 2), page_bytes, PROT_READ) != 0) break;
+    }
   }
   ~Workbench() {
-    if (!ok()) return;
-    void* again =
-        ::mmap(base, 2 * swap_bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    if (again == MAP_FAILED) base = nullptr;
+    if (ok()) put_in_order();
   }
   Workbench(const Workbench&) = delete;
   Workbench& operator=(const Workbench&) = delete;
 
   [[nodiscard]] static bool ok() { return base != nullptr; }
+  /// All spare mappings are in stock.
+  [[nodiscard]] static bool has_spares() { return spares_used == 0; }
   [[nodiscard]] static void* view() { return base; }
   [[nodiscard]] static void* stage() { return base + swap_bytes_max; }
 
+  /// Nothing is mapped from it any more, and nobody else can have its addresses. What leaves holes in it calls this before
+  /// the threads run again.
+  static void put_in_order() {
+    while (::mmap(base, 2 * swap_bytes_max, PROT_NONE, own | MAP_FIXED, -1, 0) == MAP_FAILED) {
+      FERRY_CHECK(give_way());
+    }
+  }
+
+  /// The process is at the kernel's limit of mappings: a few of them are given back for what must not fail. False: none is
+  /// left.
+  static bool give_way() {
+    constexpr unsigned step = 8;
+    if (spares_used + step > spare_pages) return false;
+    // They become one, which needs no other; their addresses stay taken.
+    ::mprotect(spare(spares_used), step * page_bytes, PROT_NONE);
+    spares_used += step;
+    return true;
+  }
+
  private:
+  static constexpr int own = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  static constexpr unsigned spare_pages = 32;
+  [[nodiscard]] static void* spare(unsigned number) { return base + 2 * swap_bytes_max + number * page_bytes; }
+
+  static constinit inline unsigned spares_used = 0;  ///< pages, the first ones: every other is a mapping by itself
   static constinit inline std::byte* base = nullptr;
 };
 
@@ -92,26 +122,33 @@ Status swap_now(const Swap& s, const linux::Userfaultfd& room, const linux::User
       ::mmap(at, bytes, s.prot, MAP_SHARED | MAP_FIXED, s.file, static_cast<off_t>(s.offset)) == MAP_FAILED) {
     result = of_mapping(errno);
   }
-  if (!result.ok()) {
-    // Where they were, nothing else can have come: the threads are stopped. The bench stays without a hole.
-    FERRY_CHECK(::mremap(moved, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, at) == at);
-    return result;
+  if (result.ok() && (::madvise(at, bytes, MADV_DONTFORK) != 0 || (striped && !stripe(s.begin, s.end)))) {
+    result = of_mapping(errno);
   }
-  ::madvise(at, bytes, MADV_DONTFORK);
-  if (striped) stripe(s.begin, s.end);
   // Only to be told when it is unmapped: nothing is protected.
-  watcher.register_span(s.begin, bytes, linux::track_writes);
-  return {};
+  if (result.ok() && watcher.register_span(s.begin, bytes, linux::track_writes) != linux::Fault::ok) {
+    result = Code::no_mappings;
+  }
+  if (result.ok()) return {};
+  // Where they were, nothing else can have come, and nobody has written to the file: the threads are stopped. The unmap of
+  // what lies there now is not waited for by anybody who could be told of it.
+  watcher.unregister_span(s.begin, bytes);
+  while (::mremap(moved, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at) != at) {
+    FERRY_CHECK(errno == ENOMEM && Workbench::give_way());
+  }
+  Workbench::put_in_order();
+  return result;
 }
 
 }  // namespace
 
-void stripe(std::uint64_t begin, std::uint64_t end) {
+bool stripe(std::uint64_t begin, std::uint64_t end) {
   for (std::uint64_t at = begin; at < end;) {
     const std::uint64_t next = (at / stripe_bytes + 1) * stripe_bytes;
-    if (at / stripe_bytes % 2 != 0) ::madvise(pointer(at), std::min(next, end) - at, MADV_RANDOM);
+    if (at / stripe_bytes % 2 != 0 && ::madvise(pointer(at), std::min(next, end) - at, MADV_RANDOM) != 0) return false;
     at = next;
   }
+  return true;
 }
 
 Status swap_to_shared(const Swap& s, const linux::Userfaultfd& watcher, bool striped) {
@@ -123,6 +160,8 @@ Status swap_to_shared(const Swap& s, const linux::Userfaultfd& watcher, bool str
   if (!pagemap) return Status(Code::unsupported, errno);
   const Workbench bench(bytes);
   if (!Workbench::ok()) return Code::no_memory;
+  // What has been begun can be taken back whatever the process has mapped by then.
+  if (!Workbench::has_spares()) return Status(Code::no_mappings, ENOMEM);
   void* view = ::mmap(Workbench::view(), bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, s.file,
                       static_cast<off_t>(s.offset));
   if (view == MAP_FAILED) return of_mapping(errno);
@@ -152,6 +191,8 @@ Status swap_to_private(const Swap& s, const linux::Userfaultfd& watcher) {
       watcher.unregister_span(at, to - at);
       result =
           convert_to_private(pointer(at), to - at, first.prot, s.file, s.offset + (at - s.begin), Workbench::stage());
+      Workbench::put_in_order();
+      if (!result.ok()) watcher.register_span(at, to - at, linux::track_writes);
     }
     at = std::max(to, at + page_bytes);
   }

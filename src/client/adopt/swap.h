@@ -37,6 +37,7 @@ Status swap_to_private(const Swap& swap, const linux::Userfaultfd& watcher);
 /// C libraries grow and move large blocks with mremap (realloc), and ask nobody: the block's new place would show pages of
 /// the file that belong to other addresses. A span of more than one mapping is refused to them, and they copy it. So no
 /// span as large as the smallest block that they map lies in one mapping: neighbours with unlike advice stay apart.
-void stripe(std::uint64_t begin, std::uint64_t end);
+/// False, with errno: the process has no more mappings.
+[[nodiscard]] bool stripe(std::uint64_t begin, std::uint64_t end);
 
 }  // namespace ferry::client

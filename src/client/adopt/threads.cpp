@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 
 namespace ferry::client {
@@ -9,6 +10,7 @@ namespace {
 
 constinit std::array<std::atomic<int>, 64> session_threads{};
 
+/// 0: the errno says why.
 std::size_t read_text(int tid, const char* what, char* text, std::size_t size) {
   char path[64] = "/proc/self/task/";
   char* to = path + std::strlen(path);
@@ -20,8 +22,12 @@ std::size_t read_text(int tid, const char* what, char* text, std::size_t size) {
   std::strcpy(to, what);  // "syscall" or "status"
   const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return 0;
-  const ssize_t got = ::read(fd, text, size - 1);
+  ssize_t got = 0;
+  do got = ::read(fd, text, size - 1);
+  while (got < 0 && errno == EINTR);
+  const int error = got < 0 ? errno : ESRCH;
   ::close(fd);
+  errno = error;
   const std::size_t length = got > 0 ? static_cast<std::size_t>(got) : 0;
   text[length] = '\0';
   return length;
@@ -45,7 +51,10 @@ std::uint64_t read_number(const char*& at, unsigned base) {
 ThreadActivity activity_of(int tid) {
   ThreadActivity result;
   char text[256];
-  if (read_text(tid, "syscall", text, sizeof text) == 0) return result;
+  if (read_text(tid, "syscall", text, sizeof text) == 0) {
+    if (errno == ENOENT || errno == ESRCH) result.state = ThreadActivity::State::gone;
+    return result;
+  }
   result.state = ThreadActivity::State::running;
   const char* at = text;
   const bool negative = *at == '-';

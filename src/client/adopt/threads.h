@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -13,8 +14,13 @@ namespace ferry::client {
 
 /// What /proc says of a thread (the file `syscall`).
 struct ThreadActivity {
-  enum class State { gone, running, asleep };
-  State state = State::gone;
+  enum class State {
+    gone,
+    running,
+    asleep,
+    unknown,  ///< /proc does not say: no descriptor is left, or it may not be read
+  };
+  State state = State::unknown;
   /// Of one that is asleep: the system call, or a negative number where it sleeps outside of any (in a page fault).
   long call = -1;
   std::uint64_t arguments[4] = {};
@@ -40,24 +46,38 @@ struct DirectoryEntry {
   char name[];
 };
 
-/// fn(tid) for every thread. False: the kernel does not list them.
+enum class Listing {
+  whole,
+  changed,  ///< threads have come or gone meanwhile: some may have been left out
+  none,     ///< the kernel does not list them
+};
+
+/// fn(tid) for every thread.
 template <typename Fn>
-bool for_each_thread(Fn&& fn) {
+Listing for_each_thread(Fn&& fn) {
   const int directory = ::open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (directory < 0) return false;
+  if (directory < 0) return Listing::none;
   alignas(8) char buffer[4096];
   long got = 0;
+  std::uint64_t count = 0;
   while ((got = ::syscall(SYS_getdents64, directory, buffer, sizeof buffer)) > 0) {
     for (long at = 0; at < got;) {
       const char* here = buffer + at;
       const auto* entry = reinterpret_cast<const DirectoryEntry*>(here);
       at += entry->bytes;
       const char* name = here + offsetof(DirectoryEntry, name);
-      if (const auto tid = static_cast<int>(read_number(name, 10)); tid != 0) fn(tid);
+      if (const auto tid = static_cast<int>(read_number(name, 10)); tid != 0) {
+        ++count;
+        fn(tid);
+      }
     }
   }
+  // The list goes on by position where the thread that it had come to has ended: one that moved up by that is passed over.
+  struct stat now {};
+  const bool known = ::fstat(directory, &now) == 0 && got == 0;
   ::close(directory);
-  return got == 0;
+  // A directory has a link for each that it holds.
+  return !known ? Listing::none : now.st_nlink == count + 2 ? Listing::whole : Listing::changed;
 }
 
 }  // namespace ferry::client
