@@ -1,6 +1,4 @@
 // The floor of a migration: copying between two memory files that are kept and warm, and nothing else.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -12,10 +10,15 @@
 #include "floors/posix.h"
 #include "harness.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace ferry::bench::floors {
 
 namespace {
 
+#if defined(__x86_64__)
 __attribute__((target("avx512f"))) void copy_streaming_avx512(std::byte* to, const std::byte* from, std::size_t bytes) {
   for (std::size_t offset = 0; offset < bytes; offset += 256) {
     const __m512i a = _mm512_load_si512(from + offset);
@@ -39,13 +42,23 @@ void copy_streaming_sse2(std::byte* to, const std::byte* from, std::size_t bytes
   _mm_sfence();
 }
 
-void copy_block(CopyKind kind, std::byte* to, const std::byte* from, std::size_t bytes) {
-  if (kind == CopyKind::memcpy) {
-    std::memcpy(to, from, bytes);
-  } else if (__builtin_cpu_supports("avx512f") != 0) {
+void copy_streaming(std::byte* to, const std::byte* from, std::size_t bytes) {
+  if (__builtin_cpu_supports("avx512f") != 0) {
     copy_streaming_avx512(to, from, bytes);
   } else {
     copy_streaming_sse2(to, from, bytes);
+  }
+}
+#else
+/// This architecture's memcpy chooses such stores by itself where they pay.
+void copy_streaming(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+#endif
+
+void copy_block(CopyKind kind, std::byte* to, const std::byte* from, std::size_t bytes) {
+  if (kind == CopyKind::memcpy) {
+    std::memcpy(to, from, bytes);
+  } else {
+    copy_streaming(to, from, bytes);
   }
 }
 

@@ -85,7 +85,13 @@ void send_fd(int socket, int fd);
 /// Resolves one minor fault at `page` in the process that owns `userfaultfd`. Aborts on an error no floor expects.
 void continue_page(int userfaultfd, std::uint64_t page, bool wake);
 
-inline void cpu_pause() { __builtin_ia32_pause(); }
+inline void cpu_pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");
+#endif
+}
 
 /// A spin that gives the CPU up now and then: a machine with fewer CPUs than spinners still ends the sample.
 class Spin {

@@ -173,7 +173,7 @@ class Agent {
     up.error = error;
     up.time_ns = linux::monotonic_ns();
     // Full: the manager is behind. It never has more than ring_entries commands out, so this ends.
-    while (!port_.post(up, [] { linux::Bell::ring_fd(agent.kick_fd); })) wire::cpu_relax();
+    while (!port_.post(up, [] { linux::Bell::ring_fd(agent.kick_fd); })) cpu_relax();
   }
 
   wire::PeerPort port_;

@@ -252,7 +252,7 @@ class Agent {
   void post(wire::UpRecord& record) {
     record.time_ns = linux::monotonic_ns();
     // The manager leaves no more commands unanswered than the ring holds.
-    while (!port_.post(record, [this] { kick(); })) wire::cpu_relax();
+    while (!port_.post(record, [this] { kick(); })) cpu_relax();
   }
 
   void kick() const {

@@ -505,7 +505,7 @@ bool Cu::awaited() const {
 
 void Cu::post(const wire::UpRecord& record) {
   // There is always room (see wire::ring_entries), unless the manager is broken: then nothing can go on here.
-  while (!port_.post(record, [this] { kick(); })) wire::cpu_relax();
+  while (!port_.post(record, [this] { kick(); })) cpu_relax();
 }
 
 void Cu::set_clock(unsigned period_ms) {

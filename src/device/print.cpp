@@ -45,7 +45,7 @@ bool try_put(wire::PrintRing& ring, const char* text, std::uint64_t bytes) {
   std::memcpy(ring.bytes, text + first, bytes - first);
   for (unsigned turn = 1; ring.written.load(std::memory_order_acquire) != start; ++turn) {
     if (turn % 64 == 0) sched_yield();
-    wire::cpu_relax();
+    cpu_relax();
   }
   ring.written.store(start + bytes, std::memory_order_release);
   return true;

@@ -20,7 +20,7 @@ WordWait wait_word(const std::uint64_t* word, std::uint64_t value, std::uint64_t
   const std::uint64_t begin_ns = linux::monotonic_ns();
   for (;;) {
     for (unsigned i = 0; i < looks; ++i) {
-      wire::cpu_relax();
+      cpu_relax();
       if (!reached()) continue;
       cu->end_rest();
       return WordWait::reached;

@@ -12,6 +12,8 @@
 #include <cerrno>
 #include <cstdint>
 
+#include "base/cpu_relax.h"
+
 namespace ferry::linux {
 
 [[nodiscard]] inline std::uint64_t monotonic_ns() {
@@ -80,7 +82,7 @@ class AdaptiveSpin {
     // Answers that are under way come within this; nothing is accounted for them.
     for (unsigned i = 0; i < quick_turns; ++i) {
       if (ready()) return true;
-      relax();
+      cpu_relax();
     }
     const std::uint64_t begin = monotonic_ns();
     if (slept_since_ns_ != 0 && begin - slept_since_ns_ < 2 * max_ns_) budget_ns_ = max_ns_;
@@ -93,7 +95,7 @@ class AdaptiveSpin {
           if (now - begin >= budget_ns_ / 4) budget_ns_ = budget_ns_ * 2 < max_ns_ ? budget_ns_ * 2 : max_ns_;
           return true;
         }
-        relax();
+        cpu_relax();
       }
       if (now - yielded >= yield_every_ns) {
         sched_yield();
@@ -119,14 +121,6 @@ class AdaptiveSpin {
   static constexpr unsigned turns_per_look = 16;
   static constexpr std::uint64_t yield_every_ns = 20'000;
   static constexpr std::uint64_t contended_ns = 50'000;
-
-  static void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("isb" ::: "memory");
-#endif
-  }
 
   std::uint64_t min_ns_;
   std::uint64_t max_ns_;

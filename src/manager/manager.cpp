@@ -163,7 +163,7 @@ Status Manager::run() {
         sched_yield();
         last_yield_ns_ = linux::monotonic_ns();
       }
-      for (unsigned i = 0; i < quick_looks && !something_ready(); ++i) wire::cpu_relax();
+      for (unsigned i = 0; i < quick_looks && !something_ready(); ++i) cpu_relax();
       continue;
     }
     sleep();

@@ -9,19 +9,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/cpu_relax.h"
 #include "wire/control.h"
 #include "wire/port.h"
 
 namespace ferry::wire {
-
-/// One turn of a polling loop, kind to the sibling hyperthread.
-inline void cpu_relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb" ::: "memory");
-#endif
-}
 
 /// False: the file is not a control file, or one of another version.
 [[nodiscard]] inline bool compatible(const ControlHead& head) {

@@ -19,7 +19,7 @@ Status settle_unmaps(Session& session) {
     const bool told = !session.outside_userfault.mappings_change();
     for (unsigned i = 0; told && i < glances; ++i) {
       if (session.control->unmapping.load(std::memory_order_seq_cst) == 0) return {};
-      wire::cpu_relax();
+      cpu_relax();
     }
     const Status settled = session.requests.tell(wire::MessageType::adopt_settle, wire::AdoptFaults{});
     if (!settled.ok()) return settled;

@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstdint>
 
+#include "base/cpu_relax.h"
+
 namespace ferry::client {
 
 class HeapLock {
@@ -46,7 +48,7 @@ class HeapLock {
           word_.compare_exchange_weak(expected, locked, std::memory_order_acquire)) {
         return;
       }
-      __builtin_ia32_pause();
+      cpu_relax();
     }
     const int saved_errno = errno;  // free() may not change it
     while (word_.exchange(contended, std::memory_order_acquire) != unlocked) {
