@@ -219,7 +219,7 @@ void Ferry::declare_run() {
   run_->add_option("--store-codec", machine.store_codec, "zstd, lz4 or none (default zstd)")->type_name("CODEC");
   run_->add_option("--store-io", machine.store_io, "uring or threads (default uring, where it is allowed)")
       ->type_name("HOW");
-  run_->add_option("--config", machine.config, "Machine and policy from a file; options go before it")
+  run_->add_option("--config", machine.config, "Machine and policy from a file; options take precedence")
       ->type_name("FILE.toml");
   run_->add_flag("--malloc", run_options_.malloc,
                  "Make the program's whole heap managed (preloads libferry_malloc.so)");

@@ -92,7 +92,7 @@ std::string find_cgroup(const std::string& proc, std::string& why) {
   if (root != "/" && path.starts_with(root)) path.erase(0, root.size());
   std::string directory = point + (path == "/" ? "" : path);
   if (::access((directory + "/memory.current").c_str(), R_OK) != 0) {
-    why = directory + " does not count memory (the root does not, nor does one without the memory controller)";
+    why = directory + " does not count memory (it is the root cgroup, or has no memory controller)";
     return {};
   }
   return directory;
