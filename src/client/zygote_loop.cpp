@@ -30,8 +30,11 @@ extern char** environ;
 namespace ferry::client {
 namespace {
 
-// A private manager writes its report when the program has gone; this long it may take.
-constexpr std::uint64_t manager_grace_ns = 10'000'000'000;
+// A private manager writes its report when the program has gone, and serves children of the program's forks for as long as
+// they live: it is waited for, and looked after often at first.
+constexpr std::uint64_t manager_often_ns = 10'000'000'000;
+constexpr int often_ms = 100;
+constexpr int seldom_ms = 2000;
 
 struct Child {
   linux::Process process;
@@ -177,17 +180,16 @@ void end_children(std::vector<Child>& children) {
   for (const auto& c : children) {
     if (!c.is_manager) c.process.kill();
   }
-  const std::uint64_t deadline = linux::monotonic_ns() + manager_grace_ns;
+  const std::uint64_t often_until_ns = linux::monotonic_ns() + manager_often_ns;
   while (!children.empty()) {
     std::vector<pollfd> polls;
     for (const auto& c : children) polls.push_back({c.process.fd(), POLLIN, 0});
-    const bool late = linux::monotonic_ns() > deadline;
     for (const auto& c : children) {
       // A manager that is stopped will write no report any more.
       int how = 0;
-      if (late || (::waitpid(c.process.pid(), &how, WNOHANG | WUNTRACED) > 0 && WIFSTOPPED(how))) c.process.kill();
+      if (::waitpid(c.process.pid(), &how, WNOHANG | WUNTRACED) > 0 && WIFSTOPPED(how)) c.process.kill();
     }
-    ::poll(polls.data(), polls.size(), 100);
+    ::poll(polls.data(), polls.size(), linux::monotonic_ns() < often_until_ns ? often_ms : seldom_ms);
     reap(children);
   }
 }

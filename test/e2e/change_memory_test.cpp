@@ -37,6 +37,24 @@ TEST_P(Change, MunmapOfAPartLeavesTheRest) {
   EXPECT_EQ(pages.device_word(700), stamp(700));
 }
 
+TEST_P(Change, MprotectOfAHoleFailsAndMakesNoMemory) {
+  Pages pages(count, GetParam());
+  ASSERT_EQ(::munmap(pages.at(400), 300 * page), 0);
+  for (const int prot : {PROT_READ | PROT_WRITE, PROT_READ, PROT_NONE}) {
+    EXPECT_EQ(::mprotect(pages.at(500), page, prot), -1);
+    EXPECT_EQ(errno, ENOMEM);
+  }
+  // From memory over the hole to memory: what comes before it is changed, as elsewhere.
+  EXPECT_EQ(::mprotect(pages.at(300), 500 * page, PROT_READ), -1);
+  EXPECT_EQ(errno, ENOMEM);
+  EXPECT_EQ(read_signal(pages.at(400)), SIGSEGV);
+  EXPECT_EQ(read_signal(pages.at(699)), SIGSEGV);
+  EXPECT_EQ(write_signal(pages.at(399)), SIGSEGV);
+  EXPECT_EQ(pages.word(399), stamp(399));
+  pages.word(700) = 5;
+  EXPECT_EQ(pages.word(700), 5U);
+}
+
 TEST_P(Change, MunmapOfAllThenFree) {
   Pages pages(count, GetParam());
   ASSERT_EQ(::munmap(pages.at(0), count * page), 0);

@@ -64,6 +64,15 @@ INSTANTIATE_TEST_SUITE_P(On, Orphan, testing::Combine(testing::Values("0", "1"),
                                       : std::string(std::get<1>(info.param).name);
                          });
 
+/// What serves the child was started by the program, and by a process of the program's that ends soon after it.
+TEST(Fork, a_child_that_outlives_the_program_by_long_has_all_its_memory) {
+  App app({program("bin/test/e2e_forker"), "parent_exits_first", "13"},
+          {{"FERRY_SOCKET", ""}, {"FERRY_VRAM", "16M"}, {"FERRY_CUS", "2"}});
+  EXPECT_TRUE(app.wait_line("intact")) << app.errors();
+  EXPECT_EQ(app.wait_end(), 0) << app.errors();
+  expect_no_processes();
+}
+
 /// What holds a lock of the C library may want nothing but a processor, for longer than the manager waits for a fork.
 TEST(Fork, of_a_program_that_shares_its_processor) {
   cpu_set_t all;

@@ -2,12 +2,14 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 
 #include "client/change/adopted.h"
 #include "client/change/fork_advice.h"
@@ -18,6 +20,7 @@
 #include "client/session.h"
 #include "client/svm/leave.h"
 #include "core/svm/types.h"
+#include "device/explain.h"
 
 // Where this library begins in memory, and where its code ends; the linker's.
 extern "C" {
@@ -45,9 +48,28 @@ Cut cut(const Session& s, std::uint64_t at, std::size_t bytes) {
           {std::max(at, window_end), end}};
 }
 
+constexpr std::string_view hole_path = "/memfd:ferry-hole";
+
+/// Of an empty file, by whose name it is known, and where nobody ever finds memory, whatever rights he gets himself.
 bool hide(const Part& part) {
+  const int file = static_cast<int>(::syscall(SYS_memfd_create, "ferry-hole", MFD_CLOEXEC));
+  if (file >= 0) {
+    const void* const hidden = raw_mmap(part.first, part.bytes(), PROT_NONE, MAP_SHARED | MAP_FIXED, file, 0);
+    ::close(file);
+    if (hidden != MAP_FAILED) return true;
+  }
   return raw_mmap(part.first, part.bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
                   0) != MAP_FAILED;
+}
+
+/// Where the first part of it begins that was unmapped; its end: none was.
+std::uint64_t first_hole(const Part& part) {
+  for (std::uint64_t at = part.first; at < part.end;) {
+    device::MappingInfo m;
+    if (!device::next_mapping(at, m) || m.begin > at || std::string_view(m.path).starts_with(hole_path)) return at;
+    at = m.end;
+  }
+  return part.end;
 }
 
 /// Out of everybody's reach, and the addresses stay the heap's until the allocation is freed.
@@ -140,9 +162,13 @@ int change_protect(void* address, std::size_t bytes, int prot) {
   }
   const Cut parts = cut(s, at, bytes);
   if (!parts.below.empty() && protect_outside(parts.below, prot) != 0) return -1;
-  const Status told = tell_change(s, core::Change::protect, parts.inside, device_prot(prot));
+  // As the kernel does: up to the hole, and an error.
+  const Part sound{parts.inside.first, first_hole(parts.inside)};
+  if (sound.empty()) return fail_with(ENOMEM);
+  const Status told = tell_change(s, core::Change::protect, sound, device_prot(prot));
   if (!told.ok()) return fail_with(errno_of(told));
-  if (raw_mprotect(parts.inside.first, parts.inside.bytes(), prot) != 0) return -1;
+  if (raw_mprotect(sound.first, sound.bytes(), prot) != 0) return -1;
+  if (sound.end != parts.inside.end) return fail_with(ENOMEM);
   return parts.above.empty() ? 0 : protect_outside(parts.above, prot);
 }
 
