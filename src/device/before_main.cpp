@@ -183,13 +183,15 @@ void drain(const Extent& heap) {
 void note_runtime_memory() {
   if (runtime.count != 0) return;
   take_objects();
+  // Memory that is another allocator's, or a sanitizer's and many terabytes, is not looked into.
+  const bool has_chunks = malloc_is_known();
   const auto note = [](std::uint64_t begin, std::uint64_t end) {
     if (!add_rest(begin, end, taken.all(), runtime)) runtime_overflowed = true;
   };
   visit_mappings([&](const MappingInfo& m) {
     if (!is_private_anonymous(m) || std::strcmp(m.path, "[heap]") == 0) return true;
     std::uint64_t begin = m.begin;
-    if (m.end - m.begin >= mmapped_chunk_least_bytes) {
+    if (has_chunks && m.end - m.begin >= mmapped_chunk_least_bytes) {
       for (std::uint64_t at = m.begin; at < m.end;) {
         const std::uint64_t bytes = mmapped_chunk_at(at, m.end);
         if (bytes != 0) note(begin, at);
