@@ -92,7 +92,7 @@ struct Residency {
 /// Of all allocated pages of a span.
 struct SpanState {
   bool home = true;            ///< all are in system memory, and nothing is under way there
-  bool pinned = false;         ///< some are
+  bool pinned = false;         ///< some are, or will be: a pin is under way
   bool placed_system = false;  ///< some have Placement::system
 };
 

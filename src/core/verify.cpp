@@ -73,6 +73,10 @@ SpanState Core::Impl::span_state(ClientId id, PageSpan span) const {
       state.home = state.home && (block->granules[g].op == none_index || !pages.intersects(granule_mask(g)));
     }
   }
+  for (const PrefetchRequest& request : prefetches) {
+    const bool pins = request.in_use && request.kind == PrefetchRequest::Kind::pin && request.client == client;
+    state.pinned = state.pinned || (pins && request.span.overlaps(span));
+  }
   return state;
 }
 

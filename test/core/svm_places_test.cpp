@@ -38,6 +38,21 @@ class PlacesTest : public ::testing::Test {
   }
 };
 
+TEST_F(PlacesTest, a_span_is_pinned_from_the_call_on) {
+  Machine m(plain_config());
+  allocate(m);
+  m.fault(3, Access::write);
+  m.settle();
+  ASSERT_TRUE(m.core.pin(++m.now, 1, {3, 1}, no_device, Cookie{1}).ok());
+  EXPECT_FALSE(m.at(3).pinned) << "it is on its way to system memory";
+  EXPECT_TRUE(m.core.span_state(1, {0, 5}).pinned);
+  EXPECT_FALSE(m.core.span_state(1, {4, 1}).pinned);
+  m.settle();
+  EXPECT_TRUE(m.core.span_state(1, {0, 5}).pinned);
+  ASSERT_TRUE(m.core.unpin(++m.now, 1, {3, 1}).ok());
+  EXPECT_FALSE(m.core.span_state(1, {0, 5}).pinned);
+}
+
 TEST_F(PlacesTest, pinned_system_memory_is_reached_in_place_and_moves_again_after_the_last_unpin) {
   Machine m(plain_config());
   allocate(m);
