@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cxxabi.h>
 #include <boost/context/detail/fcontext.hpp>
 #include <cerrno>
 #include <climits>
@@ -121,7 +122,21 @@ void* watch(void*) {
   }
 }
 
+/// What is called outside of kernels is called here once, without effect. Libraries, and Ferry for what it exports in the C
+/// library's place, find a function when they call it first, and look through the loader's tables, which lie in the program's
+/// heap where a static constructor has opened a library (dlopen).
+void find_calls() {
+  char byte = 0;
+  msghdr message{};
+  [[maybe_unused]] ssize_t rc = ::read(-1, &byte, 0);
+  rc = ::write(-1, &byte, 0);
+  rc = ::recv(-1, &byte, 0, 0);
+  rc = ::recvmsg(-1, &message, 0);
+  rc = ::sendmsg(-1, &message, 0);
+}
+
 void* run_cu(void* cu) {
+  [[maybe_unused]] const void* volatile exceptions = abi::__cxa_get_globals();  // as find_calls() does
   wait_at_gate();
   static_cast<Cu*>(cu)->run();
 }
@@ -172,6 +187,7 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
     }
   }
   keep_own_environment();
+  find_calls();
   start_threads(start.cu_count);
   // Before any kernel can run, and after the C library has needed it last.
   int given_up = give_up_program_data();

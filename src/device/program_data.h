@@ -1,7 +1,7 @@
-// Where the globals of the program lie: the writable data of the main executable. A device process has none of them. It is a
-// fork of the program from before main, so what it had there would be old: it gives the pages up, and a kernel that touches
-// one gets the program's, like any memory of the program (docs/design/0019-adoption.md). Data of shared libraries stay the
-// device's own, as its own runtime works with them.
+// Where the globals of the program lie: the writable data of the main executable, and of its libraries but for those that the
+// device's runtime is made of (loaded.h). A device process has none of them. It is a fork of the program from before main, so
+// what it had there would be old: it gives the pages up, and a kernel that touches one gets the program's, like any memory of
+// the program (docs/design/0019-adoption.md).
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,7 @@ struct ProgramPart {
   /// comes by here when it calls libraries (a table that is filled at first use) or throws. The CPU must never wait for these
   /// pages, and code that may not fault needs them mapped.
   bool in_place = false;
+  bool library = false;  ///< of a library; else of the main executable
 
   [[nodiscard]] bool contains(std::uint64_t address) const { return address >= begin && address < end; }
 };
@@ -28,7 +29,8 @@ struct ProgramPart {
 /// Application and device find the same.
 [[nodiscard]] std::span<const ProgramPart> program_parts();
 
-/// none: devices have these pages from the program. Else why each device has its own copy.
+/// none: devices have the main executable's pages from the program. Else why each device has its own copy. Parts of libraries
+/// they always have from the program.
 [[nodiscard]] wire::Refusal program_parts_refusal();
 
 /// Device, before any kernel and with one thread: from here on a touch of the program's globals faults. Variables of libraries
@@ -38,9 +40,9 @@ struct ProgramPart {
 /// True for addresses that give_up_program_data took away.
 [[nodiscard]] bool is_program_data(std::uint64_t address);
 
-/// Application, before main or, where Ferry came in later, before its first thread: what comes from the executable's file becomes anonymous, as the kernel does not
-/// protect private pages of files against single writes. Nothing is done, and devices are refused those globals, where
-/// they are more than `program_data_most_bytes`, or the program has threads already.
+/// Application, before main or, where Ferry came in later, before its first thread: what comes from the executable's file
+/// becomes anonymous, which is adopted sooner than private pages of a file. Nothing is done where they are more than
+/// `program_data_most_bytes`, or the program has threads already.
 void make_program_data_anonymous();
 inline constexpr std::size_t program_data_most_bytes = std::size_t{8} << 20;
 

@@ -1,5 +1,6 @@
 // Memory that the program made before main, on devices: what static constructors allocate and map, and what shares pages with
 // it. docs/design/0019-adoption.md. Run with malloc of the C library's and of Ferry's, on machines of several kinds.
+#include <dlfcn.h>
 #include <ferry/svm.h>
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -53,6 +54,8 @@ std::uint32_t* const mapped = [] {
   return words;
 }();
 void* const from_the_break = ::sbrk(4096);
+/// The loader keeps what it knows of it in the heap, and looks there for whatever any library calls.
+void* const opened = ::dlopen(FERRY_TEST_LIBRARY, RTLD_NOW | RTLD_GLOBAL);
 
 namespace {
 
@@ -149,6 +152,22 @@ TEST(BeforeMain, MappingsAndTheBreakAreTheProgramsToo) {
   EXPECT_EQ(now(mapped[7000]), 77U);
   EXPECT_EQ(now(of_break[101]), 'd');
   ferry::free(out);
+}
+
+TEST(BeforeMain, ALibraryThatAConstructorOpensIsTheProgramsToo) {
+  ASSERT_NE(opened, nullptr) << ::dlerror();
+  using Parse = long (*)(const char*);
+  using Calls = int (*)();
+  const auto parse = reinterpret_cast<Parse>(::dlsym(opened, "ferry_test_parse"));
+  const auto calls = reinterpret_cast<Calls>(::dlsym(opened, "ferry_test_calls"));
+  ASSERT_NE(parse, nullptr);
+  ASSERT_NE(calls, nullptr);
+  const int before = calls();
+  auto* sum = zeroed_page<long>();
+  ferry::parallel_for(100, [parse, sum](std::size_t) { std::atomic_ref(*sum).fetch_add(parse("12")); });
+  EXPECT_EQ(*sum, 1200);
+  EXPECT_EQ(calls(), before + 100);
+  ferry::free(sum);
 }
 
 TEST(BeforeMain, NoUpdateIsLostByThreadsAndKernelsAtOnce) {

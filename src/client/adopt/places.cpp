@@ -85,21 +85,21 @@ int note_library(dl_phdr_info* info, std::size_t, void* first) {
 
 bool is_ferry_file(std::string_view path) { return path.starts_with("/memfd:ferry-"); }
 
-/// Cuts the place to what is of one kind of the program's globals, or free of them.
-void cut_at_program_data(std::uint64_t address, Place& place) {
+/// Cuts the place to what is of one kind of the program's globals (true), or free of them.
+bool cut_at_program_data(std::uint64_t address, Place& place) {
   for (const device::ProgramPart& part : device::program_parts()) {
     if (part.begin >= place.end || part.end <= place.begin) continue;
     if (part.contains(address)) {
       place.begin = std::max(place.begin, part.begin);
       place.end = std::min(place.end, part.end);
       place.in_place = part.in_place;
-      place.refusal = device::program_parts_refusal();
-      if (place.refusal == wire::Refusal::none && place.file) place.refusal = wire::Refusal::program_file;
-      return;
+      if (!part.library) place.refusal = device::program_parts_refusal();
+      return true;
     }
     if (part.end <= address) place.begin = std::max(place.begin, part.end);
     if (part.begin > address) place.end = std::min(place.end, part.begin);
   }
+  return false;
 }
 
 bool is_huge(const device::MappingInfo& m) { return std::string_view(m.path).starts_with("/anon_hugepage"); }
@@ -138,10 +138,9 @@ Place describe(const device::MappingInfo& m, std::uint64_t address, bool after_g
   if (place.refusal != wire::Refusal::none) return place;
   if (!own_memory.cut(address, place.begin, place.end)) {
     place.refusal = wire::Refusal::session;
-  } else if (!library_data.cut(address, place.begin, place.end)) {
+  } else if (!cut_at_program_data(address, place) && !library_data.cut(address, place.begin, place.end)) {
     place.refusal = wire::Refusal::runtime;
   }
-  if (place.refusal == wire::Refusal::none) cut_at_program_data(address, place);
   // The lowest page of the main stack stays what it is, or the stack could not grow below it.
   if (path.starts_with("[stack") && place.refusal == wire::Refusal::none) {
     if (address < place.begin + page_bytes) {
