@@ -170,10 +170,6 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   prctl(PR_SET_NAME, "ferry-device");
   process->control = map_control<wire::DeviceControl>(start.control_fd, "mapping the control file");
   process->queue_control = map_control<wire::QueueControl>(start.queue_fd, "mapping the queues");
-  const char* failed = nullptr;
-  const int error =
-      process->memory.open(start.window_base, start.window_bytes, start.system_fd, start.vram_fd, &failed);
-  if (error != 0) give_up(failed, error);
   install_signals(process->memory, process->control->adopts != 0);
   process->queues.open(*process->queue_control, start.cu_count);
   process->units.open(*process->control, process->queues, start.cu_count);
@@ -189,8 +185,13 @@ void say_hello(const DeviceStart& start, int userfaultfd) {
   keep_own_environment();
   find_calls();
   start_threads(start.cu_count);
-  // Before any kernel can run, and after the C library has needed it last.
+  // Before any kernel can run, and after loader and C library have needed it last: globals, then the window, which is the heap
+  // with Ferry's malloc, then the heap that the C library had.
   int given_up = give_up_program_data();
+  const char* failed = nullptr;
+  const int error =
+      process->memory.open(start.window_base, start.window_bytes, start.system_fd, start.vram_fd, &failed);
+  if (error != 0) give_up(failed, error);
   if (given_up == 0) given_up = give_up_program_memory();
   if (given_up != 0) give_up("the program's globals and heap", given_up);
   hide_application_stack(transfer.data);
