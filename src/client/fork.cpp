@@ -19,6 +19,7 @@
 #include "client/adopt/adopter.h"
 #include "client/adopt/code_data.h"
 #include "client/change/fork_advice.h"
+#include "client/change/kept.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"
 #include "client/heap/process_heap.h"
@@ -360,6 +361,7 @@ void after_fork_in_parent() {
 }
 
 bool after_fork_in_child() {
+  forget_kept();
   if (way != Way::none) set_up_child();
   unlock_restored();
   if (way == Way::none) return true;

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cerrno>
 
+#include "client/change/kept.h"
 #include "client/convert.h"
 #include "client/fork.h"
 #include "client/heap/process_heap.h"
@@ -50,11 +51,11 @@ bool acquire(void* context, void* span, std::size_t bytes) noexcept {
   return false;
 }
 
-void release(void* context, void* span, std::size_t bytes) noexcept {
+bool release(void* context, void* span, std::size_t bytes) noexcept {
   auto& session = *static_cast<Session*>(context);
   // First, so that no CPU thread reaches the pages when the manager drops them.
   unmap_span(span, bytes);
-  [[maybe_unused]] const Status freed = session.requests.tell(wire::MessageType::free, wire_span(session, span, bytes));
+  return free_or_keep(session, part_of(span, bytes));
   // The heap unmaps once more, now that no command of the manager can map it again.
 }
 

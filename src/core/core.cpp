@@ -191,6 +191,10 @@ void Core::take_actions(std::vector<Action>& out) {
 
 bool Core::has_actions() const { return !impl_->actions.empty(); }
 SpanState Core::span_state(ClientId client, PageSpan span) const { return impl_->span_state(client, span); }
+bool Core::is_pinned(ClientId client, PageSpan span) const {
+  const Client* c = impl_->find_client(client);
+  return c != nullptr && impl_->pinned(*c, span);
+}
 Residency Core::query(ClientId client, Page page) const { return impl_->query(client, page); }
 const Stats& Core::stats() const { return impl_->stats; }
 

@@ -189,6 +189,8 @@ class Core {
   [[nodiscard]] std::uint64_t changes(ClientId client) const;
   /// Costs what the client has blocks, however large the span is.
   [[nodiscard]] SpanState span_state(ClientId client, PageSpan span) const;
+  /// Some page of the span is pinned, or was when it was freed. At once for clients that have pinned nothing.
+  [[nodiscard]] bool is_pinned(ClientId client, PageSpan span) const;
   /// A fork of the application is about to happen. Replies when no device reaches any page of it and no action that
   /// would let one is under way, so that all bytes stay as they are until the next map_cpu or map_device is performed.
   /// The executor keeps the CPU side, and gives the children what a mapping would let change (docs/design/0018-fork.md).

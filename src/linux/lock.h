@@ -29,6 +29,7 @@ enum class LockRank : std::uint8_t {
   queue = 30,
   notice = 32,  ///< fences that an eventfd is waiting for
   object = 35,  ///< a buffer, a fence: asks the manager while held
+  kept = 36,    ///< memory that pins keep: asks the manager while held
   files = 38,   ///< which files devices have: asks the manager while held
   device = 40,  ///< a device's files and process: asks the manager and the zygote
   zygote = 50,

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 
 #include "base/types.h"
 #include "linux/memory_file.h"
@@ -34,6 +35,22 @@ struct PoisonRange {
   std::int64_t updated;
 };
 constexpr unsigned long ioctl_poison = _IOWR(UFFDIO, 0x08, PoisonRange);
+
+/// What its owner asked for when it was made; nothing where this kernel does not tell.
+std::optional<std::uint64_t> features_of(int fd) {
+  char path[64];
+  char text[512];
+  std::snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+  const Fd file(::open(path, O_RDONLY | O_CLOEXEC));
+  const ssize_t n = file ? ::read(file.get(), text, sizeof text - 1) : -1;
+  if (n <= 0) return std::nullopt;
+  text[n] = '\0';
+  const char* api = std::strstr(text, "API:");
+  unsigned long long version = 0;
+  unsigned features = 0;
+  if (api == nullptr || std::sscanf(api, "API: %llx:%x", &version, &features) != 2) return std::nullopt;
+  return features;
+}
 
 Fd open_raw(bool full, bool& is_full) {
   constexpr int flags = O_CLOEXEC | O_NONBLOCK;
@@ -132,6 +149,9 @@ Result<Userfaultfd> Userfaultfd::adopt(Fd fd) {
   if (n <= 0) return Code::bad_message;
   target[n] = '\0';
   if (std::strcmp(target, "anon_inode:[userfaultfd]") != 0) return Code::bad_message;
+  // A fork's event has its reader open a descriptor for each; nothing of Ferry's asks for it.
+  const std::optional<std::uint64_t> features = features_of(fd.get());
+  if (features && (*features & UFFD_FEATURE_EVENT_FORK) != 0) return Code::bad_message;
   Userfaultfd u;
   u.fd_ = std::move(fd);
   return u;

@@ -7,6 +7,13 @@
 #include "manager/manager.h"
 
 namespace ferry::manager {
+namespace {
+
+/// What of Request::Kind::unmapped is answered.
+constexpr std::uint64_t is_gone = 0;
+constexpr std::uint64_t is_out_of_reach = 1;
+
+}  // namespace
 
 bool Manager::on_adoption(Client& client) {
   switch (incoming_->type()) {
@@ -91,7 +98,7 @@ bool Manager::poll_outside(Client& client) {
 
 /// Said to the application before anything is read (read_outside), and taken back when all of it is done.
 void Manager::note_unmapping(Client& client) {
-  if (client.told.empty() && client.unmapped.empty()) {
+  if (client.told.empty() && !is_unmapping(client, {0, client.page_end()})) {
     client.control()->unmapping.store(0, std::memory_order_seq_cst);
   }
 }
@@ -100,11 +107,20 @@ void Manager::settle_unmaps(Client& client) {
   const std::uint64_t request = incoming_->head.request;
   if (client.outside_userfault) poll_outside(client);
   if (client.closing) return;
-  if (client.unmapped.empty()) {
+  if (!is_unmapping(client, {0, client.page_end()})) {
     answer(client, request, {});
   } else {
     client.beginning.push_back({request, {0, client.page_end()}});
   }
+}
+
+/// Adopted memory of the span that was unmapped is about to be gone. What is pinned there stays until the unpin, which
+/// nobody waits for: who would may be who is to unpin.
+bool Manager::is_unmapping(const Client& client, PageSpan pages) const {
+  return std::any_of(client.unmapped.begin(), client.unmapped.end(), [&](const PageSpan& s) {
+    const bool freed = !client.is_allocated(s.first);  // no device reaches what is pinned by then
+    return s.overlaps(pages) && !(freed && core_->is_pinned(client.id, s));
+  });
 }
 
 void Manager::allocate_adopted(Client& client, PageSpan pages, std::uint32_t flags) {
@@ -136,25 +152,47 @@ void Manager::unmapped(Client& client, PageSpan gone) {
     const PageSpan span{it->first, it->second};
     if (!span.overlaps(gone) || client.is_releasing(span)) continue;
     const Page from = std::max(span.first, gone.first);
-    spans.push_back({from, std::min(span.end(), gone.end()) - from});
+    const PageSpan part{from, std::min(span.end(), gone.end()) - from};
+    const bool known = std::any_of(client.unmapped.begin(), client.unmapped.end(),
+                                   [&](const PageSpan& s) { return s.overlaps(part); });
+    if (!known) spans.push_back(part);
   }
   for (const PageSpan& span : spans) {
-    const core::Cookie cookie = make_cookie(Request::Kind::unmapped, client.id, 0, span.first);
-    if (core_->free(now_ns_, client.id, span, cookie).ok()) {
+    if (!core_->is_pinned(client.id, span)) {
+      if (free_unmapped(client, span)) client.unmapped.push_back(span);
+      continue;
+    }
+    // It stays until the unpin, out of the reach of devices: first that, then the free.
+    const core::Cookie cookie = make_cookie(Request::Kind::unmapped, client.id, is_out_of_reach, span.first);
+    if (core_->change(now_ns_, client.id, core::Change::protect, span, 0, 0, cookie).ok()) {
       client.unmapped.push_back(span);
-      remove_span(client, span);
     } else {
       forget_cookie(cookie);
     }
   }
 }
 
+/// Answered as a request of its own when nothing of it is left.
+bool Manager::free_unmapped(Client& client, PageSpan span) {
+  const core::Cookie cookie = make_cookie(Request::Kind::unmapped, client.id, is_gone, span.first);
+  const bool freed = core_->free(now_ns_, client.id, span, cookie).ok();
+  if (freed) {
+    remove_span(client, span);
+  } else {
+    forget_cookie(cookie);
+  }
+  return freed;
+}
+
 void Manager::unmapped_done(Client& client, const Request& request) {
-  std::erase_if(client.unmapped, [&](const PageSpan& s) { return s.first == request.page; });
+  const auto span = std::find_if(client.unmapped.begin(), client.unmapped.end(),
+                                 [&](const PageSpan& s) { return s.first == request.page; });
+  if (span != client.unmapped.end() && (request.number == is_gone || client.closing || !free_unmapped(client, *span))) {
+    client.unmapped.erase(span);
+  }
   std::vector<Client::Beginning> ready;
   std::erase_if(client.beginning, [&](const Client::Beginning& b) {
-    const bool waits = std::any_of(client.unmapped.begin(), client.unmapped.end(),
-                                   [&](const PageSpan& s) { return s.overlaps(b.pages); });
+    const bool waits = is_unmapping(client, b.pages);
     if (!waits) ready.push_back(b);
     return !waits;
   });
@@ -171,13 +209,15 @@ void Manager::begin_adoption(Client& client, PageSpan pages, std::uint32_t flags
     answer(client, incoming_->head.request, {});
     return;
   }
-  const bool waits =
-      std::any_of(client.unmapped.begin(), client.unmapped.end(), [&](const PageSpan& s) { return s.overlaps(pages); });
-  if (waits) {
+  if (is_unmapping(client, pages)) {
     client.beginning.push_back({incoming_->head.request, pages});
-  } else {
-    answer(client, incoming_->head.request, {});
+    return;
   }
+  // A page is its address: what the pins keep is in the way of whatever is there now.
+  const bool kept =
+      std::any_of(client.unmapped.begin(), client.unmapped.end(), [&](const PageSpan& s) { return s.overlaps(pages); });
+  const bool adopts = (flags & wire::span_wait_only) == 0;
+  answer(client, incoming_->head.request, kept && adopts ? Code::in_use : Status());
 }
 
 /// Waves that touch the span from here on are held, so the pages are home when the core says so.

@@ -30,6 +30,11 @@ bool Manager::on_change(Client& client) {
     answer(client, request, Code::bad_range);
     return true;
   }
+  // Not awaited: who unmaps may be who is to unpin.
+  if (static_cast<core::Change>(body.change) == core::Change::unmap && core_->is_pinned(client.id, pages)) {
+    answer(client, request, Code::in_use);
+    return true;
+  }
   // Children of a fork get the pages as they are now.
   const bool goes = static_cast<core::Change>(body.change) != core::Change::protect;
   if (goes && !executor_->give_children(client, pages)) {

@@ -1,11 +1,13 @@
 // Applications and device processes come and go.
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "linux/futex.h"
@@ -23,6 +25,20 @@ bool is_message_socket(int fd) {
   int type = 0;
   socklen_t size = sizeof type;
   return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
+}
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77  // of Linux 6.5
+#endif
+
+/// Who connected has ended, so its number may be another process's by now. False where the kernel cannot tell.
+bool has_ended_before(int socket) {
+  int peer = -1;
+  socklen_t size = sizeof peer;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &peer, &size) != 0) return errno == ESRCH;
+  const linux::Fd held(peer);
+  pollfd p{peer, POLLIN, 0};
+  return ::poll(&p, 1, 0) > 0;
 }
 
 Result<linux::Mapping> map_whole(const linux::Fd& file, std::size_t bytes) {
@@ -44,7 +60,7 @@ Client* Manager::add_connection(linux::Fd socket) {
   client->socket = std::move(socket);
   client->uid = who.value().uid;
   auto process = linux::Process::open(who.value().pid);
-  if (process) client->process = std::move(process).value();
+  if (process && !has_ended_before(client->socket.get())) client->process = std::move(process).value();
   Client* c = client.get();
   connections_.emplace(c->serial, std::move(client));
   if (c->uid != ::geteuid() && c->uid != 0) {

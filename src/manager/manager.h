@@ -137,6 +137,8 @@ class Manager final : private Household {
   void begin_adoption(Client& client, PageSpan pages, std::uint32_t flags);
   void settle_unmaps(Client& client);
   void note_unmapping(Client& client);
+  bool free_unmapped(Client& client, PageSpan span);
+  [[nodiscard]] bool is_unmapping(const Client& client, PageSpan pages) const;
   void allocate_adopted(Client& client, PageSpan pages, std::uint32_t flags);
   void go_home(Client& client, PageSpan pages, std::uint64_t request);
   void going_home(Client& client, const Request& request);

@@ -13,6 +13,8 @@ constexpr int no_wait = 0;
 constexpr unsigned messages_a_turn = 16;
 /// Messages that make no sense before their sender is let go.
 constexpr std::uint32_t garbage_messages_max = messages_a_turn;
+/// 1 TiB. Under a budget each block of an allocation is looked at, while everybody waits.
+constexpr std::uint64_t budgeted_alloc_pages_max = std::uint64_t{1} << 28;
 }  // namespace
 
 void Manager::on_connection(Client& client) {
@@ -106,6 +108,10 @@ void Manager::on_request(Client& client) {
   }
   switch (incoming_->type()) {
     case wire::MessageType::alloc: {
+      if (config_.machine.system_bytes != 0 && pages.count_pages > budgeted_alloc_pages_max) {
+        answer(client, request, Code::no_memory);
+        return;
+      }
       if (client.is_adopted(pages.first)) {
         allocate_adopted(client, pages, span.flags);
         return;
@@ -125,6 +131,11 @@ void Manager::on_request(Client& client) {
       answer(client, request, {});
       return;
     case wire::MessageType::free: {
+      // Not awaited: who frees may be who is to unpin.
+      if (core_->is_pinned(client.id, pages)) {
+        answer(client, request, Code::in_use);
+        return;
+      }
       if (executor_->give_children(client, pages)) {
         free_span(client, pages, request);
       } else {

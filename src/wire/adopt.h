@@ -45,6 +45,7 @@ enum class Refusal : std::uint32_t {
   program_constant,  ///< read-only data of an executable or library: the device has the same bytes
   file_end,          ///< the mapped file has nothing there: it ends before, or cannot be read, or has no room
   private_pages,     ///< a private mapping of a file of which the program has copies of its own
+  pinned,            ///< memory that was unmapped at the address is pinned
   kernel,            ///< the kernel refused a step; AdoptAnswer::sys_errno says how
 };
 inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusal::kernel) + 1;
@@ -82,6 +83,7 @@ inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusa
       return "it is read-only data of the program, of which the device has the same bytes";
     case Refusal::file_end: return "the mapped file ends before it, cannot be read there, or finds no room for it";
     case Refusal::private_pages: return "it is a private mapping of a file, of which the program has copies of its own";
+    case Refusal::pinned: return "memory that the program has unmapped there is still pinned";
     case Refusal::kernel: return "the kernel refused";
   }
   return "no reason";

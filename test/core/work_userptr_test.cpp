@@ -48,9 +48,9 @@ class Userptr : public ::testing::Test {
 
 TEST_F(Userptr, only_over_own_allocated_pages_and_for_nobody_else) {
   m.open_client(2, 2);
-  EXPECT_EQ(m.create_userptr(2, {2 * block - 1, 2}).code, Code::bad_range);
-  EXPECT_EQ(m.create_userptr(2, {2 * block, 1}).code, Code::bad_range);
-  EXPECT_EQ(m.create_userptr(2, pages, 2).code, Code::bad_range);
+  EXPECT_EQ(m.create_userptr(2, {2 * block - 1, 2}).code, Code::not_allocated);
+  EXPECT_EQ(m.create_userptr(2, {2 * block, 1}).code, Code::not_allocated);
+  EXPECT_EQ(m.create_userptr(2, pages, 2).code, Code::not_allocated);
   EXPECT_EQ(m.create_userptr(2, {0, 0}).code, Code::bad_range);
   BufferSpec odd;
   odd.count_pages = 3;

@@ -271,6 +271,7 @@ AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t e
   if (!failed.status.ok()) return failed;
   // What is known of another mapping that was here must be forgotten first, and its bytes gone from the file.
   failed.status = session->requests.tell(wire::MessageType::adopt_begin, span);
+  if (failed.status.code == Code::in_use) return refuse(wire::Refusal::pinned, begin);
   if (!failed.status.ok()) return failed;
   if (!open_known()) return refuse(wire::Refusal::no_memory, begin);
   if (!keep_fork_advice(begin, end)) return refuse(wire::Refusal::no_mappings, begin);

@@ -130,6 +130,7 @@ AdoptResult serve_file(Session& session, std::uint64_t address, bool write, std:
   whole.device = wire::to_system;
   // What is known of adopted memory that was here before must be forgotten first.
   result.status = session.requests.tell(wire::MessageType::adopt_begin, whole);
+  if (result.status.code == Code::in_use) return refuse(wire::Refusal::pinned, address);
   if (!result.status.ok()) return result;
   result.status = serving.note(session, note);
   if (!result.status.ok()) return refuse(wire::Refusal::no_mappings, address, result.status.sys_errno);

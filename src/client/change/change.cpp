@@ -13,6 +13,7 @@
 
 #include "client/change/adopted.h"
 #include "client/change/fork_advice.h"
+#include "client/change/kept.h"
 #include "client/change/mappings.h"
 #include "client/change/rules.h"
 #include "client/heap/process_heap.h"
@@ -75,7 +76,7 @@ std::uint64_t first_hole(const Part& part) {
 /// Out of everybody's reach, and the addresses stay the heap's until the allocation is freed.
 Status unmap_inside(Session& s, const Part& part) {
   if (!hide(part)) return Status(Code::no_mappings, errno);
-  const Status told = tell_change(s, core::Change::unmap, part);
+  const Status told = unmap_or_keep(s, part);
   // Once more: a command of the manager that was on its way may have mapped it again.
   if (!hide(part)) return Status(Code::no_mappings, errno);
   forget_fork_advice(part);

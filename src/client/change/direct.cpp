@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "client/adopt/known.h"
+#include "client/change/kept.h"
 #include "client/change/mappings.h"
 #include "client/process_state.h"
 #include "client/session.h"
@@ -89,7 +90,10 @@ void DirectPins::take(DirectPins&& more) {
 
 bool DirectPins::pin(Span span) {
   if (!make_room()) return false;
-  if (!told(wire::MessageType::pin, span.first_page, span.count_pages)) return false;
+  if (!told(wire::MessageType::pin, span.first_page, span.count_pages)) {
+    pins_ended();
+    return false;
+  }
   spans_[count_++] = span;
   return true;
 }
@@ -113,10 +117,11 @@ bool DirectPins::add(const iovec* parts, std::size_t count) {
 void DirectPins::release() {
   const int before = errno;
   for (std::size_t i = 0; i < count_; ++i) {
-    // Freed meanwhile: then they are not pinned any more.
+    // Freed meanwhile: kept until now.
     [[maybe_unused]] const bool gone = told(wire::MessageType::unpin, spans_[i].first_page, spans_[i].count_pages);
   }
   if (spans_ != nullptr) ::syscall(SYS_munmap, spans_, room_ * sizeof(Span));
+  if (count_ != 0) pins_ended();
   spans_ = nullptr;
   count_ = room_ = 0;
   errno = before;

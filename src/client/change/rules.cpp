@@ -49,7 +49,8 @@ AdviceRule rule_of_advice(int advice) {
 int errno_of(Status status) {
   if (status.sys_errno != 0) return status.sys_errno;
   switch (status.code) {
-    case Code::not_allocated: return ENOMEM;
+    case Code::not_allocated:
+    case Code::no_mappings: return ENOMEM;
     case Code::in_use: return EBUSY;
     case Code::bad_range: return EINVAL;
     default: return EAGAIN;

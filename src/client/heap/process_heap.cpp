@@ -77,12 +77,20 @@ class ProcessSpans final : public SpanSource {
     const int saved_errno = errno;  // free() may not change it
     if (managed_) {
       NativeMallocScope native;
-      hooks_.release(hooks_.context, span, bytes);
+      if (!hooks_.release(hooks_.context, span, bytes)) {
+        errno = saved_errno;
+        return;
+      }
     }
+    give_back(span, bytes);
+    errno = saved_errno;
+  }
+
+  /// Free addresses, with nothing of the manager's behind them.
+  void give_back(void* span, std::size_t bytes) noexcept {
     ranges_.give(reinterpret_cast<std::uintptr_t>(span), bytes);
     // A hole may cost two mappings. Past its limit the memory goes and the mapping stays, merged with its neighbours.
     if (ranges_.holes() > holes_max || !reserve(span, bytes, MAP_FIXED)) ::madvise(span, bytes, MADV_DONTNEED);
-    errno = saved_errno;
   }
 
   void* take_range(std::size_t bytes) noexcept { return reinterpret_cast<void*>(ranges_.take(bytes, block_bytes)); }
@@ -365,6 +373,13 @@ RestoredSpan make_restored_span(void* at, std::size_t bytes) noexcept {
   const RestoredSpan made = self.spans.acquire_at(at, bytes);
   self.heap.unlock_spans();
   return made;
+}
+
+void give_kept_span(void* span, std::size_t bytes) noexcept {
+  Process& self = set_up();
+  self.heap.lock_spans();
+  self.spans.give_back(span, bytes);
+  self.heap.unlock_spans();
 }
 
 void drop_restored_span(void* at, std::size_t bytes) noexcept {

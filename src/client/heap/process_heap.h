@@ -62,8 +62,9 @@ struct ManagedSpanHooks {
   bool (*convert)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
   /// [span, span + bytes) is reserved address space (PROT_NONE): makes it managed memory that reads as zero.
   bool (*acquire)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
-  /// The span is free: drop its contents wherever they lie. On return the heap maps PROT_NONE over it.
-  void (*release)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
+  /// The span is free: drop its contents wherever they lie. True: the heap maps PROT_NONE over it, and may use the
+  /// addresses again. False: they stay taken until give_kept_span().
+  bool (*release)(void* context, void* span, std::size_t bytes) noexcept = nullptr;
   /// May be null. The last before a fork and the first after it, in parent and child, also where a child forks again.
   void (*before_fork)(void* context) noexcept = nullptr;
   void (*after_fork)(void* context) noexcept = nullptr;
@@ -71,6 +72,9 @@ struct ManagedSpanHooks {
   /// contents that they had, and the child has its heap, private again; otherwise its malloc is libc's.
   bool (*fork_child)(void* context) noexcept = nullptr;
 };
+
+/// The addresses of a span whose release hook returned false are free now. Takes the heap's locks.
+void give_kept_span(void* span, std::size_t bytes) noexcept;
 
 /// Converts every span and serves new ones through the hooks from now on. False when a convert failed: spans converted
 /// before it stay converted, new spans stay as they were before the call; the caller reports and closes its context.

@@ -1,4 +1,5 @@
 // Moves on request, range groups, pins: a span and a place, and the manager's answer.
+#include "client/change/kept.h"
 #include "client/error.h"
 #include "client/heap/process_heap.h"
 #include "client/svm/ask.h"
@@ -82,11 +83,15 @@ ferry_code ferry_discard(void* pointer, size_t bytes, ferry_error* error) {
 }
 
 ferry_code ferry_pin(const void* pointer, size_t bytes, int device, ferry_error* error) {
-  return tell_span(wire::MessageType::pin, pointer, bytes, device, "pin", error);
+  const ferry_code code = tell_span(wire::MessageType::pin, pointer, bytes, device, "pin", error);
+  if (code != FERRY_OK) pins_ended();
+  return code;
 }
 
 ferry_code ferry_unpin(const void* pointer, size_t bytes, ferry_error* error) {
-  return tell_span(wire::MessageType::unpin, pointer, bytes, FERRY_TO_CPU, "unpin", error);
+  const ferry_code code = tell_span(wire::MessageType::unpin, pointer, bytes, FERRY_TO_CPU, "unpin", error);
+  if (code == FERRY_OK) pins_ended();
+  return code;
 }
 
 // --- range groups ----------------------------------------------------------------------------------------------------

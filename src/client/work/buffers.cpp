@@ -6,6 +6,7 @@
 
 #include "client/agent.h"
 #include "client/error.h"
+#include "client/svm/ask.h"
 #include "client/work/objects.h"
 #include "core/work/types.h"
 
@@ -90,20 +91,15 @@ ferry_buffer* ferry_buffer_create(size_t bytes, int home, unsigned flags, ferry_
 ferry_buffer* ferry_buffer_from_memory(void* pointer, size_t bytes, unsigned flags, ferry_error* error) {
   Session* session = open_session(nullptr, error);
   if (session == nullptr) return nullptr;
-  const auto first = reinterpret_cast<std::uint64_t>(pointer);
-  if (bytes == 0 || bytes % page_bytes != 0 || first % page_bytes != 0 || !session->in_window(pointer) ||
-      bytes > session->window_base + session->window_bytes - first) {
-    fail(error, Code::bad_range, 0, "a buffer of memory needs whole pages of managed memory, not %zu bytes at %p",
-         bytes, pointer);
-    return nullptr;
-  }
+  const SvmSpan span = svm_span_of(pointer, bytes, "buffer of memory", error);
+  if (!span) return nullptr;
   if ((flags & ~static_cast<unsigned>(FERRY_BUFFER_NO_IMPLICIT_SYNC)) != 0) {
     fail(error, Code::bad_range, 0, "0x%x are no flags of a buffer", flags);
     return nullptr;
   }
   wire::BufferCreate create{};
-  create.count_pages = bytes / page_bytes;
-  create.user_first_page = session->page_of(pointer);
+  create.count_pages = span.count_pages;
+  create.user_first_page = span.first_page;
   create.home = wire::to_system;
   create.flags = wire::buffer_userptr;
   if ((flags & FERRY_BUFFER_NO_IMPLICIT_SYNC) != 0) create.flags |= wire::buffer_no_implicit_sync;

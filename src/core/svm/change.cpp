@@ -8,6 +8,8 @@ namespace {
 constexpr Page page_limit = Page{1} << 52;
 /// Unmaps that are told apart. A fault that is older than all of them is tried again: then it is a new one.
 constexpr std::size_t past_unmaps_max = 64;
+/// Spans with a protection of their own, a client: more than the kernel has mappings for by default.
+constexpr std::size_t protections_max = std::size_t{1} << 20;
 
 bool well_formed(PageSpan span) {
   return span.count_pages > 0 && span.first < page_limit && span.count_pages <= page_limit - span.first;
@@ -123,6 +125,9 @@ Status Core::Impl::change(ClientId id, Change change, PageSpan span, Page, std::
   }
   if (change == Change::discard && pinned(*client, span)) {
     return Code::in_use;
+  }
+  if (change == Change::protect && prot != span_all && client->protections.size() >= protections_max) {
+    return Code::no_mappings;
   }
   const std::uint32_t index = new_change(changes);
   ChangeRequest& request = changes[index];

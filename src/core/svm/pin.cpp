@@ -9,12 +9,16 @@
 #include "core/impl.h"
 
 namespace ferry::core {
+namespace {
+/// 64 GiB. Each granule of a pin is looked at.
+constexpr std::uint64_t pin_limit_unbudgeted = std::uint64_t{1} << 24;
+}  // namespace
 
 std::uint64_t Core::Impl::pin_limit() const {
   if (config.pin_pages != 0) {
     return config.pin_pages;
   }
-  return reclaim.counts() ? reclaim.budget_pages() / 4 : ~std::uint64_t{0};
+  return reclaim.counts() ? reclaim.budget_pages() / 4 : pin_limit_unbudgeted;
 }
 
 bool Core::Impl::pinned(const Client& client, PageSpan span) const {

@@ -35,8 +35,11 @@ Status Work::buffer_create(ClientId client, BufferId id, const BufferSpec& spec)
   }
   if (spec.userptr) {
     if (spec.count_pages > userptr_pages_max || spec.user_pages.count_pages != spec.count_pages ||
-        spec.user_pages.first >= page_limit || !Core::Impl::all_allocated(*owner, spec.user_pages)) {
+        spec.user_pages.first >= page_limit) {
       return Code::bad_range;
+    }
+    if (!Core::Impl::all_allocated(*owner, spec.user_pages)) {
+      return Code::not_allocated;
     }
   } else if (budget != 0 && pinned()) {
     std::uint64_t all = spec.count_pages;

@@ -14,6 +14,8 @@ constexpr unsigned retries_max = 100;
 constexpr std::uint64_t looked_at_here_max = 16;
 /// Given with a page that the core has mapped anyway.
 constexpr unsigned pages_around = 16;
+/// 256 MiB, far more than is adopted at a time. Looking for what is left of a span costs up to two calls for each page.
+constexpr std::uint64_t searched_pages_max = std::uint64_t{1} << 16;
 
 }  // namespace
 
@@ -61,8 +63,19 @@ void Executor::arm_allocations(Client& client, BlockIndex index) {
         client.fault_of(span.first)
             .register_span(client.address_of(span.first), span.count_pages * page_bytes, steer_modes);
     if (fault != linux::Fault::ok) {
-      household_.drop_client(client, "it has no mappings left (vm.max_map_count)");
-      return;
+      // Part of the allocation has just been unmapped, which is not told yet: what is left of it in this block is enough.
+      bool room = fault != linux::Fault::no_memory;
+      if (room) {
+        const PageMask here = BlockTable::mask_in(index, span);
+        here.for_each_run([&](unsigned first, unsigned count) {
+          room = room && arm_run(client, index, client.block(index), first, count);
+        });
+      }
+      if (!room) {
+        household_.drop_client(client, "it has no mappings left (vm.max_map_count)");
+        return;
+      }
+      continue;
     }
     for (BlockIndex b = block_of(span.first); b <= block_of(span.end() - 1); ++b) {
       BlockState& state = client.block(b);
@@ -83,7 +96,8 @@ void Executor::steer(Client& client, PageSpan pages) {
     const PageMask mask = BlockTable::mask_in(index, pages);
     b.revoked |= mask;
     if (fault != linux::Fault::ok) {
-      arm(client, index, b);
+      // Where so much of what was just mapped is gone again nobody is owed a look at each page of it.
+      if (fault == linux::Fault::no_memory || pages.count_pages <= searched_pages_max) arm(client, index, b);
       continue;
     }
     if (b.armed.none()) ++client.armed_blocks;
