@@ -2,7 +2,8 @@
 """Checks a trace file against the rules of the Chrome / Perfetto JSON trace format: what a viewer would drop, misplace
 or refuse is told by event number.
 
-usage: check_trace.py FILE...
+usage: check_trace.py [--has NAME[:FIELD,FIELD...]]... FILE...
+--has: some event of that name, or category, must be there, and each such event must have these fields in its args.
 Exit codes: 0 every file is well; 1 some rule is broken; 2 a file cannot be read."""
 
 import json
@@ -192,7 +193,27 @@ def examine_text(text):
     return examine(document)
 
 
+def missing(document, wants):
+    """What of `wants` (NAME:FIELD,FIELD...) a decoded trace does not have."""
+    events = document.get("traceEvents", []) if isinstance(document, dict) else document
+    complaints = []
+    for want in wants:
+        name, _, fields = want.partition(":")
+        found = [event for event in events if name in (event.get("name"), event.get("cat")) and event.get("ph") != "M"]
+        if not found:
+            complaints.append(f"there is no event {name!r}")
+        for field in filter(None, fields.split(",")):
+            without = [event for event in found if field not in event.get("args", {})]
+            if without:
+                complaints.append(f"{len(without)} of {len(found)} events {name!r} are without {field!r}")
+    return complaints
+
+
 def main(paths):
+    wants = []
+    while len(paths) > 1 and paths[0] == "--has":
+        wants.append(paths[1])
+        paths = paths[2:]
     if not paths or paths[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if paths else 2
@@ -205,10 +226,12 @@ def main(paths):
             print(f"{path}: {error}", file=sys.stderr)
             return 2
         complaints, events, tracks = examine_text(text)
+        if wants and not complaints:
+            complaints = missing(json.loads(text), wants)
         for complaint in complaints[:20]:
             print(f"{path}: {complaint}", file=sys.stderr)
         if complaints:
-            print(f"{path}: {len(complaints)} rules broken in {events} events", file=sys.stderr)
+            print(f"{path}: {len(complaints)} complaints about {events} events", file=sys.stderr)
             status = 1
         else:
             print(f"{path}: {events} events on {tracks} tracks, as the format has it")

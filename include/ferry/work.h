@@ -40,8 +40,8 @@ typedef enum ferry_buffer_flags {
  * Ends with ferry_buffer_close. NULL on error: bad_range (0 bytes, no such device, more than fits), no_memory. */
 FERRY_API ferry_buffer* ferry_buffer_create(size_t bytes, int home, unsigned flags, ferry_error* error);
 
-/** A buffer that is the managed memory [pointer, pointer + bytes) itself (a "userptr"): jobs see what the pages hold
- * when they run. Both must be multiples of 4,096, and the memory must stay allocated until the buffer is closed. It
+/** A buffer that is the managed or adopted memory [pointer, pointer + bytes) itself (a "userptr"): jobs see what the pages
+ * hold when they run. Both must be multiples of 4,096; jobs fail (not_allocated) once part of the memory is gone. It
  * cannot be exported. NULL on error: bad_range, not_allocated (the memory is not, or not all of it, managed). */
 FERRY_API ferry_buffer* ferry_buffer_from_memory(void* pointer, size_t bytes, unsigned flags, ferry_error* error);
 

@@ -170,6 +170,15 @@ class Examples(Tree):
         self.assert_finds(check_docs, "docs/SVM.md:2:")
 
 
+class TraceHas(unittest.TestCase):
+    EVENTS = {"traceEvents": [{"ph": "i", "name": "a", "cat": "x", "args": {"f": 1, "g": 2}}, {"ph": "i", "name": "a", "args": {"f": 1}}]}
+
+    def test_what_is_missing_is_told(self):
+        self.assertEqual(check_trace.missing(self.EVENTS, ["a:f", "a", "x:f,g"]), [])
+        self.assertEqual(check_trace.missing(self.EVENTS, ["b"]), ["there is no event 'b'"])
+        self.assertEqual(check_trace.missing(self.EVENTS, ["a:g"]), ["1 of 2 events 'a' are without 'g'"])
+
+
 class Claims(Tree):
     CONFIG = "enum class PlantedBug : std::uint8_t {\n  none,\n  // pages\n  lose_dirty,  ///< counts as clean\n};\n"
     INVARIANTS = "| | statement | core | planted bugs |\n|---|---|---|---|\n| I-01 | It is so. | `verify_block` | `lose_dirty` |\n"

@@ -166,6 +166,28 @@ TEST(Run, TheConfigurationFileIsReadBeforeTheProgram) {
   EXPECT_FALSE(std::filesystem::exists(folder.file("mark")));
 }
 
+TEST(Run, AnOptionGoesBeforeTheEnvironmentWhichGoesBeforeTheFile) {
+  const TemporaryFolder folder;
+  const std::string config = folder.file("m.toml");
+  const std::string stats = folder.file("s.json");
+  test::write_file(config, "[machine]\nvram = \"32M\"\ngranularity = \"64K\"\ncus = 3\n");
+  const auto machine = [&](std::vector<std::string> options) {
+    std::vector<std::string> arguments = {
+        test::ferry_program(), "run", "--quiet", "--config", config, "--stats", stats};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    arguments.insert(arguments.end(), {"--", "true"});
+    EXPECT_EQ(test::run({.arguments = arguments, .environment = {{"FERRY_VRAM", "24M"}, {"FERRY_CUS", "2"}}}).status,
+              0);
+    return Json::parse(test::contents(stats))["machine"];
+  };
+  const Json by_environment = machine({});
+  EXPECT_EQ(by_environment["vram_bytes"], 24 << 20);
+  EXPECT_EQ(by_environment["granularity_bytes"], 64 << 10) << "said by the file alone";
+  const Json by_option = machine({"--vram", "16M"});
+  EXPECT_EQ(by_option["vram_bytes"], 16 << 20);
+  EXPECT_EQ(by_option["granularity_bytes"], 64 << 10);
+}
+
 // --- the preload -----------------------------------------------------------------------------------------------------
 
 /// Why the preload is not tried, or empty.

@@ -1,6 +1,7 @@
 // Two devices and CPU threads that all write one page at once: no addition is lost, and the page does not go to and fro
 // for ever. Runs with thrash control (FERRY_TEST_THRASH unset) and without ("off"), where the opposite has to show.
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <functional>
 #include <thread>
@@ -136,6 +137,32 @@ TEST(ContentionTurns, WhatAllWantComesToRestWhereAllReachIt) {
     EXPECT_EQ(seen.pins, 0U);
     EXPECT_GE(seen.moves, 2 * rounds);
   }
+}
+
+TEST(ContentionTurns, ThrashIsToldOnceWithThePagesAndWhy) {
+  const Memory m;
+  const events seen({event_kind::thrash, event_kind::prefetch});
+  take_turns(&m.word(7), 50);
+  ferry::prefetch(m.at(300), page, to_cpu);  // told behind all that was before
+  std::vector<event> thrash;
+  for (bool all = false; !all;) {
+    const auto some = seen.read(std::chrono::seconds(60));
+    ASSERT_FALSE(some.empty()) << "the prefetch is not told";
+    for (const event& e : some) {
+      if (kind_of(e) == event_kind::thrash) thrash.push_back(e);
+      all = all || (kind_of(e) == event_kind::prefetch && e.pointer == m.at(300));
+    }
+  }
+  if (!control()) {
+    EXPECT_TRUE(thrash.empty());
+    return;
+  }
+  ASSERT_EQ(thrash.size(), 1U);
+  const auto* const from = static_cast<const unsigned char*>(thrash[0].pointer);
+  EXPECT_TRUE(from <= m.at(7) && from + thrash[0].bytes >= m.at(8)) << "the pages that are held";
+  EXPECT_LE(thrash[0].bytes, block);
+  EXPECT_STREQ(trigger_of(thrash[0]), "contention");
+  EXPECT_NE(thrash[0].time_ns, 0U);
 }
 
 TEST(ContentionTurns, FalseSharing) {

@@ -363,6 +363,31 @@ TEST(Futex, ThreadsWaitOnAWordThatGoesToVram) {
   }
 }
 
+/// A word that processes could share elsewhere: managed memory is one process's own, as private memory is.
+TEST(Futex, AForksChildWakesNobodyButItsOwn) {
+  const Pages pages(8, Where::vram_dirty);
+  auto* const word = reinterpret_cast<std::uint32_t*>(pages.at(2) + 64);
+  *word = 1;
+  std::atomic<bool> woken{false};
+  std::thread sleeper([&] {
+    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == 1) ::syscall(SYS_futex, word, FUTEX_WAIT, 1, nullptr, nullptr, 0);
+    woken = true;
+  });
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (__atomic_exchange_n(word, 2, __ATOMIC_ACQ_REL) != 1) ::_exit(1);
+    ::_exit(::syscall(SYS_futex, word, FUTEX_WAKE, 64, nullptr, nullptr, 0) == 0 ? 0 : 2);
+  }
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "it has woken somebody";
+  EXPECT_EQ(__atomic_load_n(word, __ATOMIC_ACQUIRE), 1U) << "its write is its own";
+  EXPECT_FALSE(woken);
+  __atomic_store_n(word, 3, __ATOMIC_RELEASE);
+  while (!woken) ::syscall(SYS_futex, word, FUTEX_WAKE, 1, nullptr, nullptr, 0);
+  sleeper.join();
+}
+
 TEST(Futex, PinnedWordsWorkWithEitherService) {
   const Pages pages(8, Where::vram_dirty);
   const ferry::pin held(pages.at(0), 8 * page);

@@ -447,5 +447,43 @@ TEST(UserptrSpans, ThatCannotBeAreRefusedWithTheReason) {
   ferry_free(p, nullptr);
 }
 
+/// A wave in a system call that never returns leaves nobody its compute unit.
+TEST(BlockedWave, CostsItsOwnerTheDeviceWhereOthersAreOwedItsUnitAndNobodyAnything) {
+  auto* const words = static_cast<std::uint64_t*>(ferry_alloc(1024 * page, FERRY_AUTOMATIC, nullptr));
+  words[0] = words[512] = 0;
+  queue q(0);
+  completion blocked = q.launch({.items = 1, .wave = 1}, [words](item) {
+    int ends[2];
+    char byte = 0;
+    if (::pipe(ends) != 0) return;
+    __atomic_store_n(words, 5, __ATOMIC_RELEASE);
+    if (::read(ends[0], &byte, 1) >= 0) words[0] = 7;
+  });
+  while (__atomic_load_n(words, __ATOMIC_ACQUIRE) != 5) std::this_thread::yield();
+  // Its memory moves, and other kernels run.
+  ferry::prefetch(words, 1024 * page, to_device(0));
+  ferry::prefetch(words, 1024 * page, to_cpu);
+  queue other(0);
+  other.parallel_for(1, [words](std::size_t) { words[512] = 1; }).wait();
+  EXPECT_FALSE(blocked.done());
+  // All units of the device.
+  const buffer frame(page);
+  const fence job = submit_graphics({.cus_min = 3, .timeout = std::chrono::seconds(50), .buffers = {writes(frame)}}, 1,
+                                    [p = frame.map<std::uint64_t>()](std::size_t) { *p = 3; });
+  try {
+    blocked.wait();
+    ADD_FAILURE() << "the kernel has ended";
+  } catch (const ferry::error& e) {
+    EXPECT_EQ(e.code(), errc::device_lost) << e.what();
+  }
+  const int code = code_of(job);
+  EXPECT_TRUE(code == FERRY_DEVICE_LOST || code == 0) << "it was the same process's: " << code;
+  EXPECT_EQ(words[0], 5U) << "memory is kept";
+  EXPECT_EQ(words[512], 1U);
+  parallel_for(1, [words](std::size_t) { words[0] = 9; });
+  EXPECT_EQ(words[0], 9U) << "the next launch has a new device";
+  ferry_free(words, nullptr);
+}
+
 }  // namespace
 }  // namespace ferry::test
