@@ -120,8 +120,8 @@ TEST(BadInput, OverlappingSpansAreSetOneAfterTheOther) {
   attributes().preferred(1).apply(m.at(99), 2 * page);
   EXPECT_EQ(m.attributes(0, 50).granularity, 3U);
   EXPECT_EQ(m.attributes(50, 100).granularity, 5U);
-  EXPECT_EQ(m.attributes(0, 99).preferred, location::device(0));
-  EXPECT_EQ(m.attributes(99, 2).preferred, location::device(1));
+  EXPECT_EQ(m.attributes(0, 99).preferred, location(0));
+  EXPECT_EQ(m.attributes(99, 2).preferred, location(1));
   EXPECT_EQ(m.attributes(98, 2).preferred, location::undefined()) << "they differ";
   EXPECT_EQ(m.attributes(150, 10).granularity, 9U);
 }

@@ -1,12 +1,16 @@
 // Applications that lie about attributes, changes, forks, adoption and checkpoints: with messages of wrong form and of wrong
 // meaning, at any time. Each gets an error or is let go, and an honest application beside it notices nothing.
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <optional>
 
@@ -181,6 +185,30 @@ TEST_F(Hostile, SpansOfAllAddresses) {
   }
 }
 
+/// Nobody waits for an unpin: who frees may be who is to unpin.
+TEST_F(Hostile, FreesOfWhatIsPinnedAreAnsweredAtOnceAndChangeNothing) {
+  ASSERT_EQ(code_of(MessageType::pin, span(8, 4)), Code::ok);
+  EXPECT_EQ(code_of(MessageType::free, span(0, 512)), Code::in_use);
+  wire::Change unmap{};
+  unmap.first_page = 10;
+  unmap.count_pages = 1;
+  unmap.change = static_cast<std::uint32_t>(core::Change::unmap);
+  EXPECT_EQ(code_of(MessageType::change, unmap), Code::in_use);
+  EXPECT_EQ(code_of(MessageType::free, span(100, 10)), Code::ok) << "beside it";
+  ASSERT_EQ(code_of(MessageType::unpin, span(8, 4)), Code::ok);
+  EXPECT_EQ(code_of(MessageType::change, unmap), Code::ok);
+}
+
+/// Under a budget each block of an allocation is looked at: of more than any program has, none is.
+TEST(HostileBudget, AllocationsLargerThanAnyProgramsAreRefusedAtOnce) {
+  Ferryd ferryd{{"--vram", "8M", "--system", "16M"}};
+  Speaker one(ferryd);
+  ASSERT_TRUE(one.hello());
+  EXPECT_EQ(one.ask(MessageType::alloc, outside, std::uint64_t{1} << 31), Code::no_memory);
+  EXPECT_EQ(one.ask(MessageType::alloc, outside, (std::uint64_t{1} << 28) + 1), Code::no_memory);
+  EXPECT_EQ(one.ask(MessageType::alloc, 0, 512), Code::ok);
+}
+
 // --- descriptors -------------------------------------------------------------------------------------------------------
 
 struct Descriptors {
@@ -227,6 +255,20 @@ TEST_F(Hostile, DescriptorsOfTheWrongKindOrMissing) {
   EXPECT_EQ(code_of(MessageType::svm_reset, span(0, 1), {have.all[0].get(), have.all[6].get(), have.all[7].get()}),
             Code::ok);
   EXPECT_LE(ferryd_.descriptors(), before);
+}
+
+/// A fork's event would have the manager open a descriptor for each.
+TEST_F(Hostile, AUserfaultfdThatTellsOfForksIsRefused) {
+  const linux::Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  if (!fd) GTEST_SKIP() << "userfaultfd: " << std::strerror(errno);
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = UFFD_FEATURE_EVENT_FORK;
+  if (::ioctl(fd.get(), UFFDIO_API, &api) != 0) GTEST_SKIP() << "UFFD_FEATURE_EVENT_FORK: " << std::strerror(errno);
+  Speaker one(ferryd_);
+  ASSERT_TRUE(one.hello());
+  one.send(MessageType::adopt_faults, wire::AdoptFaults{}, {fd.get()});
+  EXPECT_EQ(one.done(), Code::bad_message);
 }
 
 // --- forks -------------------------------------------------------------------------------------------------------------

@@ -159,12 +159,13 @@ TEST_F(WorkRequests, BuffersThatCannotBe) {
   EXPECT_EQ(create(std::uint64_t{1} << 40, wire::to_system, 0), Code::bad_range);
   EXPECT_EQ(create(1, 2, 0), Code::bad_range);
   EXPECT_EQ(create(1, wire::to_system, 0xf0), Code::bad_range);
-  EXPECT_EQ(create(16, wire::to_system, wire::buffer_userptr, 0), Code::bad_range) << "pages that are not allocated";
+  EXPECT_EQ(create(16, wire::to_system, wire::buffer_userptr, 0), Code::not_allocated)
+      << "pages that are not allocated";
   EXPECT_EQ(create(16, wire::to_system, wire::buffer_userptr, huge), Code::bad_range);
   EXPECT_EQ(create(16, 0, wire::buffer_userptr, 0), Code::bad_range) << "nobody's pages are born in VRAM";
   EXPECT_EQ(app_.ask(MessageType::alloc, 0, 16), Code::ok);
   EXPECT_EQ(create(16, wire::to_system, wire::buffer_userptr, 0), Code::ok);
-  EXPECT_EQ(create(17, wire::to_system, wire::buffer_userptr, 0), Code::bad_range);
+  EXPECT_EQ(create(17, wire::to_system, wire::buffer_userptr, 0), Code::not_allocated);
 }
 
 TEST_F(WorkRequests, AddressesThatCannotBe) {
