@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/cpu_relax.h"
 #include "wire/control.h"
+#include "wire/cpu_relax.h"
 #include "wire/port.h"
 
 namespace ferry::wire {

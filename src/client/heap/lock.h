@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <cstdint>
 
-#include "base/cpu_relax.h"
+#include "wire/cpu_relax.h"
 
 namespace ferry::client {
 
