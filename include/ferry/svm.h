@@ -117,6 +117,16 @@ FERRY_API ferry_code ferry_range_group_assign(ferry_range_group* group, void* po
 /** `allowed` 0: the pages stay where they are, and are reached there. 1: they may migrate. Errors: not_held (NULL). */
 FERRY_API ferry_code ferry_range_group_migration(ferry_range_group* group, int allowed, ferry_error* error);
 
+/* --- copies ----------------------------------------------------------------------------------------------------- */
+
+/** Of the masks of ferry_query_copies: system memory. */
+#define FERRY_COPY_SYSTEM 0x80000000U
+
+/** Which memories hold the newest bytes of the page at this moment: bit d, VRAM of device d; FERRY_COPY_SYSTEM. More than
+ * one where nobody has written the page since it was copied (FERRY_SVM_READ_MOSTLY, and pages that only went to a device).
+ * 0: not managed memory, or the store alone holds it. Errors: those of ferry_open. Any thread. */
+FERRY_API ferry_code ferry_query_copies(const void* pointer, uint32_t* copies, ferry_error* error);
+
 /* --- pins ------------------------------------------------------------------------------------------------------- */
 
 /** Brings the pages to `device`, or to system memory (FERRY_TO_CPU), and keeps them there until they have been unpinned

@@ -203,6 +203,16 @@ class range_group {
   owner handle_;
 };
 
+// --- copies -----------------------------------------------------------------------------------------------------------
+
+/// Memories that hold the newest bytes of the page of `p`: bit d, VRAM of device d; FERRY_COPY_SYSTEM. 0: not managed.
+[[nodiscard]] inline std::uint32_t copies_of(const void* p) {
+  std::uint32_t copies = 0;
+  ferry_error e;
+  detail::check(ferry_query_copies(p, &copies, &e), e);
+  return copies;
+}
+
 // --- pins -------------------------------------------------------------------------------------------------------------
 
 /// Pages that stay where they are while the object lives, for DMA that no page table stops.

@@ -124,6 +124,7 @@ std::string World::words(const Action& a) const {
     case Verb::reset_device: return "reset " + who + " on " + on;
     case Verb::protect_cpu: return "take writing to " + what + " from " + who + "'s CPU";
     case Verb::copy_client: return "copy " + what + " for " + who;
+    case Verb::copy_system: return "copy what becomes " + what;
   }
   return "?";
 }

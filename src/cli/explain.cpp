@@ -140,6 +140,7 @@ void print_json(const std::vector<Run>& runs) {
          {"vram_device",
           p.vram_device < max_devices ? nlohmann::ordered_json(p.vram_device) : nlohmann::ordered_json(nullptr)},
          {"dirty", p.dirty != 0},
+         {"copies", p.copies},
          {"cpu_may_map", p.cpu_may_map != 0},
          {"device_mapped", p.device_mapped},
          {"device_writable", p.device_writable},
@@ -185,6 +186,9 @@ std::string describe(const wire::PageResidency& page, std::uint64_t count_pages)
     }
   } else {
     out += page.system_current != 0 ? "system memory" : "system memory, never written (reads as zeros)";
+  }
+  for (unsigned device = 0; device < max_devices; ++device) {
+    if (((page.copies >> device) & 1U) != 0) out += "; device " + std::to_string(device) + " has a copy of its own";
   }
   if (page.moving != 0) out += "; moving right now";
   if (page.contended != 0) out += "; held in system memory for a while, because CPU and device both want it";

@@ -34,25 +34,28 @@ class Sentence {
   std::size_t used_ = 0;
 };
 
-}  // namespace
-
-ferry_code query_page(Session& session, const void* pointer, ferry_page_info& info, ferry_error* error) {
-  info = {};
-  info.vram_device = -1;
-  info.last_move_age_ns = UINT64_MAX;
+/// `r.allocated` cleared: not managed memory.
+ferry_code ask_residency(Session& session, const void* pointer, wire::PageResidency& r, ferry_error* error) {
+  r = {};
   if (!session.in_window(pointer) && !touches_adopted(pointer, 1)) return FERRY_OK;
   wire::Span span{};
   span.first_page = session.page_of(pointer);
   span.count_pages = 1;
   Answer answer;
-  wire::PageResidency r{};
   const Status asked = session.requests.ask(wire::MessageType::query, span, answer);
   if (asked.code == Code::not_allocated) return FERRY_OK;
   if (!asked.ok()) return fail(error, asked, "query");
   if (answer.type() != wire::MessageType::residency || !answer.body(r)) {
     return fail(error, Code::bad_message, 0, "query: the manager answered with something else");
   }
-  if (r.allocated == 0) return FERRY_OK;
+  return FERRY_OK;
+}
+
+void fill(const wire::PageResidency& r, ferry_page_info& info) {
+  info = {};
+  info.vram_device = -1;
+  info.last_move_age_ns = UINT64_MAX;
+  if (r.allocated == 0) return;
   info.managed = 1;
   info.system_current = r.system_current != 0 ? 1 : 0;
   info.vram_device = r.vram_device == no_device ? -1 : r.vram_device;
@@ -65,10 +68,18 @@ ferry_code query_page(Session& session, const void* pointer, ferry_page_info& in
   const auto cause = r.cause < core::cause_count ? static_cast<core::Cause>(r.cause) : core::Cause::none;
   std::snprintf(info.cause, sizeof info.cause, "%s", core::to_string(cause));
   info.last_move_age_ns = r.last_move_age_ns;
-  return FERRY_OK;
 }
 
-std::size_t explain_page(const void* pointer, const ferry_page_info& info, char* buffer, std::size_t bytes) {
+std::uint32_t copies_in(const wire::PageResidency& r) {
+  if (r.allocated == 0) return 0;
+  std::uint32_t copies = r.copies & ((1U << max_devices) - 1);
+  if (r.vram_device < max_devices) copies |= 1U << r.vram_device;
+  if (r.system_current != 0) copies |= FERRY_COPY_SYSTEM;
+  return copies;
+}
+
+std::size_t tell_page(const void* pointer, const ferry_page_info& info, std::uint32_t copies, char* buffer,
+                      std::size_t bytes) {
   Sentence s(buffer, bytes);
   if (info.managed == 0) {
     s.add("%p is not managed memory", pointer);
@@ -81,6 +92,9 @@ std::size_t explain_page(const void* pointer, const ferry_page_info& info, char*
     s.add("VRAM of device %d and in system memory (unchanged since it was copied)", info.vram_device);
   } else {
     s.add("VRAM of device %d", info.vram_device);
+  }
+  for (unsigned d = 0; d < max_devices; ++d) {
+    if ((copies >> d & 1U) != 0 && static_cast<int>(d) != info.vram_device) s.add(", with a copy on device %u", d);
   }
   if (info.moving != 0) s.add(", being moved now");
   s.add("; the CPU %s", info.cpu_may_map != 0 ? "maps it" : "faults when it touches it");
@@ -95,6 +109,30 @@ std::size_t explain_page(const void* pointer, const ferry_page_info& info, char*
     s.add("; last moved %.3f ms ago because of %s", static_cast<double>(info.last_move_age_ns) / 1e6, info.cause);
   }
   return s.used();
+}
+
+}  // namespace
+
+ferry_code query_page(Session& session, const void* pointer, ferry_page_info& info, ferry_error* error) {
+  wire::PageResidency r{};
+  const ferry_code code = ask_residency(session, pointer, r, error);
+  fill(r, info);
+  return code;
+}
+
+ferry_code query_copies(Session& session, const void* pointer, std::uint32_t& copies, ferry_error* error) {
+  wire::PageResidency r{};
+  const ferry_code code = ask_residency(session, pointer, r, error);
+  copies = copies_in(r);
+  return code;
+}
+
+std::size_t explain_page(Session& session, const void* pointer, char* buffer, std::size_t bytes, ferry_error* error) {
+  wire::PageResidency r{};
+  if (ask_residency(session, pointer, r, error) != FERRY_OK) return 0;
+  ferry_page_info info;
+  fill(r, info);
+  return tell_page(pointer, info, copies_in(r), buffer, bytes);
 }
 
 }  // namespace ferry::client

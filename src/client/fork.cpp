@@ -19,7 +19,10 @@
 #include "client/adopt/adopter.h"
 #include "client/adopt/code_data.h"
 #include "client/change/fork_advice.h"
+#include "client/change/fork_protection.h"
 #include "client/change/kept.h"
+#include "client/change/mappings.h"
+#include "client/change/rules.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"
 #include "client/heap/process_heap.h"
@@ -223,7 +226,8 @@ void set_up_child() {
   } else {
     Session* session = session_if_open();
     process_kind.store(ProcessKind::forked_child);
-    well = connect_child(true) && apply_fork_advice() && (way == Way::on_touch || wait_for_everything());
+    well = connect_child(true) && apply_fork_advice() && apply_protections() &&
+           (way == Way::on_touch || wait_for_everything());
     leave_session(*session);
   }
   close_end(child_end);
@@ -302,10 +306,18 @@ bool ask_manager(Session& session) {
 /// A fork's child forks. What is missing is to be missing in both, or in none.
 void prepare_grandchild() {
   if (all_here || is_complete() || (manager_socket.is_ours() && ask_manager_of_child())) return;
-  for_memory([](std::uintptr_t at, std::size_t bytes) {
-    for (std::size_t page = 0; page < bytes; page += page_bytes) {
-      if (is_absent_in_child(at + page)) continue;
-      static_cast<void>(*reinterpret_cast<const volatile char*>(at + page));
+  for_memory([](std::uintptr_t first, std::size_t bytes) {
+    const std::uintptr_t end = first + bytes;
+    OwnMapping here;
+    for (std::uintptr_t at = first; at < end && find_own_mapping(at, here); at = here.end) {
+      const std::uintptr_t stop = std::min<std::uintptr_t>(end, here.end);
+      // What it may not read itself its children may: nobody can have it from here but by a touch.
+      if (!here.readable) raw_mprotect(at, stop - at, PROT_READ);
+      for (std::uintptr_t page = at; page < stop; page += page_bytes) {
+        if (is_absent_in_child(page)) continue;
+        static_cast<void>(*reinterpret_cast<const volatile char*>(page));
+      }
+      if (!here.readable) raw_mprotect(at, stop - at, PROT_NONE);
     }
   });
   all_here = true;
@@ -331,6 +343,7 @@ void before_fork() {
     suspend_adoption();
   }
   freeze_fork_advice();
+  freeze_protections(*session);
   // Where faults in system calls are not served, no thread may find a page missing that was there before.
   way = session->userfault.full_service() ? Way::on_touch : Way::at_once;
   const bool asked = ask_manager(*session);

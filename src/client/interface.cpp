@@ -239,10 +239,25 @@ ferry_code ferry_query(const void* pointer, ferry_page_info* info, ferry_error* 
   return query_page(*s, pointer, *info, error);
 }
 
+ferry_code ferry_query_copies(const void* pointer, uint32_t* copies, ferry_error* error) {
+  *copies = 0;
+  ferry_error own{};
+  Session* s = open_session(nullptr, &own);
+  if (s == nullptr) {
+    if (error != nullptr) *error = own;
+    return own.code;
+  }
+  return query_copies(*s, pointer, *copies, error);
+}
+
 size_t ferry_explain(const void* pointer, char* buffer, size_t bytes, ferry_error* error) {
-  ferry_page_info info;
-  if (ferry_query(pointer, &info, error) != FERRY_OK) return 0;
-  return explain_page(pointer, info, buffer, bytes);
+  ferry_error own{};
+  Session* s = open_session(nullptr, &own);
+  if (s == nullptr) {
+    if (error != nullptr) *error = own;
+    return 0;
+  }
+  return explain_page(*s, pointer, buffer, bytes, error);
 }
 
 ferry_queue* ferry_queue_create(unsigned device, ferry_error* error) { return create_queue(device, error); }

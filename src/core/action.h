@@ -58,9 +58,10 @@ enum class Place : std::uint8_t {
 /// | wake_cpu       | CPU faults on `pages` retry, or (status not ok) end in SIGBUS: their contents cannot be had (id 0) | - |
 /// | revoke_device  | the device cannot reach `pages` any more; a later touch faults   | device_lost                      |
 /// | map_device     | the device reaches `pages` in `place` (vram: of `owner`, a linked device, or its own) with `prot`, `exec` | device_lost, no_mappings, no_memory |
-/// | copy           | bytes from `place` to the other place, or (to == vram, place == vram) from `device` at vram_first to `to_device` at vram_to; source stays as it was | io_error, no_memory |
+/// | copy           | bytes from `place` to the other place, or (to == vram, place == vram) from `device` at vram_first to `to_device` at vram_to, which may be the same; source stays as it was | io_error, no_memory |
 /// | protect_cpu    | CPU threads can read `pages` and write them no more; a write faults (Access::write)    | client_gone     |
 /// | copy_client    | system pages of `from_client` to those of `client` with the same numbers (fork)        | io_error, no_memory |
+/// | copy_system    | system pages from `from_page` on into `pages`, which may be of another block; the source stays | io_error, no_memory |
 /// | wake_wave      | the wave behind `token` retries (status ok) or fails (id 0)      | -                                |
 /// | release_chunk  | the VRAM chunk's memory goes back to the machine                 | -  (must succeed)                |
 /// | discard_system | system pages may lose their contents and memory                  | -  (must succeed)                |
@@ -112,8 +113,9 @@ enum class Verb : std::uint8_t {
   reset_device,
   protect_cpu,
   copy_client,
+  copy_system,
 };
-inline constexpr unsigned verb_count = 25;
+inline constexpr unsigned verb_count = 26;
 [[nodiscard]] const char* to_string(Verb verb);
 
 struct Action {
@@ -139,6 +141,7 @@ struct Action {
   DeviceId owner = no_device;       ///< map_device in VRAM: whose; no_device: the device's own
   bool exec = false;                ///< map_device: kernels may call what lies there
   ClientId from_client = 0;         ///< copy_client
+  Page from_page = 0;               ///< copy_system
   Engine engine = Engine::compute;  ///< run_job, cancel_job
   Access access = Access::read;     ///< map_buffer: what the mapping must allow
   BufferId buffer = 0;              ///< *_buffer

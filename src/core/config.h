@@ -73,8 +73,11 @@ enum class PlantedBug : std::uint8_t {
   write_back_copy,      ///< a copy that leaves VRAM is written home, whatever is there by then
   drop_last_copy,       ///< a copy somewhere counts as a copy of all pages: what only the home has is dropped
   map_copied_writable,  ///< the CPU may write a page of which devices have copies
+  // moves
+  keep_moved_mapping,  ///< devices go on with what they map at the old address
+  lose_moved,          ///< what lies in system memory is not at the new address
 };
-inline constexpr unsigned planted_bug_count = 52;
+inline constexpr unsigned planted_bug_count = 54;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
@@ -85,7 +88,7 @@ inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern g
          (number >= static_cast<unsigned>(PlantedBug::keep_discarded) &&
           number <= static_cast<unsigned>(PlantedBug::forget_turn)) ||
          (number >= static_cast<unsigned>(PlantedBug::keep_fork_mapping) &&
-          number <= static_cast<unsigned>(PlantedBug::map_copied_writable));
+          number <= static_cast<unsigned>(PlantedBug::lose_moved));
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);
 

@@ -62,10 +62,13 @@ struct Stats {
   std::uint64_t mode_switches = 0;  ///< policy exclusive
   std::uint64_t circles = 0;        ///< deadlocks found
   std::uint64_t buffer_moves = 0;
-  std::uint64_t pages_direct = 0;      ///< copied from one device's VRAM to another's
-  std::uint64_t discarded_pages = 0;   ///< left VRAM without a copy, as their contents were given up
-  std::uint64_t pages_duplicated = 0;  ///< copied so that one more processor has its own (svm_read_mostly)
-  std::uint64_t pages_collapsed = 0;   ///< lost all copies but one, as somebody writes them or the flag was taken back
+  std::uint64_t pages_direct = 0;            ///< copied from one device's VRAM to another's
+  std::uint64_t discarded_pages = 0;         ///< left VRAM without a copy, as their contents were given up
+  std::uint64_t pages_duplicated = 0;        ///< copied so that one more processor has its own (svm_read_mostly)
+  std::uint64_t pages_carried = 0;           ///< have another address, and lie in VRAM where they lay
+  std::uint64_t pages_copied_in_vram = 0;    ///< for another address, inside the VRAM of one device
+  std::uint64_t pages_copied_in_system = 0;  ///< for another address, inside system memory
+  std::uint64_t pages_collapsed = 0;  ///< lost all copies but one, as somebody writes them or the flag was taken back
 };
 
 /// Where a page is and who reaches it, for `ferry explain` and ferry::query.
@@ -182,7 +185,10 @@ class Core {
   // --- changes of the address space ----------------------------------------------------------------------------------
   /// The notifier. Replies when no processor reaches the pages as they were; the application's system call is to be
   /// made then. `to`: of Change::move; `prot`: of Change::protect (SpanProt bits).
-  /// ERRORS: bad_range, not_allocated (no page of the span is), overlap (move), in_use (pinned pages: move, discard).
+  /// A move's target is allocated, and no block has pages of both. Its reply says no_memory or io_error where pages could not
+  /// be moved: they are where they were, and zeros in their stead at `to`.
+  /// ERRORS: bad_range, not_allocated (no page of the span is; move: some page of either is not), in_use (move, discard:
+  /// pinned pages; move: another is under way there, or a fork), unsupported (move: a block has pages of both).
   [[nodiscard]] Status change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page to,
                               std::uint8_t prot, Cookie cookie);
   /// Number of the client's last unmap. To be told to its devices after each change(), before the application is answered.

@@ -23,7 +23,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
   d.add(static_cast<std::uint64_t>(op.goal)).add(static_cast<std::uint64_t>(op.stage));
   d.add(static_cast<std::uint64_t>(op.cause)).add(op.device).add(static_cast<std::uint64_t>(op.access));
   d.add((op.reclaim ? 1U : 0U) | (op.redirected ? 2U : 0U) | (op.by_home ? 4U : 0U) | (op.at_home ? 8U : 0U) |
-        (op.united ? 16U : 0U))
+        (op.united ? 16U : 0U) | (op.fills ? 32U : 0U))
       .add(op.reclaim_device)
       .add(op.moved ? 1 : 0);
   d.add(op.moved ? static_cast<std::uint64_t>(op.moved_to) : 0).add(op.failure).add(op.outstanding);
@@ -35,6 +35,10 @@ std::uint64_t digest_of(const Core::Impl& core, const Op& op) {
       .add(op.retry)
       .add(op.vram_first)
       .add(op.discard_next);
+  if (op.partner != none_index) {
+    d.add(place_of(*core.ops[op.partner].block, core.ops[op.partner].granule))
+        .add(static_cast<std::uint64_t>(op.shift));
+  }
   d.add(op.remap).add(op.remap_next).add(op.svm.size());
   for (const std::uint32_t request : op.svm) {
     d.add(core.svm_requests[request].cookie.value);
@@ -231,7 +235,7 @@ std::uint64_t digest_of(const Action& a) {
   d.add(static_cast<std::uint64_t>(a.verb)).add(static_cast<std::uint64_t>(a.place));
   d.add(static_cast<std::uint64_t>(a.prot)).add(static_cast<std::uint64_t>(a.cause)).add(a.device).add(a.client);
   d.add(a.pages).add(a.vram_first).add(a.has_token ? 1 + a.token.value : 0).add(a.cookie.value).add(a.status);
-  d.add(a.vram_to).add(a.owner);
+  d.add(a.vram_to).add(a.owner).add(a.from_page);
   d.add(static_cast<std::uint64_t>(a.to)).add(a.to_device).add(static_cast<std::uint64_t>(a.engine));
   d.add(static_cast<std::uint64_t>(a.access)).add(a.buffer).add(a.fence).add(a.cu_mask);
   return d.value();
@@ -283,6 +287,11 @@ std::uint64_t Core::Impl::digest() const {
     if (change.in_use) {
       Digest c;
       c.add(4).add(change.client->id).add(change.span).add(static_cast<std::uint64_t>(change.change));
+      c.add(change.to).add(change.cursor).add(change.status).add(change.forks.size());
+      for (const MovePiece& piece : change.pieces) {
+        c.add(piece.first).add(piece.tries).add(static_cast<std::uint64_t>(piece.state)).add(piece.wait_block);
+        c.add(piece.wait_granule);
+      }
       requests.add(c.add(change.cookie.value).add(change.remaining).value());
     }
   }

@@ -6,7 +6,7 @@
 //   vram/vram.cpp       slots, chunks, eviction              block/map.cpp      revoke and map
 //   block/memory.cpp    charging, load, store                block/waits.cpp    operations in the wait graph
 //   policy/*            victims, contention, speculation     verify.cpp         invariants
-//   svm/change.cpp      the application's own changes
+//   svm/change.cpp      the application's own changes       svm/move.cpp       mremap
 //   work/*              fences, buffers, jobs, units         reclaim/*          system memory, the store beneath
 #pragma once
 
@@ -151,6 +151,8 @@ enum class Stage : std::uint8_t {
   switch_home,
   take_copies,  ///< nobody reads the copies of the pages any more ...
   drop_copies,  ///< ... and they are gone
+  meet,         ///< goals move_in, move_out: nobody reaches the pages; for the partner to be as far
+  carried,      ///< goal move_in: the pages are here, or on their way
   gather,       ///< goal duplicate: nobody writes the pages; their newest bytes to system memory
   fill,         ///< ... and to the device's copy
   map_copy,
@@ -179,6 +181,8 @@ enum class Goal : std::uint8_t {
   duplicate,  ///< where they are, and a copy with `device`; no_device: with the CPU
   drop_copy,  ///< where they are, but not with reclaim_device, which has a copy
   unite,      ///< where their home is, and nowhere else
+  move_out,   ///< where partner's pages are, in their stead; what is left here are zeros
+  move_in,    ///< where partner has them, and nothing of what is here
 };
 
 struct Op {
@@ -210,6 +214,9 @@ struct Op {
   bool by_home = false;            ///< not directly, although the devices are linked
   bool at_home = false;            ///< goal duplicate: the device reads system memory, as there is no room for a copy
   bool united = false;             ///< the pages' copies are gone, but for the home
+  OpIndex partner = none_index;    ///< goals move_in, move_out: of the other side
+  int shift = 0;                   ///< ... bits from the source's page to the target's, in their blocks
+  bool fills = false;              ///< goal move_in: what lies in VRAM is copied into the granule's slot
   SlotIndex slot_to = none_index;  ///< stages of a direct move: the slot of `device` that the granule is copied to
   PageMask arrived;                ///< ... and what is there already
   PageMask retry;                  ///< pages whose copy failed
@@ -367,6 +374,33 @@ class Core::Impl {
   void resume_changes();
   void forget_changes(const Client& client);
   void verify_changes(const Client& client) const;
+  [[nodiscard]] std::uint32_t new_change();
+  void change_op_done(std::uint32_t request, const Block& block, std::uint32_t granule);
+
+  // svm/move.cpp
+  Status move(Client& client, PageSpan span, Page to, Cookie cookie);
+  [[nodiscard]] bool is_moved(const Client& client, PageSpan span) const;
+  void advance_move(std::uint32_t request);
+  void move_granule(std::uint32_t request, const Block& block, std::uint32_t granule);
+  void move_ended(std::uint32_t request, const Block& block, std::uint32_t granule);
+  void end_piece(std::uint32_t request, std::uint64_t id);
+  static void wait_in(MovePiece& piece, const Block& block, std::uint32_t granule);
+  void bring_for_move(std::uint32_t request, MovePiece& piece, Block& block, std::uint32_t granule,
+                      const PageMask& pages);
+  [[nodiscard]] PageMask moving_pages(const ChangeRequest& request, const MovePiece& piece, const Block& from,
+                                      const Block& to) const;
+  [[nodiscard]] bool can_carry(const MovePiece& piece, Block& from, Block& to, const PageMask& in_vram, bool& fills);
+  void try_piece(std::uint32_t request, std::uint64_t id);
+  void leave_piece(std::uint32_t request, MovePiece& piece, Block& to, const PageMask& pages);
+  void revoke_for_move(Op& op);
+  bool meet(Op& op);
+  void carry(Op& in, Op& out);
+  void move_bytes(Op& in, const Op& out, const PageMask& pages);
+  void move_copied(Op& in, const Pending& pending, const PageMask& pages, Status status);
+  void move_failed(Op& in);
+  void finish_move(Op& in);
+  void part_ways(Op& op);
+  void verify_moves(const Client& client) const;
   /// The page was unmapped after the device saw `seen`.
   [[nodiscard]] static bool unmapped_since(const Client& client, Page page, std::uint64_t seen);
   [[nodiscard]] static bool is_protected(const Block& block, unsigned bit, Access access) {
@@ -675,6 +709,7 @@ class Core::Impl {
   std::vector<KeptFree> kept_frees;
   std::vector<KeptFree> kept_changes;  ///< `request` is a ChangeRequest
   std::vector<ChangeRequest> changes;
+  std::uint64_t change_serial = 0;
   std::vector<Action> actions;
   std::vector<std::vector<Waiter>> spare_waiters;  ///< kept for their capacity
   graph::Graph graph;

@@ -94,6 +94,7 @@ const char* to_string(Verb verb) {
     case Verb::reset_device: return "reset_device";
     case Verb::protect_cpu: return "protect_cpu";
     case Verb::copy_client: return "copy_client";
+    case Verb::copy_system: return "copy_system";
   }
   return "unknown";
 }
@@ -181,6 +182,8 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::write_back_copy: return "write_back_copy";
     case PlantedBug::drop_last_copy: return "drop_last_copy";
     case PlantedBug::map_copied_writable: return "map_copied_writable";
+    case PlantedBug::keep_moved_mapping: return "keep_moved_mapping";
+    case PlantedBug::lose_moved: return "lose_moved";
   }
   return "unknown";
 }

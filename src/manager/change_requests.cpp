@@ -35,14 +35,27 @@ bool Manager::on_change(Client& client) {
     answer(client, request, Code::in_use);
     return true;
   }
-  // Children of a fork get the pages as they are now.
-  const bool goes = static_cast<core::Change>(body.change) != core::Change::protect;
-  if (goes && !executor_->give_children(client, pages)) {
+  if (body.change == static_cast<std::uint32_t>(core::Change::move) &&
+      (body.to_page > ~body.count_pages || !client.contains({body.to_page, body.count_pages}))) {
+    answer(client, request, Code::bad_range);
+    return true;
+  }
+  if (!children_have(client, body)) {
     late_frees_.push_back({client.id, pages, request, true, body});
   } else {
     make_change(client, body, request);
   }
   return true;
+}
+
+/// Children of a fork have the pages as they are now, and one that begins is over where that matters.
+bool Manager::children_have(Client& client, const wire::Change& body) {
+  const auto change = static_cast<core::Change>(body.change);
+  if (change == core::Change::protect) return true;
+  const bool own = executor_->give_children(client, {body.first_page, body.count_pages});
+  if (change != core::Change::move) return own;
+  // Its bytes go elsewhere with no mapping that would tell the fork.
+  return executor_->give_children(client, {body.to_page, body.count_pages}) && own && client.gate == nullptr;
 }
 
 /// Memory that nobody may write, just allocated: answers the allocation.

@@ -166,7 +166,8 @@ bool Manager::serve_forks() {
   for (std::size_t i = 0; i < late_frees_.size();) {
     const LateFree late = late_frees_[i];
     Client* client = find_client(late.client);
-    if (client != nullptr && !client->closing && !executor_->give_children(*client, late.pages)) {
+    if (client != nullptr && !client->closing &&
+        !(late.is_change ? children_have(*client, late.change) : executor_->give_children(*client, late.pages))) {
       ++i;
       continue;
     }

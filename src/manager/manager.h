@@ -117,6 +117,7 @@ class Manager final : private Household {
   bool on_change(Client& client);
   void tell_changes(Client& client);
   void protect_new(Client& client, PageSpan pages, std::uint64_t request);
+  [[nodiscard]] bool children_have(Client& client, const wire::Change& body);
   void make_change(Client& client, const wire::Change& body, std::uint64_t request);
   static void remove_span(Client& client, PageSpan pages);
   void add_span(Client& client, PageSpan pages, bool has_contents, bool converts);

@@ -326,6 +326,7 @@ void Manager::send_residency(Client& to, std::uint64_t request, const Client& ab
   body.cause = static_cast<std::uint8_t>(r.last_move_cause);
   body.device_mapped = r.device_mapped;
   body.device_writable = r.device_writable;
+  body.copies = r.copies;
   body.last_move_age_ns = r.last_move_ns == 0 ? ~std::uint64_t{0} : now_ns_ - r.last_move_ns;
   const Status sent = linux::send_message(to.socket.get(), wire::MessageType::residency, request, body, {}, no_wait);
   if (!sent.ok()) drop_client(to, "it does not take answers");

@@ -37,6 +37,9 @@ std::string to_json(const StatsDocument& d, std::size_t kernels_max) {
   json["faults_failed"] = s.faults_failed;
   json["bytes_to_vram"] = bytes(s.pages_to_vram);
   json["bytes_to_system"] = bytes(s.pages_to_system);
+  json["bytes_readdressed_in_place"] = bytes(s.pages_carried);
+  json["bytes_readdressed_in_vram"] = bytes(s.pages_copied_in_vram);
+  json["bytes_readdressed_in_system"] = bytes(s.pages_copied_in_system);
   json["bytes_dropped_clean"] = bytes(s.pages_dropped_clean);
   json["migrations_to_vram"] = s.migrations_to_vram;
   json["migrations_to_system"] = s.migrations_to_system;

@@ -147,7 +147,7 @@ void World::do_protect(unsigned slot) {
 }
 
 /// The core has decided the answer: from here on the change is a fact.
-void World::change_replied(const Request& r) {
+void World::change_replied(const Request& r, Status status) {
   switch (r.kind) {
     case RequestKind::unmap:
       for (const PageSpan& part : r.parts) memory_.end_free(r.slot, part);
@@ -159,6 +159,7 @@ void World::change_replied(const Request& r) {
       }
       return;
     case RequestKind::protect: memory_.end_protect(r.slot, r.span); return;
+    case RequestKind::move: moved(r, status); return;
     default: return;
   }
 }

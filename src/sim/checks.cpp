@@ -145,8 +145,8 @@ std::string World::who_waits() const {
         " waits for page " + std::to_string(a.page));
   }
   for (const auto& [cookie, r] : requests_) {
-    const char* kinds[] = {"free",    "prefetch", "client_gone", "pin",     "discard",    "migrate",
-                           "svm_set", "unmap",    "zero",        "protect", "client_fork"};
+    const char* kinds[] = {"free",    "prefetch", "client_gone", "pin",     "discard",     "migrate",
+                           "svm_set", "unmap",    "zero",        "protect", "client_fork", "move"};
     const char* kind = kinds[static_cast<unsigned>(r.kind)];
     add(std::string(kind) + " (cookie " + std::to_string(cookie) + ") of client " +
         std::to_string(clients_[r.slot].id) + " for pages " + std::to_string(r.span.first) + "+" +
@@ -273,6 +273,9 @@ constexpr Counter counters[] = {
     {"store_errors", &core::Stats::store_errors, true},
     {"stored_pages", &core::Stats::stored_pages, false},
     {"pages_duplicated", &core::Stats::pages_duplicated, false},
+    {"pages_carried", &core::Stats::pages_carried, false},
+    {"pages_copied_in_vram", &core::Stats::pages_copied_in_vram, true},
+    {"pages_copied_in_system", &core::Stats::pages_copied_in_system, true},
     {"pages_collapsed", &core::Stats::pages_collapsed, false},
     {"speculated_pages", &core::Stats::speculated_pages, false},
     {"dma_mapped_pages", &core::Stats::dma_mapped_pages, false},

@@ -7,6 +7,11 @@ namespace ferry::sim {
 void Memory::copy_direct(unsigned slot, Page page, DeviceId from, VramPage from_vram, DeviceId to, VramPage to_vram,
                          bool torn) {
   check_target(slot, to, page, core::Place::vram, to_vram);
+  if (from == to && vram_at(slot, from, from_vram).mapped_by != nobody) {
+    violate(Invariant::quiet_source,
+            "VRAM page %u of device %u is copied for page %llu of client %u while it is mapped", from_vram,
+            unsigned{from}, static_cast<unsigned long long>(page), clients_[slot].id);
+  }
   const auto& p = at(slot, page);
   if (p.alloc == AllocState::allocated) {
     check_pin(slot, page, from, from_vram, "copied to another device");

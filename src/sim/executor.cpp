@@ -58,7 +58,7 @@ void World::issue(const Action& a) {
   check_conflicts(a);
   if (uses_vram(a)) memory_.use_vram(slot, vram_owner(a), a.vram_first, a.pages.count_pages);
   if (is_direct(a)) {
-    if (a.to_device >= swarm_.devices || !linked(a.device, a.to_device)) {
+    if (a.to_device >= swarm_.devices || (a.device != a.to_device && !linked(a.device, a.to_device))) {
       violate(Invariant::answers_right, "a copy from device %u to %u, which are not linked", unsigned{a.device},
               unsigned{a.to_device});
     }
@@ -70,7 +70,11 @@ void World::issue(const Action& a) {
   }
   if (a.verb == Verb::wake_wave || (a.verb == Verb::map_device && a.has_token)) check_wake(a);
   if (a.verb == Verb::map_device) check_mapping(a);
-  if (moves(a.verb)) check_copy(a);
+  if (a.verb == Verb::copy_system && !memory_.inside({a.from_page, a.pages.count_pages})) {
+    violate(Invariant::answers_right, "copy_system from page %llu, which client %u never had",
+            static_cast<unsigned long long>(a.from_page), a.client);
+  }
+  if (moves(a.verb) && !is_inside_vram(a)) check_copy(a);
   if (a.verb == Verb::wake_cpu && !a.status.ok()) check_told(a);
   if (a.verb == Verb::reply) check_reply(a);
   if (a.verb == Verb::signal_fence) check_signal(a);
@@ -264,13 +268,14 @@ void World::check_reply(const Action& a) {
   }
   if (r.kind == RequestKind::discard) memory_.end_discard(r.slot, r.span, r.begun);
   if (r.kind == RequestKind::fork) forked(r, a.status);
-  change_replied(r);
+  change_replied(r, a.status);
 }
 
 Status World::inject_failure(const Action& a) {
   if (phase_ != Phase::random) return {};
   switch (a.verb) {
     case Verb::copy:
+    case Verb::copy_system:
       if (random_.chance(swarm_.copy_io_error)) return Code::io_error;
       if (random_.chance(swarm_.copy_no_memory)) return Code::no_memory;
       return {};
@@ -337,6 +342,12 @@ void World::fail_pages(Flight& f, PageSpan pages) {
     }
     return;
   }
+  if (a.verb == Verb::copy_system) {
+    for (Page p = pages.first; p < pages.end(); ++p) {
+      memory_.copy_system(f.slot, a.from_page + (p - a.pages.first), p, true);
+    }
+    return;
+  }
   if (a.verb == Verb::store || a.verb == Verb::load) {
     for (Page p = pages.first; p < pages.end(); ++p) {
       look_at(f.slot, p);
@@ -392,6 +403,10 @@ void World::perform_pages(Flight& f, PageSpan pages) {
         memory_.copy(f.slot, a.device, p, target_of(a), vram);
         ++stats_.copied_pages;
         break;
+      case Verb::copy_system:
+        memory_.copy_system(f.slot, a.from_page + (p - a.pages.first), p, false);
+        ++stats_.copied_pages;
+        break;
       case Verb::discard_system: memory_.discard_system(f.slot, p); break;
       case Verb::store:
         if (!memory_.store(f.slot, p)) f.status = Code::no_space;
@@ -438,8 +453,10 @@ void World::answer(std::uint32_t index) {
   const Action& a = f.action;
   line(Line::done, f.slot, a.device, 0, static_cast<std::uint64_t>(f.status.code), a.id,
        static_cast<std::uint64_t>(a.verb));
-  if (a.verb == Verb::copy) {
+  if (a.verb == Verb::copy || a.verb == Verb::copy_system) {
     auto& count = !f.status.ok()                ? seen_.copy_errors
+                  : a.verb == Verb::copy_system ? seen_.pages_copied_in_system
+                  : is_inside_vram(a)           ? seen_.pages_copied_in_vram
                   : is_direct(a)                ? seen_.pages_direct
                   : target_of(a) == Place::vram ? seen_.pages_to_vram
                                                 : seen_.pages_to_system;

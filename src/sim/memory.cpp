@@ -79,7 +79,7 @@ void Memory::client_close(unsigned slot) {
     p.discarded = false;
     p.alloc = AllocState::none;
     p.cpu = CpuEntry::none;
-    p.zeroing = false;
+    p.zeroing = p.moving = false;
     p.prot = p.enforced = 7;
     ++p.generation;
   }

@@ -12,6 +12,7 @@
 
 #include "base/types.h"
 #include "core/action.h"
+#include "core/core.h"
 #include "core/svm/types.h"
 #include "sim/sim.h"
 
@@ -65,6 +66,11 @@ class Memory {
   void end_zero(unsigned slot, PageSpan span);
   /// The request was refused: contents matter as before.
   void cancel_zero(unsigned slot, PageSpan span);
+  /// mremap (moves.cpp). Contents of both spans do not matter until end_move(), page by page. No thread or wave uses them.
+  void begin_move(unsigned slot, PageSpan span, Page to);
+  void end_move(unsigned slot, Page from, const core::Residency& from_place, Page to, const core::Residency& to_place,
+                bool all);
+  [[nodiscard]] bool moving(unsigned slot, Page page) const { return at(slot, page).moving; }
   [[nodiscard]] bool zeroing(unsigned slot, Page page) const { return at(slot, page).zeroing; }
   /// Allocated and not being freed.
   [[nodiscard]] bool exists(unsigned slot, Page page) const {
@@ -92,6 +98,8 @@ class Memory {
   /// From one device's VRAM to another's. `torn`: it fails here, and the target holds rubbish.
   void copy_direct(unsigned slot, Page page, DeviceId from, VramPage from_vram, DeviceId to, VramPage to_vram,
                    bool torn);
+  /// From another page's system memory.
+  void copy_system(unsigned slot, Page from, Page page, bool torn);
   /// A copy that failed here: the target holds rubbish.
   void tear(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);
   void discard_system(unsigned slot, Page page);
@@ -187,6 +195,9 @@ class Memory {
     bool resident = false;
     bool in_store = false;
     bool zeroing = false;
+    bool moving = false;
+    bool coming_loose = false;
+    Word coming = 0;  ///< of a move's target: what it reads from end_move() on; of its source: zero
     bool was_protected = false;
     std::uint8_t prot = 7;      ///< what threads may do, core::SpanProt
     std::uint8_t enforced = 7;  ///< what devices may do at the most
@@ -258,6 +269,7 @@ class Memory {
       ++clients_[slot].resident;
     }
   }
+  Word settle_place(unsigned slot, Page page, const core::Residency& place);
   void check_quiet(unsigned slot, Page page, const char* what) const;
   void forget_stored(PageState& page);
   void check_target(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);

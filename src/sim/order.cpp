@@ -29,7 +29,7 @@ bool shares_vram(const Action& a, const Action& b, bool filled_only) {
   return false;
 }
 bool writes_system(const Action& a) {
-  return a.verb == Verb::discard_system || a.verb == Verb::load ||
+  return a.verb == Verb::discard_system || a.verb == Verb::load || a.verb == Verb::copy_system ||
          (a.verb == Verb::copy && target_of(a) == Place::system);
 }
 bool uses_system(const Action& a) {
@@ -53,6 +53,13 @@ bool order_matters(const Action& a, const Action& b) {
     return uses_vram(other) && in_one_chunk(other.vram_first, other.pages.count_pages, release.vram_first);
   }
   if (a.verb == Verb::copy && b.verb == Verb::copy && shares_vram(a, b, true)) return true;
+  // The source of a copy to another address is quiet, and as it is.
+  const auto copies_from = [](const Action& x, const Action& y) {
+    return x.verb == Verb::copy_system && y.pages.overlaps({x.from_page, x.pages.count_pages}) &&
+           (writes_system(y) || touches_cpu_table(y.verb) || y.verb == Verb::revoke_device ||
+            (y.verb == Verb::map_device && y.place == Place::system));
+  };
+  if (copies_from(a, b) || copies_from(b, a)) return true;
   if (!a.pages.overlaps(b.pages)) return false;
   if (touches_cpu_table(a.verb) && touches_cpu_table(b.verb)) return true;
   if (touches_device_table(a.verb) && touches_device_table(b.verb) && same_device) return true;
@@ -72,8 +79,9 @@ bool order_matters(const Action& a, const Action& b) {
   if (fills_and_maps(a, b) || fills_and_maps(b, a)) return true;
   // A copy's source must be quiet before it starts, and its target unreachable until it is done.
   const auto copies_and_hides = [&](const Action& x, const Action& y) {
-    return x.verb == Verb::copy && (y.verb == Verb::revoke_cpu || y.verb == Verb::protect_cpu ||
-                                    (y.verb == Verb::revoke_device && x.place == Place::vram));
+    return (x.verb == Verb::copy || x.verb == Verb::copy_system) &&
+           (y.verb == Verb::revoke_cpu || y.verb == Verb::protect_cpu ||
+            (y.verb == Verb::revoke_device && x.place == Place::vram));
   };
   return copies_and_hides(a, b) || copies_and_hides(b, a);
 }

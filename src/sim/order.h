@@ -26,6 +26,8 @@ namespace ferry::sim {
 [[nodiscard]] inline bool is_direct(const core::Action& a) {
   return a.verb == core::Verb::copy && a.place == core::Place::vram && a.to == core::Place::vram;
 }
+/// For another address: from one place in a device's VRAM to another.
+[[nodiscard]] inline bool is_inside_vram(const core::Action& a) { return is_direct(a) && a.device == a.to_device; }
 /// Whose VRAM `vram_first` is of.
 [[nodiscard]] inline DeviceId vram_owner(const core::Action& a) {
   return a.verb == core::Verb::map_device && a.owner != no_device ? a.owner : a.device;

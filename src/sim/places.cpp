@@ -112,6 +112,9 @@ void World::do_dma(unsigned slot) {
 void World::do_discard(unsigned slot) {
   Client& c = clients_[slot];
   const PageSpan span = random_.chance(100) ? random_span(slot) : part_of_allocation(slot);
+  for (Page p = span.first; p < span.end(); ++p) {
+    if (memory_.inside({p, 1}) && memory_.moving(slot, p)) return;  // whether it is before or after is not known
+  }
   keep_for_children(slot, span);
   const std::uint64_t cookie = new_cookie(RequestKind::discard, slot, span);
   const Status status = core_->change(now_ns_, c.id, core::Change::lazy_free, span, 0, core::span_all, {cookie});

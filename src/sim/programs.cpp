@@ -223,7 +223,7 @@ void World::manage(unsigned slot) {
     c.parked = true;
     return;
   }
-  const unsigned changes = swarm_.unmap_weight + swarm_.zero_weight + swarm_.protect_weight;
+  const unsigned changes = swarm_.unmap_weight + swarm_.zero_weight + swarm_.protect_weight + swarm_.move_weight;
   const unsigned total = swarm_.alloc_weight + swarm_.free_weight + swarm_.prefetch_weight + swarm_.bad_weight +
                          swarm_.places_weight + swarm_.attributes_weight + changes + swarm_.fork_weight +
                          swarm_.retry_weight;
@@ -244,7 +244,9 @@ void World::manage(unsigned slot) {
     do_zero(slot);
   } else if ((dice -= swarm_.zero_weight) < swarm_.protect_weight) {
     do_protect(slot);
-  } else if ((dice -= swarm_.protect_weight) < swarm_.fork_weight) {
+  } else if ((dice -= swarm_.protect_weight) < swarm_.move_weight) {
+    do_move(slot);
+  } else if ((dice -= swarm_.move_weight) < swarm_.fork_weight) {
     random_.chance(300) ? do_fork(slot) : do_child(slot);
   } else if ((dice -= swarm_.fork_weight) < swarm_.retry_weight) {
     do_retry(slot);

@@ -56,6 +56,7 @@ const char* to_string(Invariant invariant) {
     case Invariant::discarded_pages: return "what was discarded reads as zeros";
     case Invariant::over_is_told: return "what exceeds the budget is told";
     case Invariant::old_fault_again: return "a fault older than an unmap is tried again";
+    case Invariant::moved_pages: return "what was moved is at its new address";
     case Invariant::fork_is_quiet: return "no device reaches what forks";
     case Invariant::fork_sees_own: return "a child sees the moment of its fork";
     case Invariant::pinned_stays: return "a pinned page stays";
@@ -76,6 +77,8 @@ void SimStats::add(const SimStats& o) {
   waves_failed += o.waves_failed;
   requests += o.requests;
   changes += o.changes;
+  moves += o.moves;
+  carried_pages += o.carried_pages;
   forks += o.forks;
   child_pages += o.child_pages;
   old_faults += o.old_faults;

@@ -45,6 +45,7 @@ enum class Invariant : std::uint8_t {
   copies_are_equal = 66,     ///< each copy of a page has the newest bytes, and is not the only one
   protected_pages = 70,      ///< from the answer to a protection on no device does what it forbids
   old_fault_again = 73,      ///< a fault older than an unmap of its page is tried again, and nothing else
+  moved_pages = 74,          ///< when a move is answered its pages read at their new addresses what they read before
   fork_is_quiet = 80,        ///< when a fork is answered no device reaches any page
   fork_sees_own = 81,        ///< a child sees what was there at the fork, and its own writes
   discarded_pages = 72,      ///< from the answer to a discard on the pages read as zeros until they are written
@@ -79,7 +80,9 @@ struct SimStats {
   std::uint64_t stops = 0;
   std::uint64_t waves_failed = 0;
   std::uint64_t requests = 0;
-  std::uint64_t changes = 0;  ///< of address spaces: unmaps, discards, protections
+  std::uint64_t changes = 0;  ///< of address spaces: unmaps, discards, protections, moves
+  std::uint64_t moves = 0;    ///< that were taken
+  std::uint64_t carried_pages = 0;
   std::uint64_t forks = 0;
   std::uint64_t child_pages = 0;  ///< copied for children before they could go or change
   std::uint64_t old_faults = 0;   ///< read after their page was unmapped

@@ -170,11 +170,12 @@ int sim_main(const SimMainOptions& options) {
   std::printf(
       "  %llu runs with a budget of system memory: %llu pages stored, %llu loaded, %llu given over it\n"
       "  %llu pages copied for one more reader, %llu left with one copy\n"
+      "  %llu spans moved to other addresses, %llu pages of them without a copy\n"
       "  %llu actions (%llu failed), %llu requests, %llu processes killed, %llu stopped, %llu waves got an error\n"
       "  an access was tried again %llu times at most\n",
       u(s.budgets), u(s.stored_pages), u(s.loaded_pages), u(s.over_budget_pages), u(s.duplicated_pages),
-      u(s.collapsed_pages), u(s.actions), u(s.failed_actions), u(s.requests), u(s.kills), u(s.stops), u(s.waves_failed),
-      u(s.most_retries));
+      u(s.collapsed_pages), u(s.moves), u(s.carried_pages), u(s.actions), u(s.failed_actions), u(s.requests),
+      u(s.kills), u(s.stops), u(s.waves_failed), u(s.most_retries));
   return 0;
 }
 

@@ -99,6 +99,17 @@ void draw_changes(Swarm& s, const SimOptions& options) {
   s.protect_weight = r.chance(300) ? 0 : pick(r, 5, 30);
 }
 
+/// Moves: all runs have some where a bug of moves is looked for.
+void draw_moves(Swarm& s, const SimOptions& options) {
+  Random r(options.seed ^ 0x30fe'5000'0000'0074);
+  const bool wanted =
+      options.bug >= core::PlantedBug::keep_moved_mapping && options.bug <= core::PlantedBug::lose_moved;
+  if (!wanted && !r.chance(400)) return;
+  s.move_weight = pick(r, 5, 40);
+  s.window_blocks = std::max(s.window_blocks, 4U);
+  s.max_alloc_pages = std::max<std::uint64_t>(s.max_alloc_pages, block_pages / 2);
+}
+
 void draw_forks(Swarm& s, const SimOptions& options) {
   Random r(options.seed ^ 0xf02c'ed00'0000'0080);
   if (r.chance(500)) return;
@@ -174,6 +185,7 @@ Swarm make_swarm(Random& r, const SimOptions& options) {
   draw_copies(s, options);
   draw_changes(s, options);
   draw_forks(s, options);
+  draw_moves(s, options);
   draw_window(s, options);
   return s;
 }

@@ -53,7 +53,7 @@ struct Swarm {
   unsigned retry_weight = 0;       ///< retry faults go off and on
   unsigned fork_weight = 0;        ///< forks, and what their children do
   unsigned read_mostly_share = 0;  ///< of the flags that are set, per mille
-  unsigned unmap_weight = 0, zero_weight = 0, protect_weight = 0;
+  unsigned unmap_weight = 0, zero_weight = 0, protect_weight = 0, move_weight = 0;
   std::uint64_t max_alloc_pages = 2048;
   bool free_while_used = true;  ///< programs free what their own threads and waves still touch
   bool same_client_id = true;   ///< an id that became free is used again

@@ -208,9 +208,9 @@ std::string Trace::text_of(const Record& r) {
       std::snprintf(what, sizeof what, "> system memory: %llu pages, store %llu", u(r.a), u(r.b));
       break;
     case Line::change:
-      std::snprintf(what, sizeof what, "> change %s %llu+%llu cookie %llu prot %llu: %s",
+      std::snprintf(what, sizeof what, "> change %s %llu+%llu cookie %llu prot %llu to %llu: %s",
                     core::to_string(static_cast<core::Change>(byte_of(r.d, 0))), u(r.a), u(r.b), u(r.c >> 16),
-                    u(byte_of(r.d, 1)), status_name(r.c & 0xffff));
+                    u(byte_of(r.d, 1)), u(r.d >> 16), status_name(r.c & 0xffff));
       break;
     case Line::retry:
       std::snprintf(what, sizeof what, "> retry faults %s: %s", r.a != 0 ? "on" : "off", status_name(r.b));

@@ -391,6 +391,7 @@ SimResult World::run() {
   result.stats.stored_pages = seen_.pages_to_store;
   result.stats.loaded_pages = seen_.pages_from_store;
   result.stats.duplicated_pages = core_->stats().pages_duplicated;
+  result.stats.carried_pages = core_->stats().pages_carried;
   result.stats.collapsed_pages = core_->stats().pages_collapsed;
   result.stats.over_budget_pages = core_->stats().over_budget_pages;
   return result;

@@ -167,7 +167,8 @@ class World final : public core::Observer {
     unmap,
     zero,
     protect,
-    fork
+    fork,
+    move
   };
   struct Request {
     RequestKind kind = RequestKind::free;
@@ -177,7 +178,7 @@ class World final : public core::Observer {
     DeviceId device = no_device;  ///< pin
     bool replied = false;         ///< decided, not yet performed
     std::uint64_t begun = 0;      ///< discard: Memory::begin_discard()
-    std::vector<PageSpan> parts;  ///< unmap, zero: of the span, what was allocated
+    std::vector<PageSpan> parts;  ///< unmap, zero: of the span, what was allocated; move: the span and its target
   };
   /// An action from the core's decision to its answer (or, without id, to its effect).
   struct Flight {
@@ -241,7 +242,11 @@ class World final : public core::Observer {
   void do_unmap(unsigned slot);
   void do_zero(unsigned slot);
   void do_protect(unsigned slot);
-  void change_replied(const Request& request);
+  void change_replied(const Request& request, Status status);
+  // moves.cpp
+  void do_move(unsigned slot);
+  [[nodiscard]] bool may_move(unsigned slot, PageSpan span) const;
+  void moved(const Request& request, Status status);
   [[nodiscard]] bool leave_alone(unsigned slot, PageSpan span);
   [[nodiscard]] std::vector<PageSpan> allocated_in(unsigned slot, PageSpan span) const;
   void call_the_dead(unsigned slot);

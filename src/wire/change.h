@@ -15,8 +15,8 @@ namespace ferry::wire {
 struct Change {
   std::uint64_t first_page;
   std::uint64_t count_pages;
-  std::uint64_t to_page;  ///< 0
-  std::uint32_t change;   ///< core::Change; move is refused
+  std::uint64_t to_page;  ///< move: where the pages go; 0
+  std::uint32_t change;   ///< core::Change
   std::uint32_t prot;     ///< protect: core::SpanProt bits
 };
 static_assert(std::is_trivially_copyable_v<Change> && sizeof(Change) == 32);

@@ -16,7 +16,7 @@ namespace ferry::wire {
 
 inline constexpr std::uint32_t control_magic = 0x59525246;  // "FRRY"
 /// Changes with every change of this folder. Both sides must agree exactly.
-inline constexpr std::uint32_t wire_version = 3;
+inline constexpr std::uint32_t wire_version = 4;
 
 inline constexpr unsigned max_cus = 64;
 inline constexpr unsigned max_queues = 16;

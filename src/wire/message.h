@@ -268,6 +268,8 @@ struct PageResidency {
   std::uint16_t device_mapped;
   std::uint16_t device_writable;
   std::uint64_t last_move_age_ns;  ///< ~0: never moved
+  std::uint16_t copies;            ///< bit d: VRAM of device d holds a copy beside vram_device and system memory
+  std::uint16_t unused[3];
 };
 
 /// Largest message with its tail of text.
@@ -278,7 +280,7 @@ static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 88);
 static_assert(std::is_trivially_copyable_v<Welcome> && sizeof(Welcome) == 48);
 static_assert(std::is_trivially_copyable_v<Refused> && sizeof(Refused) == 248);
 static_assert(std::is_trivially_copyable_v<Span> && sizeof(Span) == 32);
-static_assert(sizeof(PageResidency) == 24);
+static_assert(sizeof(PageResidency) == 32);
 static_assert(message_fds_max <= 253, "SCM_MAX_FD");
 
 }  // namespace ferry::wire

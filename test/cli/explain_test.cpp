@@ -46,6 +46,13 @@ TEST(Explain, SaysWhereAPageLiesAndWhy) {
   EXPECT_NE(text.find("(the first of them) because its VRAM was needed"), std::string::npos) << text;
 }
 
+TEST(Explain, CopiesOfOtherDevicesAreTold) {
+  wire::PageResidency p = page();
+  p.copies = 0b101000;
+  const std::string text = describe(p, 1);
+  EXPECT_NE(text.find("device 3 has a copy of its own; device 5 has a copy"), std::string::npos) << text;
+}
+
 TEST(Explain, EveryCauseHasASentenceAndNonsenseIsNoCrash) {
   std::string before;
   for (unsigned cause = 0; cause < 256; ++cause) {

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <ferry/svm.hpp>
 #include <random>
 #include <thread>
 
@@ -216,6 +217,114 @@ int end_of(pid_t child) {
     if (errno != EINTR) return -1;
   }
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/// Bytes that migrated meanwhile, anywhere.
+template <typename Body>
+std::uint64_t migrated(Body&& body) {
+  const events moves({event_kind::migrate_start});
+  body();
+  std::uint64_t bytes = 0;
+  for (std::vector<event> some = moves.read(); !some.empty(); some = moves.read()) {
+    for (const event& e : some) bytes += e.bytes;
+  }
+  return bytes;
+}
+
+/// Whole blocks that lie in VRAM keep their place there, whatever becomes of their address.
+TEST(ChangeMoves, PagesInVramStayWhereTheyAre) {
+  constexpr std::size_t pages = 1024;
+  constexpr std::size_t bytes = pages * page;
+  const auto word = [](char* base, std::size_t p) -> std::uint64_t& {
+    return *reinterpret_cast<std::uint64_t*>(base + p * page);
+  };
+  auto* base = static_cast<char*>(ferry::alloc_aligned(bytes, std::size_t{2} << 20));
+  for (std::size_t p = 0; p < pages; ++p) word(base, p) = stamp(p) - 1;
+  ferry::prefetch(base, bytes, ferry::to_device(0));
+  ferry::parallel_for(pages, [base](std::size_t p) { ++*reinterpret_cast<std::uint64_t*>(base + p * page); });
+  ASSERT_EQ(ferry::query(base).vram_device, 0);
+  ASSERT_EQ(ferry::query(base + bytes - page).vram_device, 0);
+  auto* place = static_cast<char*>(ferry::alloc_aligned(bytes, std::size_t{2} << 20));
+  // To an address, to one of Ferry's choice, and leaving the old one; then everything is read on the device, where it lies.
+  EXPECT_EQ(migrated([&] { ASSERT_EQ(::mremap(base, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, place), place); }),
+            0U);
+  EXPECT_EQ(read_signal(base), SIGSEGV);
+  EXPECT_EQ(ferry::query(place).vram_device, 0);
+  EXPECT_EQ(ferry::query(place).dirty, 1);
+  EXPECT_EQ(ferry::query(place + bytes - page).vram_device, 0);
+  char* copy = nullptr;
+  EXPECT_EQ(migrated([&] {
+              copy = static_cast<char*>(::mremap(place, bytes, bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr));
+            }),
+            0U);
+  ASSERT_NE(copy, MAP_FAILED);
+  EXPECT_EQ(ferry::query(copy).vram_device, 0);
+  EXPECT_EQ(word(place, 0), 0U);
+  EXPECT_EQ(word(place, pages - 1), 0U);
+  word(place, 3) = 7;  // still the program's own
+  EXPECT_EQ(word(place, 3), 7U);
+  char* larger = nullptr;
+  EXPECT_EQ(migrated([&] { larger = static_cast<char*>(::mremap(copy, bytes, 2 * bytes, MREMAP_MAYMOVE)); }), 0U);
+  ASSERT_NE(larger, MAP_FAILED);
+  EXPECT_EQ(ferry::query(larger).vram_device, 0);
+  ferry::parallel_for(pages, [larger](std::size_t p) { ++*reinterpret_cast<std::uint64_t*>(larger + p * page); });
+  EXPECT_EQ(ferry::query(larger + bytes - page).vram_device, 0);
+  for (std::size_t p = 0; p < pages; ++p) ASSERT_EQ(word(larger, p), stamp(p) + 1) << p;
+  for (std::size_t p = pages; p < 2 * pages; ++p) ASSERT_EQ(word(larger, p), 0U) << p;
+  ferry::free(larger);
+  ferry::free(place);
+  ferry::free(base);
+}
+
+/// Not aligned to each other, they are copied inside VRAM, where there is room.
+TEST(ChangeMoves, PagesInVramAreCopiedThereWhereTheyCannotStay) {
+  constexpr std::size_t pages = 300;
+  auto* base = static_cast<char*>(ferry::alloc_aligned(std::size_t{2} << 20, std::size_t{2} << 20));
+  auto* place = static_cast<char*>(ferry::alloc_aligned(std::size_t{2} << 20, std::size_t{2} << 20));
+  ferry::parallel_for(512, [base](std::size_t p) { *reinterpret_cast<std::uint64_t*>(base + p * page) = stamp(p); });
+  ASSERT_EQ(ferry::query(base + 10 * page).vram_device, 0);
+  EXPECT_EQ(migrated([&] {
+              ASSERT_EQ(::mremap(base + 10 * page, pages * page, pages * page, MREMAP_MAYMOVE | MREMAP_FIXED,
+                                 place + 100 * page),
+                        place + 100 * page);
+            }),
+            0U);
+  EXPECT_EQ(ferry::query(place + 100 * page).vram_device, 0);
+  for (std::size_t p = 0; p < pages; ++p) {
+    ASSERT_EQ(*reinterpret_cast<std::uint64_t*>(place + (100 + p) * page), stamp(p + 10)) << p;
+  }
+  EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(base + 9 * page), stamp(9));
+  EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(base + 310 * page), stamp(310));
+  ferry::free(place);
+  ferry::free(base);
+}
+
+/// While a fork's child still needs them, and while the next fork begins: each process has its own.
+TEST(ChangeMoves, PagesOfAForkAreTheChildsAsTheyWere) {
+  constexpr std::size_t pages = 1024;
+  constexpr std::size_t bytes = pages * page;
+  auto* base = static_cast<char*>(ferry::alloc_aligned(bytes, std::size_t{2} << 20));
+  ferry::parallel_for(pages, [base](std::size_t p) { *reinterpret_cast<std::uint64_t*>(base + p * page) = stamp(p); });
+  for (int round = 0; round < 4; ++round) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      for (std::size_t p = 0; p < pages; ++p) {
+        if (*reinterpret_cast<std::uint64_t*>(base + p * page) != stamp(p)) ::_exit(1);
+      }
+      ::_exit(0);
+    }
+    auto* moved = static_cast<char*>(::mremap(base, bytes, bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr));
+    ASSERT_NE(moved, MAP_FAILED);
+    for (std::size_t p = 0; p < pages; ++p) *reinterpret_cast<std::uint64_t*>(base + p * page) = 5;
+    EXPECT_EQ(end_of(child), 0);
+    ASSERT_EQ(::munmap(base, bytes), 0);
+    ferry::free(base);
+    base = moved;
+    for (std::size_t p = 0; p < pages; ++p)
+      ASSERT_EQ(*reinterpret_cast<std::uint64_t*>(base + p * page), stamp(p)) << p;
+  }
+  ferry::free(base);
 }
 
 TEST_P(Change, WhatAChildIsNotToHaveItDoesNotHave) {

@@ -1,3 +1,4 @@
+// Longer than 600 lines because each program is a few lines, and all share how they look at their memory.
 // Programs that fork while their memory lies in several places, each a check of its own. Exit status 0: all as expected.
 //
 //   e2e_forker NAME [COUNT]
@@ -16,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ferry/ferry.hpp>
+#include <ferry/svm.hpp>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -413,6 +415,130 @@ int child_changes() {
   return 0;
 }
 
+/// Pages of which system memory and the device have a copy each: parent, device and child read and write their own.
+int read_mostly() {
+  constexpr std::size_t pages = 96;
+  auto* words = static_cast<Word*>(ferry::alloc_aligned(pages * 4096, 4096));
+  auto* sum = static_cast<Word*>(ferry::alloc(sizeof(Word), ferry::placement::system));
+  for (std::size_t i = 0; i < pages * page_words; ++i) words[i] = mix(i);
+  ferry::attributes().set(ferry::svm_flag::read_mostly).apply(words, pages * 4096);
+  const auto device_sums = [&] {
+    ferry::parallel_for(1, [words, sum](std::size_t) {
+      Word all = 0;
+      for (std::size_t i = 0; i < pages * page_words; i += page_words) all += words[i];
+      *sum = all;
+    });
+    return *sum;
+  };
+  const auto is = [&](Word plus) {
+    for (std::size_t i = 0; i < pages * page_words; ++i) {
+      if (words[i] != mix(i) + (i % page_words == 0 ? plus : 0)) return false;
+    }
+    return true;
+  };
+  Word all = 0;
+  for (std::size_t i = 0; i < pages * page_words; i += page_words) all += mix(i);
+  for (Word round = 0; round < 4; ++round) {
+    EXPECT(device_sums() == all + round * pages);
+    EXPECT(is(round));
+    // Under a budget one of the two may have left again.
+    if (std::getenv("FERRY_SYSTEM") == nullptr) EXPECT((ferry::copies_of(words) ^ FERRY_COPY_SYSTEM) == 1U);
+    const Pipe written;
+    const pid_t child = ::fork();
+    EXPECT(child >= 0);
+    if (child == 0) {
+      if (round % 2 == 0) EXPECT(written.hear());
+      EXPECT(is(round));
+      for (std::size_t i = 0; i < pages * page_words; i += page_words) words[i] += 500;
+      EXPECT(is(round + 500));
+      std::_Exit(0);
+    }
+    // The copies are whole after the fork, and end with the first write, from either side.
+    if (round != 3) EXPECT(device_sums() == all + round * pages);
+    if (round % 2 == 0) {
+      for (std::size_t i = 0; i < pages * page_words; i += page_words) words[i] += 1;
+    } else {
+      ferry::parallel_for(pages, [words](std::size_t i) { words[i * page_words] += 1; });
+    }
+    written.tell();
+    expect_well(child);
+    EXPECT(device_sums() == all + (round + 1) * pages);
+    EXPECT(is(round + 1));
+  }
+  ferry::free(words);
+  ferry::free(sum);
+  return 0;
+}
+
+/// Where this process may not write, or not read, the child finds the same; and what lies there is whole.
+bool is_refused(char* at, bool write) {
+  const pid_t toucher = ::fork();
+  EXPECT(toucher >= 0);
+  if (toucher == 0) {
+    std::signal(SIGSEGV, SIG_DFL);
+    if (write) {
+      *static_cast<volatile char*>(at) = 1;
+    } else {
+      static_cast<void>(*static_cast<volatile char*>(at));
+    }
+    std::_Exit(0);
+  }
+  const int status = status_of(toucher);
+  return WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV;
+}
+
+/// What mprotect forbade before the fork is forbidden in the child, and in its own children; it may be allowed there again.
+int protections() {
+  Halves h(std::size_t{8} << 20);
+  char* const base = reinterpret_cast<char*>(h.words);
+  char* const aligned = base + (4096 - reinterpret_cast<std::uintptr_t>(base) % 4096) % 4096;
+  constexpr std::size_t bytes = 64 * 4096;
+  struct Kind {
+    std::size_t at;
+    int prot;
+  };
+  // In system memory, and in VRAM.
+  const Kind kinds[] = {{0, PROT_READ},
+                        {bytes, PROT_NONE},
+                        {std::size_t{6} << 20, PROT_READ},
+                        {(std::size_t{6} << 20) + bytes, PROT_NONE}};
+  for (const Kind& kind : kinds) EXPECT(::mprotect(aligned + kind.at, bytes, kind.prot) == 0);
+  // Absent stays absent, whatever may be done with it here.
+  char* const absent = aligned + (std::size_t{2} << 20);
+  EXPECT(::mprotect(absent, 4096, PROT_READ) == 0);
+  EXPECT(::madvise(absent, 4096, MADV_DONTFORK) == 0);
+  for (int generation = 0; generation < 2; ++generation) {
+    const pid_t child = ::fork();
+    EXPECT(child >= 0);
+    if (child == 0) {
+      EXPECT(is_refused(absent, false));
+      for (const Kind& kind : kinds) {
+        EXPECT(is_refused(aligned + kind.at, true));
+        EXPECT(is_refused(aligned + kind.at + bytes - 1, true));
+        EXPECT(is_refused(aligned + kind.at + 5 * 4096, false) == (kind.prot == PROT_NONE));
+        EXPECT(!is_refused(aligned + kind.at + 2 * bytes, true));
+      }
+      if (generation == 1) {
+        for (const Kind& kind : kinds) EXPECT(::mprotect(aligned + kind.at, bytes, PROT_READ | PROT_WRITE) == 0);
+        for (std::size_t i = 0; i < h.size; ++i) {
+          if (reinterpret_cast<char*>(&h.words[i]) + 8 > absent &&
+              reinterpret_cast<char*>(&h.words[i]) < absent + 4096) {
+            continue;
+          }
+          EXPECT(h.words[i] == mix(i) + 1);
+          h.words[i] = i;
+        }
+      }
+      std::_Exit(0);
+    }
+    expect_well(child);
+  }
+  for (const Kind& kind : kinds) EXPECT(::mprotect(aligned + kind.at, bytes, PROT_READ | PROT_WRITE) == 0);
+  EXPECT(::mprotect(absent, 4096, PROT_READ | PROT_WRITE) == 0);
+  EXPECT(h.is(1));
+  return 0;
+}
+
 /// Threads of the child give memory up and touch what is missing at the same time.
 int child_threads() {
   Halves h(std::size_t{8} << 20);
@@ -522,6 +648,8 @@ const std::map<std::string, int (*)()> programs = {
     {"many", many},
     {"child_changes", child_changes},
     {"child_threads", child_threads},
+    {"protections", protections},
+    {"read_mostly", read_mostly},
     {"lost", lost},
     {"waits", waits},
     {"exec_cost", exec_cost},

@@ -171,6 +171,11 @@ TEST_F(SvmFlags, ReadMostlyPagesAreWithTheCpuAndTwoDevicesAtOnce) {
   EXPECT_EQ(many.system_current, 1);
   EXPECT_EQ(many.cpu_may_map, 1);
   EXPECT_GE(many.vram_device, 0);
+  EXPECT_EQ(copies_of(m_.at(with)), FERRY_COPY_SYSTEM | 3U);
+  EXPECT_NE(explain(m_.at(with)).find(many.vram_device == 0 ? "with a copy on device 1" : "with a copy on device 0"),
+            std::string::npos)
+      << explain(m_.at(with));
+  EXPECT_EQ(copies_of(m_.at(without)), FERRY_COPY_SYSTEM);
   EXPECT_EQ(m_.info(without).device_mapped, 0U) << "the CPU has taken it";
   const auto all_read = [&](std::size_t number) {
     EXPECT_EQ(device_reads(0, m_, number), 0);
@@ -239,6 +244,7 @@ TEST_F(SvmFlags, ReadMostlyTakenBackLeavesOneCopy) {
   clear(svm_flag::read_mostly);
   const ferry_page_info one = m_.info(with);
   EXPECT_EQ(one.device_mapped, one.vram_device < 0 ? 0U : 1U << one.vram_device);
+  EXPECT_EQ(copies_of(m_.at(with)) & 3U, one.vram_device < 0 ? 0U : 1U << one.vram_device);
   EXPECT_EQ(one.cpu_may_map, one.vram_device < 0 ? 1 : 0);
   EXPECT_EQ(m_.word(with), with);
 }

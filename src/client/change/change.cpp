@@ -13,6 +13,7 @@
 
 #include "client/change/adopted.h"
 #include "client/change/fork_advice.h"
+#include "client/change/fork_protection.h"
 #include "client/change/kept.h"
 #include "client/change/mappings.h"
 #include "client/change/rules.h"
@@ -162,6 +163,7 @@ int change_protect(void* address, std::size_t bytes, int prot) {
     return raw_mprotect(at, bytes, prot);
   }
   const Cut parts = cut(s, at, bytes);
+  note_protection();
   if (!parts.below.empty() && protect_outside(parts.below, prot) != 0) return -1;
   // As the kernel does: up to the hole, and an error.
   const Part sound{parts.inside.first, first_hole(parts.inside)};
@@ -252,6 +254,33 @@ bool one_protection(const Part& part, int& prot) {
   return true;
 }
 
+/// Out of reach of everybody, `part` gives what it has to the target. Where the manager cannot let pages keep their place,
+/// or a part of them cannot go, they are copied here. False: nothing was moved; errno.
+bool move_pages(Session& s, const Part& part, void* target) {
+  bool some_went = false;
+  if (touches_managed(target, part.bytes())) {
+    const Status moved = tell_move(s, part, number(target));
+    if (moved.ok()) return true;
+    some_went = moved.code == Code::no_memory || moved.code == Code::io_error;
+  }
+  const Status told = tell_change(s, core::Change::protect, part, core::span_read);
+  if (!told.ok() || raw_mprotect(part.first, part.bytes(), PROT_READ) != 0) {
+    errno = told.ok() ? errno : errno_of(told);
+    return false;
+  }
+  if (!some_went) {
+    std::memcpy(target, pointer(part.first), part.bytes());
+    return true;
+  }
+  // What went reads as zeros here, and what did not reads as zeros there.
+  static constexpr char zeros[page_bytes] = {};
+  for (std::size_t at = 0; at < part.bytes(); at += page_bytes) {
+    const void* const from = pointer(part.first + at);
+    if (std::memcmp(from, zeros, page_bytes) != 0) std::memcpy(static_cast<char*>(target) + at, from, page_bytes);
+  }
+  return true;
+}
+
 }  // namespace
 
 void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, void* to) {
@@ -279,19 +308,30 @@ void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, 
 
   int prot = 0;
   if (!one_protection(old, prot)) return remap_failed(EFAULT);
-  // Nobody writes the pages from here on: a thread that tries gets SIGSEGV, as when they have gone.
+  // Nobody touches the pages from here on: a thread that tries gets SIGSEGV, as when they have gone.
   const std::size_t moved = std::min(had, wanted);
-  Status told = tell_change(s, core::Change::protect, old, core::span_read);
+  note_protection();
+  Status told = tell_change(s, core::Change::protect, old, 0);
   if (!told.ok()) return remap_failed(told.code == Code::not_allocated ? EFAULT : errno_of(told));
   void* target = MAP_FAILED;
-  if (raw_mprotect(old.first, old.bytes(), PROT_READ) == 0) target = take_target(s, to, wanted, fixed);
+  if (raw_mprotect(old.first, old.bytes(), PROT_NONE) == 0) target = take_target(s, to, wanted, fixed);
+  const Part leaving{old.first, old.first + moved};
+  if (target != MAP_FAILED && !move_pages(s, leaving, target)) {
+    const int error = errno == 0 ? ENOMEM : errno;
+    if (!fixed) process_heap().free(target);
+    target = MAP_FAILED;
+    errno = error;
+  }
   if (target == MAP_FAILED) {
     const int error = errno == 0 ? ENOMEM : errno;
     [[maybe_unused]] const Status again = tell_change(s, core::Change::protect, old, device_prot(prot));
     raw_mprotect(old.first, old.bytes(), prot);
     return remap_failed(error);
   }
-  std::memcpy(target, address, moved);
+  if (!fixed && wanted > moved) {  // the heap's memory may have been something else's
+    const std::uint64_t behind = number(target) + moved;
+    [[maybe_unused]] const Status empty = tell_change(s, core::Change::discard, {behind, number(target) + wanted});
+  }
   if (move_fork_advice({old.first, old.first + moved}, number(target)).ok() && touches_managed(target, wanted)) {
     note_said(s.page_of(target), wanted / page_bytes);
   }

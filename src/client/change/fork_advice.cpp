@@ -125,4 +125,23 @@ bool is_absent_in_child(std::uint64_t address) {
                      });
 }
 
+Part take_present_in_child(Part& rest) {
+  const auto absent_at = [](std::uint64_t at) {
+    for (std::size_t i = 0; i < frozen.count; ++i) {
+      const Run& run = frozen.runs[i];
+      if (run.advice == ForkAdvice::absent && at >= run.part.first && at < run.part.end) return run.part.end;
+    }
+    return std::uint64_t{0};
+  };
+  for (std::uint64_t past = 0; !rest.empty() && (past = absent_at(rest.first)) != 0;) rest.first = past;
+  if (rest.empty()) return {};
+  Part part = rest;
+  for (std::size_t i = 0; i < frozen.count; ++i) {
+    const Run& run = frozen.runs[i];
+    if (run.advice == ForkAdvice::absent && run.part.first > part.first) part.end = std::min(part.end, run.part.first);
+  }
+  rest.first = part.end;
+  return part;
+}
+
 }  // namespace ferry::client

@@ -28,5 +28,13 @@ void freeze_fork_advice();
 bool apply_fork_advice();
 /// In a child: nothing may be touched there.
 [[nodiscard]] bool is_absent_in_child(std::uint64_t address);
+/// In a child: the next part of `rest`, which loses it, where something may be touched; empty: there is none.
+[[nodiscard]] Part take_present_in_child(Part& rest);
+
+/// Calls fn(part) for what the child is to have of a part.
+template <typename Fn>
+void for_present_in_child(Part rest, Fn&& fn) {
+  for (Part part = take_present_in_child(rest); !part.empty(); part = take_present_in_child(rest)) fn(part);
+}
 
 }  // namespace ferry::client

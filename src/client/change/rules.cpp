@@ -75,4 +75,13 @@ Status tell_change(Session& s, core::Change change, const Part& part, unsigned p
   return s.requests.tell(wire::MessageType::change, body);
 }
 
+Status tell_move(Session& s, const Part& part, std::uint64_t to) {
+  wire::Change body{};
+  body.first_page = s.page_of(reinterpret_cast<void*>(part.first));
+  body.count_pages = part.bytes() / page_bytes;
+  body.to_page = s.page_of(reinterpret_cast<void*>(to));
+  body.change = static_cast<std::uint32_t>(core::Change::move);
+  return s.requests.tell(wire::MessageType::change, body);
+}
+
 }  // namespace ferry::client

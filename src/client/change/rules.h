@@ -54,5 +54,7 @@ enum class AdviceRule : std::uint8_t {
 [[nodiscard]] unsigned device_prot(int prot);
 /// Returns when the core has carried it out.
 Status tell_change(Session& s, core::Change change, const Part& part, unsigned prot = 0);
+/// The same of a move: what `part` has goes to `to`, and `part` reads as zeros.
+Status tell_move(Session& s, const Part& part, std::uint64_t to);
 
 }  // namespace ferry::client

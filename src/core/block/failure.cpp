@@ -10,6 +10,10 @@ bool Core::Impl::stage_failed(Op& op) {
   if (op.goal == Goal::duplicate) {
     return duplicate_failed(op, failure);
   }
+  if (op.goal == Goal::move_in && op.retry.any()) {
+    move_failed(op);
+    return true;
+  }
   if (op.retry.any()) {
     op.retry = {};
     op.move_status = Code::io_error;

@@ -37,6 +37,8 @@ PageMask Core::Impl::memory_needed(const Op& op) const {
     case Goal::take:
     case Goal::forget:
     case Goal::peer:
+    case Goal::move_out:
+    case Goal::move_in:
     case Goal::probe: return need;
     case Goal::vram:
       if (!block.client->devices[op.device].attached) {
@@ -303,11 +305,13 @@ bool Core::Impl::load_failed(Op& op) {
 void Core::Impl::forget_stored(Op& op, const PageMask& pages) {
   Block& block = *op.block;
   const PageMask stale = block.stored & pages;
-  if (stale.none() || (planted(PlantedBug::stale_store) && op.goal != Goal::discard && op.goal != Goal::zero)) {
+  const bool goes =
+      op.goal == Goal::discard || op.goal == Goal::zero || op.goal == Goal::move_out || op.goal == Goal::move_in;
+  if (stale.none() || (planted(PlantedBug::stale_store) && !goes)) {
     return;
   }
   block.stored.remove(stale);
-  if (op.goal == Goal::discard || op.goal == Goal::zero) {
+  if (goes) {
     block.system_current |= stale;  // as zeros, from when they can be touched again
   }
   const std::uint64_t forgotten = stale.count();
@@ -407,7 +411,8 @@ void Core::Impl::drop_system(Op& op) {
 void Core::Impl::dropped(Op& op, const PageMask& pages) {
   Block& block = *op.block;
   if (op.goal != Goal::store) {
-    block.system_current |= pages;  // discarded: as zeros
+    // Discarded: as zeros. Under a page that has come for another address system memory has nothing.
+    block.system_current |= op.goal == Goal::move_in ? pages & ~block.vram_current : pages;
     const std::uint64_t had = (block.held & pages).count();
     block.held.remove(pages);
     drop_lru_if_empty(block, op.granule);

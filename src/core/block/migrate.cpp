@@ -40,6 +40,8 @@ Op& Core::Impl::start_op(Block& block, std::uint32_t granule, Goal goal, Cause c
   op.at_home = false;
   op.united = false;
   op.slot_to = none_index;
+  op.partner = none_index;
+  op.fills = false;
   op.arrived = {};
   op.retry = {};
   op.load_failed = {};
@@ -71,7 +73,7 @@ void Core::Impl::run_op(OpIndex index) {
 /// One stage. False: the operation ended or waits for room.
 bool Core::Impl::step(Op& op) {
   if (op.block->client->dying) {
-    end_op(op.self);
+    part_ways(op);
     return false;
   }
   if (op.trouble) {
@@ -132,6 +134,9 @@ bool Core::Impl::step(Op& op) {
       } else if (op.goal == Goal::zero || op.goal == Goal::protect) {
         revoke_for_change(op);
         op.stage = op.goal == Goal::zero ? Stage::zero : Stage::finished;
+      } else if (op.goal == Goal::move_out || op.goal == Goal::move_in) {
+        revoke_for_move(op);
+        op.stage = Stage::meet;
       } else if (op.goal == Goal::probe) {
         revoke_vram(op);
         op.stage = Stage::finished;
@@ -164,6 +169,8 @@ bool Core::Impl::step(Op& op) {
         route(op);
       }
       return true;
+    case Stage::meet: return meet(op);
+    case Stage::carried: finish_move(op); return false;
     case Stage::gather:
       op.stage = Stage::fill;
       gather(op);
@@ -279,6 +286,8 @@ void Core::Impl::route(Op& op) {
     case Goal::freeze:
     case Goal::take:
     case Goal::forget:
+    case Goal::move_out:
+    case Goal::move_in:
     case Goal::probe: op.stage = Stage::revoke_source; return;
     case Goal::peer:
       if (state.slot == none_index || !linked(state.owner, op.device)) {
@@ -326,7 +335,12 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
       break;
     case Verb::protect_cpu: copies_of(block).cpu_read_only |= mask & block.cpu_mapped; break;
     case Verb::revoke_device: mark_revoked(block, pending.device, mask); break;
+    case Verb::copy_system: move_copied(op, pending, mask, status); break;
     case Verb::copy:
+      if (op.goal == Goal::move_in) {
+        move_copied(op, pending, mask, status);
+        break;
+      }
       if (!status.ok()) {
         count(*block.client, [](Stats& s) { ++s.copy_errors; });
         if (!planted(PlantedBug::ignore_copy_error)) {
@@ -519,7 +533,7 @@ void Core::Impl::end_op(OpIndex index) {
     }
   }
   for (const std::uint32_t request : changes_told) {
-    change_part_done(request);
+    change_op_done(request, block, granule);
   }
   for (const std::uint32_t request : prefetches_told) {
     prefetch_op_done(request);

@@ -23,6 +23,21 @@ struct FreeRequest {
   std::uint32_t change = none_index;  ///< of that request's unmap, which is told instead of the cookie
 };
 
+/// Part of a move: in one granule on either side.
+struct MovePiece {
+  enum class State : std::uint8_t {
+    waits,  ///< for the operation that is under way in a granule of it, or for a userptr buffer there
+    runs,   ///< operations of its own are
+  } state = State::waits;
+  std::uint64_t id = 0;
+  Page first = 0;
+  Page to = 0;
+  std::uint64_t count = 0;
+  unsigned tries = 0;  ///< ordinary operations that were to make it possible
+  BlockIndex wait_block = 0;
+  std::uint32_t wait_granule = 0;
+};
+
 /// A change of the address space under way.
 struct ChangeRequest {
   Client* client = nullptr;
@@ -31,8 +46,19 @@ struct ChangeRequest {
   Cookie cookie;
   std::uint64_t remaining = 0;  ///< granules, and parts that are freed, still to come
   bool in_use = false;
-  /// Discards: not allocated when it was asked for, or freed since. What is allocated there next is not what it is about.
+  /// Discards, moves: not allocated when it was asked for, or freed since. What is allocated there next is not what it is
+  /// about.
   std::vector<PageSpan> other = {};
+  std::uint64_t serial = 0;  ///< of all requests that were ever made
+  // Moves:
+  Page to = 0;
+  Page cursor = 0;
+  bool advancing = false;  ///< advance_move() runs and will look again
+  bool walked = false;     ///< every piece was begun
+  Status status;           ///< why some of it stays where it is
+  std::uint64_t pieces_begun = 0;
+  std::vector<MovePiece> pieces = {};
+  std::vector<std::uint32_t> forks = {};  ///< of prefetches: forks that wait for it
 };
 
 /// A walk over a span, granule by granule.

@@ -50,20 +50,9 @@ PageMask mask_in(const Block& block, PageSpan span) {
              : PageMask::range(static_cast<unsigned>(part.first - first), static_cast<unsigned>(part.count_pages));
 }
 
-std::uint32_t new_change(std::vector<ChangeRequest>& changes) {
-  for (std::uint32_t i = 0; i < changes.size(); ++i) {
-    if (!changes[i].in_use) {
-      changes[i] = {};
-      return i;
-    }
-  }
-  changes.emplace_back();
-  return static_cast<std::uint32_t>(changes.size() - 1);
-}
-
 }  // namespace
 
-/// The span is freed: discards that are under way are not about what is allocated there next.
+/// The span is freed: discards and moves that are under way are not about what is allocated there next.
 void Core::Impl::leave_out_of_discards(const Client& client, PageSpan span) {
   for (PrefetchRequest& request : prefetches) {
     if (request.in_use && request.client == &client && request.kind == PrefetchRequest::Kind::forget &&
@@ -72,8 +61,10 @@ void Core::Impl::leave_out_of_discards(const Client& client, PageSpan span) {
     }
   }
   for (ChangeRequest& request : changes) {
-    if (request.in_use && request.client == &client && request.change == Change::discard &&
-        request.span.overlaps(span)) {
+    const bool goes = request.change == Change::move && span.overlaps({request.to, request.span.count_pages});
+    if (request.in_use && request.client == &client &&
+        (request.change == Change::discard || request.change == Change::move) &&
+        (request.span.overlaps(span) || goes)) {
       request.other.push_back(span);
     }
   }
@@ -95,6 +86,19 @@ std::vector<PageSpan> Core::Impl::not_allocated_parts(const Client& client, Page
   return gaps;
 }
 
+std::uint32_t Core::Impl::new_change() {
+  std::uint32_t index = 0;
+  while (index < changes.size() && changes[index].in_use) {
+    ++index;
+  }
+  if (index == changes.size()) {
+    changes.emplace_back();
+  }
+  changes[index] = {};
+  changes[index].serial = ++change_serial;
+  return index;
+}
+
 Status Core::change(std::uint64_t now_ns, ClientId client, Change change, PageSpan span, Page to, std::uint8_t prot,
                     Cookie cookie) {
   impl_->now_ns = now_ns;
@@ -106,7 +110,7 @@ std::uint64_t Core::changes(ClientId client) const {
   return c == nullptr ? 0 : c->changes;
 }
 
-Status Core::Impl::change(ClientId id, Change change, PageSpan span, Page, std::uint8_t prot, Cookie cookie) {
+Status Core::Impl::change(ClientId id, Change change, PageSpan span, Page to, std::uint8_t prot, Cookie cookie) {
   Client* client = find_client(id);
   if (client == nullptr || client->dying) {
     return Code::client_gone;
@@ -115,7 +119,7 @@ Status Core::Impl::change(ClientId id, Change change, PageSpan span, Page, std::
     return Code::bad_range;
   }
   if (change == Change::move) {
-    return Code::unsupported;
+    return move(*client, span, to, cookie);
   }
   if (change == Change::lazy_free) {
     return discard_contents(id, span, cookie);
@@ -129,7 +133,7 @@ Status Core::Impl::change(ClientId id, Change change, PageSpan span, Page, std::
   if (change == Change::protect && prot != span_all && client->protections.size() >= protections_max) {
     return Code::no_mappings;
   }
-  const std::uint32_t index = new_change(changes);
+  const std::uint32_t index = new_change();
   ChangeRequest& request = changes[index];
   request.in_use = true;
   request.client = client;
@@ -155,7 +159,20 @@ void Core::Impl::change_part_done(std::uint32_t index) {
     return;
   }
   request.in_use = false;
-  reply(request.cookie, *request.client, {});
+  const std::vector<std::uint32_t> forks = std::move(request.forks);
+  reply(request.cookie, *request.client, request.status);
+  for (const std::uint32_t fork : forks) {
+    prefetch_op_done(fork);
+  }
+}
+
+/// An operation that the request has begun has ended.
+void Core::Impl::change_op_done(std::uint32_t index, const Block& block, std::uint32_t granule) {
+  if (changes[index].change == Change::move) {
+    move_ended(index, block, granule);
+  } else {
+    change_part_done(index);
+  }
 }
 
 // --- unmap -----------------------------------------------------------------------------------------------------------
@@ -336,6 +353,10 @@ void Core::Impl::change_granules(std::uint32_t index, Block& block) {
 }
 
 void Core::Impl::change_granule(std::uint32_t index, Block& block, std::uint32_t granule) {
+  if (changes[index].change == Change::move) {
+    move_granule(index, block, granule);
+    return;
+  }
   if (block.granules[granule].op != none_index) {
     // It may have asked for mappings and copies already, as things were.
     ops[block.granules[granule].op].next_changes.push_back(index);
@@ -430,6 +451,7 @@ void Core::Impl::verify_changes(const Client& client) const {
     const auto next = std::next(it);
     FERRY_CHECK(next == client.protections.end() || next->first >= it->first + it->second.count_pages);
   }
+  verify_moves(client);
   FERRY_CHECK(client.past_unmaps.empty() || client.past_unmaps.back().number == client.changes);
   for (const auto& block : client.blocks) {
     if (block == nullptr) {

@@ -41,6 +41,8 @@ bool Core::Impl::must_unite(const Op& op) const {
     case Goal::discard:
     case Goal::zero:
     case Goal::forget:
+    case Goal::move_out:
+    case Goal::move_in:
     case Goal::unite: break;
   }
   return shared(*op.block).intersects(op.pages);

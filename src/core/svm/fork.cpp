@@ -15,6 +15,14 @@ Status Core::Impl::client_fork(ClientId id, Cookie cookie) {
   request.span = {0, Page{1} << 52};
   request.cookie = cookie;
   request.fork = true;
+  // Bytes of a move change their place with no mapping that tells: it is over before.
+  for (ChangeRequest& change : changes) {
+    if (change.in_use && change.client == client && change.change == Change::move) {
+      change.forks.push_back(index);
+      ++request.in_flight;
+      request.again = true;
+    }
+  }
   advance_prefetch(index);
   return {};
 }

@@ -57,6 +57,9 @@ Status Core::Impl::pin(ClientId id, PageSpan span, DeviceId device, Cookie cooki
   if (device != no_device && !client->devices[device].attached) {
     return Code::device_lost;
   }
+  if (is_moved(*client, span)) {
+    return Code::in_use;
+  }
   if (span.count_pages > pin_limit() - std::min(client->pinned_pages, pin_limit()) ||
       (device != no_device && span.count_pages > devices[device].chunk_total * block_pages)) {
     return Code::no_memory;
@@ -276,6 +279,8 @@ void Core::Impl::keep_pinned(Op& op) const {
     case Goal::in_place: op.pages.remove(pins & op.block->vram_current); return;
     case Goal::store:
     case Goal::zero:
+    case Goal::move_out:
+    case Goal::move_in:
     case Goal::forget: op.pages.remove(pins); return;
     case Goal::drop_copy:
     case Goal::unite:

@@ -94,7 +94,7 @@ inline constexpr unsigned attributes_max = 64;  ///< in one call
 /// | change    | the pages of `span` afterwards                                                  |
 /// |-----------|---------------------------------------------------------------------------------|
 /// | unmap     | are no allocation's; attributes gone; a fault older than this is dropped         |
-/// | move      | are at `to`, with contents, residency and attributes; `span` as after unmap      |
+/// | move      | have what those of `span` had, and lie where those lay; those of `span` read as zeros. What was said of pages stays with the addresses |
 /// | protect   | CPU and devices may do what `prot` says, and a touch that may not fails          |
 /// | discard   | read as zeros (MADV_DONTNEED, MADV_REMOVE; fallocate punch)                      |
 /// | lazy_free | read as before or as zeros (MADV_FREE, ferry_discard)                            |

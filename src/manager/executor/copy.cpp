@@ -36,7 +36,31 @@ std::uint64_t Executor::make_copy(const core::Action& action, Client& client) {
   return index;
 }
 
-/// From one device's VRAM to another's, never by way of system memory.
+/// For another address: a page's place in the system file is its address.
+void Executor::copy_system(Client& client, const core::Action& action) {
+  linux::CopyJob job;
+  job.bytes = action.pages.count_pages * page_bytes;
+  job.source = client.mirror(action.from_page);
+  job.target = client.mirror(action.pages.first);
+  if (job.source == nullptr || job.target == nullptr) {
+    done(action.id, Code::no_memory);
+    return;
+  }
+  const BlockIndex from = block_of(action.from_page);
+  if (!client.block(from).backed.contains(BlockTable::mask_in(from, {action.from_page, action.pages.count_pages}))) {
+    job.source_fd = client.system_file.get();
+    job.source_offset = action.from_page * page_bytes;
+  }
+  job.prepare_target = linux::Prepare::populate;
+  job.tag = make_copy(action, client);
+  if (action.pages.count_pages <= inline_pages_max) {
+    copy_done(linux::CopyEngine::run_here(job));
+  } else {
+    engine_.submit(job);
+  }
+}
+
+/// From one device's VRAM to another's, or to another place in its own, never by way of system memory.
 void Executor::copy_to_peer(Client& client, const core::Action& action) {
   DevicePeer& from = client.devices[action.device];
   DevicePeer& to = client.devices[action.to_device];
@@ -118,6 +142,14 @@ void Executor::copy_done(const linux::CopyCompletion& completion) {
   free_copies_.push_back(static_cast<std::uint32_t>(completion.tag));
   if (copy.verb == core::Verb::copy && copy.to == core::Place::vram) {
     copy_to_peer_ns += completion.work_ns;
+    done(copy.action, completion.status);
+    return;
+  }
+  if (copy.verb == core::Verb::copy_system) {
+    if (completion.status.ok()) {
+      const BlockIndex index = block_of(copy.pages.first);
+      copy.client->block(index).backed |= BlockTable::mask_in(index, copy.pages);
+    }
     done(copy.action, completion.status);
     return;
   }

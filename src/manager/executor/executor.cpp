@@ -86,6 +86,7 @@ void Executor::perform(const core::Action& action) {
     case core::Verb::revoke_device: revoke_device(*client, action); break;
     case core::Verb::map_device: map_device(*client, action); break;
     case core::Verb::copy: copy(*client, action); break;
+    case core::Verb::copy_system: copy_system(*client, action); break;
     case core::Verb::wake_wave: resume(*client, action.device, action.token, action.status); break;
     case core::Verb::release_chunk: release_chunk(*client, action); break;
     case core::Verb::discard_system: discard_system(*client, action); break;

@@ -345,6 +345,7 @@ class Executor final : private StoreUser {
   // copy.cpp
   void copy(Client& client, const core::Action& action);
   void copy_to_peer(Client& client, const core::Action& action);
+  void copy_system(Client& client, const core::Action& action);
   static void prepare_chunk(DevicePeer& peer, VramPage page, linux::CopyJob& job);
   void release_chunk(Client& client, const core::Action& action);
   void discard_system(Client& client, const core::Action& action);
