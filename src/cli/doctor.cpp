@@ -47,7 +47,7 @@ Check check_kernel() {
     // What is really missing shows in the probes below.
     check.state = State::degraded;
     check.cost = "Ferry is made for 6.1 and later; what an older one lacks is told below";
-    check.mend = "sudo apt-get install linux-image-amd64";
+    check.mend = new_kernel;
   }
   return check;
 }
@@ -171,8 +171,7 @@ Check check_pidfd() {
     check.found = std::string("pidfd_open: ") + std::strerror(errno);
     check.state = State::missing;
     check.cost = "the death of an application or manager could not be told from the reuse of its number";
-    check.mend =
-        errno == EPERM ? "docker run --security-opt seccomp=unconfined ..." : "sudo apt-get install linux-image-amd64";
+    check.mend = errno == EPERM ? "docker run --security-opt seccomp=unconfined ..." : new_kernel;
   }
   return check;
 }
@@ -198,10 +197,11 @@ const char* to_string(State state) {
 }
 
 std::vector<Check> examine() {
-  return {check_kernel(),      check_page_size(),  check_fault_path(),      check_features(),      check_full_service(),
-          check_window(),      check_pidfd(),      check_read_only_pages(), check_huge_pages(),    check_mappings(),
-          check_memory(),      check_cpus(),       check_wake_latency(),    check_address_space(), check_file_size(),
-          check_descriptors(), check_store_file(), check_io_uring(),        check_pressure()};
+  return {check_kernel(),       check_page_size(),    check_fault_path(),    check_features(),
+          check_full_service(), check_window(),       check_pidfd(),         check_read_only_pages(),
+          check_poison(),       check_huge_pages(),   check_mappings(),      check_memory(),
+          check_cpus(),         check_wake_latency(), check_address_space(), check_file_size(),
+          check_descriptors(),  check_store_file(),   check_io_uring(),      check_pressure()};
 }
 
 int doctor(bool json) {

@@ -25,11 +25,16 @@ struct Check {
 /// Runs every probe. Starts and ends child processes and threads of its own; changes nothing on the machine.
 [[nodiscard]] std::vector<Check> examine();
 
+/// What mends a kernel that is too old. Debian 12 comes with 6.1, and has newer ones among its backports.
+inline constexpr const char* new_kernel =
+    "a newer kernel; on Debian 12: sudo apt-get install -t bookworm-backports linux-image-$(dpkg --print-architecture)";
+
 /// The user-mode fault path, tried in a child process.
 [[nodiscard]] Check check_fault_path();
 [[nodiscard]] Check check_full_service();
 [[nodiscard]] Check check_features();
 [[nodiscard]] Check check_read_only_pages();
+[[nodiscard]] Check check_poison();
 [[nodiscard]] Check check_huge_pages();
 [[nodiscard]] Check check_window();
 [[nodiscard]] Check check_wake_latency();

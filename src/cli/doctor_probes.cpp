@@ -39,7 +39,6 @@ constexpr std::uint64_t feature_poison = 1 << 14;
 constexpr std::uint64_t feature_wp_async = 1 << 15;
 constexpr std::uint64_t feature_move = 1 << 16;
 
-constexpr const char* new_kernel = "sudo apt-get install linux-image-amd64   (and reboot)";
 constexpr const char* seccomp = "docker run --security-opt seccomp=unconfined ...   (a sandbox forbids the call)";
 
 const char* mend_for(int error) { return error == EPERM || error == EACCES ? seccomp : new_kernel; }
@@ -206,6 +205,19 @@ Check check_read_only_pages() {
   check.state = State::degraded;
   check.found = "no UFFDIO_CONTINUE with write protection (Linux 6.4)";
   check.cost = "read-mostly memory is copied anew whenever CPU and devices take turns at it";
+  check.mend = new_kernel;
+  return check;
+}
+
+Check check_poison() {
+  Check check{.name = "pages nobody may touch"};
+  if (linux::can_poison()) {
+    check.found = "a page can be made to raise SIGBUS (UFFDIO_POISON)";
+    return check;
+  }
+  check.state = State::degraded;
+  check.found = "no UFFDIO_POISON (Linux 6.6)";
+  check.cost = "HOST_ACCESS cannot be cleared, and a page that a broken disk lost ends its program at once";
   check.mend = new_kernel;
   return check;
 }

@@ -34,6 +34,7 @@ struct PoisonRange {
   std::uint64_t mode;
   std::int64_t updated;
 };
+constexpr std::uint64_t feature_poison = 1 << 14;
 constexpr unsigned long ioctl_poison = _IOWR(UFFDIO, 0x08, PoisonRange);
 
 /// What its owner asked for when it was made; nothing where this kernel does not tell.
@@ -84,6 +85,17 @@ bool can_map_for_reading() {
     std::uint64_t done = 0;
     return u.value().register_span(address, page_bytes, track_missing | track_minor | track_writes) == Fault::ok &&
            u.value().map_present(address, page_bytes, false, done, MapRights::read) == Fault::ok;
+  }();
+  return can;
+}
+
+bool can_poison() {
+  static const bool can = [] {
+    bool full = false;
+    const Fd fd = open_raw(false, full);
+    uffdio_api api{};
+    api.api = UFFD_API;
+    return fd && ::ioctl(fd.get(), UFFDIO_API, &api) == 0 && (api.features & feature_poison) != 0;
   }();
   return can;
 }
@@ -244,11 +256,13 @@ Fault Userfaultfd::fill(std::uint64_t address, const void* from, std::uint64_t b
 }
 
 Fault Userfaultfd::poison(std::uint64_t address, std::uint64_t bytes) const {
+  // Older kernels say EINVAL to it, as they do of a span that is not there.
+  if (!can_poison()) return Fault::other;
   for (std::uint64_t done = 0; done < bytes;) {
     PoisonRange p{};
     p.range = {address + done, bytes - done};
     if (::ioctl(fd_.get(), ioctl_poison, &p) == 0) return Fault::ok;
-    if (errno != EAGAIN || p.updated < 0) return errno == ENOTTY ? Fault::other : classify_userfault(errno);
+    if (errno != EAGAIN || p.updated < 0) return classify_userfault(errno);
     done += static_cast<std::uint64_t>(p.updated);
   }
   return Fault::ok;

@@ -41,6 +41,10 @@ enum class MapRights { read_write, read };
 /// once. Any thread.
 [[nodiscard]] bool can_map_for_reading();
 
+/// True if this kernel can make a page raise SIGBUS for whoever touches it (UFFDIO_POISON, Linux 6.6). Asked of the
+/// kernel once. Any thread.
+[[nodiscard]] bool can_poison();
+
 class Userfaultfd {
  public:
   struct Options {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "linux/userfaultfd.h"
 #include "manager/log.h"
 #include "manager/manager.h"
 #include "manager/svm_text.h"
@@ -115,6 +116,14 @@ void Manager::svm_list(Client& client, bool set) {
     if (wrong >= list.count) return std::string();
     return text_of_wrong(wrong, list.lines[wrong], status, static_cast<unsigned>(client.devices.size()), set);
   };
+  if (set && !linux::can_poison()) {
+    for (std::uint32_t i = 0; i < list.count; ++i) {
+      if (lines[i].type != core::AttributeType::clr_flags || (lines[i].value & core::svm_host_access) == 0) continue;
+      refuse_svm(client, Code::unsupported,
+                 text_of_wrong(i, list.lines[i], Code::unsupported, static_cast<unsigned>(client.devices.size()), set));
+      return;
+    }
+  }
   if (set) {
     const core::Cookie cookie = make_cookie(Request::Kind::svm, client.id, incoming_->head.request);
     const Status status = core_->svm_set(now_ns_, client.id, pages, lines, cookie, wrong);

@@ -59,6 +59,11 @@ std::string text_of_wrong(unsigned number, const wire::SvmLine& line, Status sta
   if (status.code == Code::not_permitted) {
     return text + "device " + std::to_string(line.value) + " has no access to some page of the span";
   }
+  if (status.code == Code::unsupported && type == AttributeType::clr_flags) {
+    return text +
+           "HOST_ACCESS cannot be cleared: this kernel has no way to stop a CPU thread at a page (UFFDIO_POISON, "
+           "Linux 6.6)";
+  }
   switch (type) {
     case AttributeType::preferred_loc:
       if (!set || is_location(line.value, devices, true)) break;

