@@ -112,6 +112,7 @@ class Run {
 };
 
 int Run::prepare() {
+  manager::add_environment(options_.machine);
   if (const auto error = manager::read_options(options_.machine, machine_)) {
     std::fprintf(stderr, "ferry run: %s\n", error->c_str());
     return exit_usage;

@@ -107,6 +107,10 @@ struct MachineFlags {
   std::optional<std::string> hive = {};  ///< "all", or devices with commas between them, a slash between hives
 };
 
+/// Takes from FERRY_VRAM and the like what no flag says; an empty variable says nothing. ferryd and `ferry run` both do
+/// so before read_options(): flag, then environment, then file.
+void add_environment(MachineFlags& flags);
+
 /// Reads the file, then the flags over it. On error `options` is unspecified and the text says which flag or key (with
 /// file and line) is wrong, and what may stand there. Nothing: all well.
 [[nodiscard]] std::optional<std::string> read_options(const MachineFlags& flags, MachineOptions& options);

@@ -287,7 +287,7 @@ TEST(Buffers, OfMemoryAreThatMemory) {
 
 TEST(Buffers, OfMemoryNeedWholeManagedPages) {
   alignas(4096) static char unmanaged[4096];
-  EXPECT_EQ(code_of([] { static_cast<void>(buffer::of_memory(unmanaged, 4096)); }), FERRY_BAD_RANGE);
+  EXPECT_EQ(code_of([] { static_cast<void>(buffer::of_memory(unmanaged, 4096)); }), FERRY_NOT_ALLOCATED);
   auto* memory = static_cast<char*>(alloc_aligned(8192, 4096));
   EXPECT_EQ(code_of([memory] { static_cast<void>(buffer::of_memory(memory + 8, 4096)); }), FERRY_BAD_RANGE);
   EXPECT_EQ(code_of([memory] { static_cast<void>(buffer::of_memory(memory, 100)); }), FERRY_BAD_RANGE);

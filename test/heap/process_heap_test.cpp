@@ -76,7 +76,10 @@ class Managed {
             [](void* self, void* span, std::size_t bytes) noexcept {
               return static_cast<Managed*>(self)->map(span, bytes);
             },
-            [](void* self, void* span, std::size_t bytes) noexcept { static_cast<Managed*>(self)->drop(span, bytes); },
+            [](void* self, void* span, std::size_t bytes) noexcept {
+              static_cast<Managed*>(self)->drop(span, bytes);
+              return true;
+            },
             [](void* self) noexcept { ++static_cast<Managed*>(self)->before; },
             [](void* self) noexcept { ++static_cast<Managed*>(self)->in_parent; },
             [](void* self) noexcept {
