@@ -43,7 +43,8 @@ TEST_P(Fork, of) {
 INSTANTIATE_TEST_SUITE_P(
     On, Fork,
     testing::Combine(testing::Values("halves", "parent_writes_first", "parent_frees", "grandchildren", "killed", "busy",
-                                     "many", "child_changes", "child_threads", "protections", "read_mostly"),
+                                     "many", "child_changes", "child_threads", "child_protects", "protections",
+                                     "read_mostly"),
                      testing::ValuesIn(machines)),
     [](const auto& info) { return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name; });
 

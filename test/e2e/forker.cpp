@@ -487,6 +487,25 @@ bool is_refused(char* at, bool write) {
   return WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV;
 }
 
+/// A child that changes protections before it has its memory has many mappings, and all of its memory.
+int child_protects() {
+  Halves h(std::size_t{8} << 20);
+  const pid_t child = ::fork();
+  EXPECT(child >= 0);
+  if (child == 0) {
+    // Nothing was touched yet: what is missing comes to many small mappings.
+    char* const aligned =
+        reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(h.words) + 4095) & ~std::uintptr_t{4095});
+    for (std::size_t at = 0; at + 8192 < h.size * sizeof(Word); at += 7 * 4096) {
+      EXPECT(::mprotect(aligned + at, 4096, PROT_READ) == 0);
+    }
+    for (std::size_t i = 0; i < h.size; ++i) EXPECT(h.words[i] == mix(i) + 1);
+    std::_Exit(0);
+  }
+  expect_well(child);
+  return 0;
+}
+
 /// What mprotect forbade before the fork is forbidden in the child, and in its own children; it may be allowed there again.
 int protections() {
   Halves h(std::size_t{8} << 20);
@@ -648,6 +667,7 @@ const std::map<std::string, int (*)()> programs = {
     {"many", many},
     {"child_changes", child_changes},
     {"child_threads", child_threads},
+    {"child_protects", child_protects},
     {"protections", protections},
     {"read_mostly", read_mostly},
     {"lost", lost},

@@ -37,21 +37,30 @@ void Executor::give_child(Fork& fork, BlockIndex index, PageMask pages, const st
     PageMask given;
     bool again = false;
     pages.for_each_run([&](unsigned first, unsigned count) {
+      unsigned most = count;
       for (unsigned at = first; at < first + count && !again && !fork.gone;) {
         const std::uint64_t address = fork.address_now(fork.window.address_of_page(first_page + at));
         // Memory that the child moved goes page by page: the next page may be elsewhere.
-        const unsigned length = fork.moves.empty() ? first + count - at : 1;
+        const unsigned length = fork.moves.empty() ? std::min(most, first + count - at) : 1;
         std::uint64_t done_bytes = 0;
         const std::byte* from = bytes == nullptr ? nullptr : bytes + std::uint64_t{at} * page_bytes;
         const linux::Fault fault = fork.userfault.fill(address, from, length * page_bytes, done_bytes);
         const auto done_pages = static_cast<unsigned>(done_bytes / page_bytes);
         if (done_pages != 0) given.set_range(at, done_pages);
         at += done_pages;
-        if (fault == linux::Fault::ok) continue;
+        if (fault == linux::Fault::ok) {
+          most = count;
+          continue;
+        }
         if (fault == linux::Fault::process_gone) {
           end_fork(fork);
         } else if (fault == linux::Fault::again || fault == linux::Fault::no_memory) {
           again = true;
+        } else if (fault != linux::Fault::exists && done_pages == 0 && length > 1) {
+          // The kernel fills pages of one mapping a call. The child has several here: its mprotect, or its parent's.
+          most = length / 2;
+        } else if (fault != linux::Fault::exists && done_pages != 0) {
+          continue;  // at the next page, what is wrong there shows
         } else {
           // It has the page (its own parent's), or no memory there any more.
           fork.userfault.wake(address, page_bytes);
