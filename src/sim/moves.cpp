@@ -55,7 +55,8 @@ void Memory::end_move(unsigned slot, Page from, const core::Residency& from_plac
     p->shadow = p->coming;
     p->discarded = p->coming_loose;
   }
-  if (!all && !reads_right(target, there)) {
+  // Of a page that was discarded the target may read as zeros, moved or not: the source tells.
+  if (!all && (!reads_right(target, there) || !reads_right(source, here))) {
     // It stayed.
     source.shadow = target.shadow;
     source.discarded = target.discarded;
