@@ -12,6 +12,7 @@
 
 #include "client/adopt/adopter.h"
 #include "client/agent.h"
+#include "client/change/libc.h"
 #include "client/connection.h"
 #include "client/devices.h"
 #include "client/error.h"
@@ -177,6 +178,7 @@ bool take_files(Session& s, ferry_error* error) {
   start.system_fd = s.system_file.get();
   start.window_base = s.window_base;
   start.window_bytes = s.window_bytes;
+  find_libc_io();
   const Status agent = start_agent(start);
   if (!agent.ok()) fail(error, agent, "cannot start the session's threads");
   return agent.ok();

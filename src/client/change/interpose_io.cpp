@@ -161,6 +161,44 @@ ssize_t read_parts(int fd, const iovec* parts, int count, Io&& io) {
 
 }  // namespace
 
+namespace ferry::client {
+
+void find_libc_io() {
+  static_cast<void>(libc_read.get());
+  static_cast<void>(libc_write.get());
+  static_cast<void>(libc_pread.get());
+  static_cast<void>(libc_pwrite.get());
+  static_cast<void>(libc_readv.get());
+  static_cast<void>(libc_writev.get());
+  static_cast<void>(libc_preadv.get());
+  static_cast<void>(libc_pwritev.get());
+  static_cast<void>(libc_preadv2.get());
+  static_cast<void>(libc_pwritev2.get());
+  static_cast<void>(libc_send.get());
+  static_cast<void>(libc_sendto.get());
+  static_cast<void>(libc_sendmsg.get());
+  static_cast<void>(libc_recv.get());
+  static_cast<void>(libc_recvfrom.get());
+  static_cast<void>(libc_recvmsg.get());
+  static_cast<void>(libc_getrandom.get());
+  static_cast<void>(libc_fread.get());
+  static_cast<void>(libc_fwrite.get());
+  // Where malloc is preloaded its copies of these functions come before: they find theirs when they are called.
+  const int saved_errno = errno;
+  msghdr nothing{};
+  static_cast<void>(::read(-1, nullptr, 0));
+  static_cast<void>(::write(-1, nullptr, 0));
+  static_cast<void>(::pread(-1, nullptr, 0, 0));
+  static_cast<void>(::pwrite(-1, nullptr, 0, 0));
+  static_cast<void>(::send(-1, nullptr, 0, 0));
+  static_cast<void>(::recv(-1, nullptr, 0, 0));
+  static_cast<void>(::sendmsg(-1, &nothing, 0));
+  static_cast<void>(::recvmsg(-1, &nothing, 0));
+  errno = saved_errno;
+}
+
+}  // namespace ferry::client
+
 FERRY_INTERPOSED ssize_t read(int fd, void* buffer, std::size_t bytes) {
   const iovec all{buffer, bytes};
   if (ferry::client::could_move(buffer, bytes) && ferry::client::is_direct_file(fd)) {

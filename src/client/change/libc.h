@@ -32,4 +32,9 @@ class Libc {
   std::atomic<Function> function_{nullptr};
 };
 
+/// Finds the functions of interpose_io.cpp now. The session's threads call them, and they may not look for them later:
+/// the dynamic linker reads its tables, which lie in memory from before main that may be adopted by then, and whose pages
+/// these very threads give back. Call it before they begin.
+void find_libc_io();
+
 }  // namespace ferry::client
