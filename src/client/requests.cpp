@@ -1,6 +1,7 @@
 #include "client/requests.h"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "linux/futex.h"
 
@@ -35,6 +36,7 @@ Status Requests::ask(wire::MessageType type, std::span<const std::byte> body, st
     result = linux::send_bytes(socket_, type, request, body, fds);
   }
   if (!result.ok()) {
+    if (gone_ != nullptr && (result.sys_errno == EPIPE || result.sys_errno == ECONNRESET)) gone_();
     result = Status(Code::manager_lost, result.sys_errno);
   } else {
     linux::AdaptiveSpin spin(2'000, 50'000);

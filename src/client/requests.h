@@ -51,7 +51,12 @@ class Requests {
  public:
   constexpr Requests() = default;
 
-  void start(int socket) { socket_ = socket; }
+  /// `gone`, if not null, is called by a thread whose question meets a closed socket, and must not return: such a thread
+  /// may come before the reader thread, and the program is to end in the same way whoever notices first.
+  void start(int socket, void (*gone)() = nullptr) {
+    socket_ = socket;
+    gone_ = gone;
+  }
 
   /// Sends the question and waits for its answer. Text of an answer longer than an Answer holds goes to `text`, with
   /// its whole size in text_bytes.
@@ -95,6 +100,7 @@ class Requests {
   Slot* take_slot();
 
   int socket_ = -1;
+  void (*gone_)() = nullptr;
   linux::Mutex send_mutex_{request_send_lock};
   linux::Mutex text_mutex_{request_text_lock};
   std::atomic<std::uint64_t> next_request_{1};

@@ -44,7 +44,10 @@ constinit Immortal<linux::Incoming> welcome_buffer;  // guarded by open_mutex
 /// Writes without stdio, whose locks and buffers the program's threads may hold or have in managed memory.
 void say(const char* text) { [[maybe_unused]] const auto n = ::write(STDERR_FILENO, text, std::strlen(text)); }
 
+/// Of the reader thread, and of any that asks when the manager is gone.
 void on_closed() {
+  static constinit std::atomic_flag ending;
+  while (ending.test_and_set()) ::pause();  // another thread is ending this program
   char text[200];
   const Session* s = opened.load(std::memory_order_acquire);
   std::snprintf(text, sizeof text,
@@ -217,7 +220,7 @@ Session* open_new(const char* socket, ferry_error* error) {
     s->~Session();
     return nullptr;
   }
-  s->requests.start(s->socket.get());
+  s->requests.start(s->socket.get(), on_closed);
   opened.store(s, std::memory_order_release);
   Status reader = start_adopter(*s);
   if (reader.ok()) reader = start_reader(s->socket.get(), {on_message, on_closed});

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -123,6 +124,13 @@ TEST_F(RequestsTest, LongTextArrivesWholeOrCutWithItsLength) {
 TEST_F(RequestsTest, AManagerThatIsGoneIsAnError) {
   theirs_.reset();
   EXPECT_EQ(requests_->tell(wire::MessageType::alloc, wire::Span{}).code, Code::manager_lost);
+}
+
+TEST_F(RequestsTest, WhoAsksAfterTheManagerHasGoneEndsTheProgramAsTheReaderWould) {
+  theirs_.reset();
+  requests_->start(ours_.get(), [] { std::_Exit(117); });
+  EXPECT_EXIT([[maybe_unused]] const Status told = requests_->tell(wire::MessageType::alloc, wire::Span{}),
+              testing::ExitedWithCode(117), "");
 }
 
 }  // namespace

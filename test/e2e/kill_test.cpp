@@ -331,7 +331,7 @@ TEST_F(Kill, WhileSaving) {
     const pid_t pid = app.wait_for(victim);
     some_rounds(app);
     App::signal(pid, SIGKILL);
-    EXPECT_EQ(app.wait_end(), victim == Role::manager ? manager_lost : killed);
+    EXPECT_EQ(app.wait_end(), victim == Role::manager ? manager_lost : killed) << app.said() << app.errors();
     expect_clean();
     App next({program("bin/test/e2e_storm"), "restore", folder.file("saved")}, surroundings);
     EXPECT_EQ(next.wait_end(), 0) << next.said() << next.errors();

@@ -66,6 +66,7 @@ struct Machine {
       return true;
     } catch (const ferry::error& e) {
       if (e.code() != errc::device_lost) throw;
+      why_lost = e.what();
       return false;
     }
   }
@@ -73,6 +74,7 @@ struct Machine {
   std::vector<ferry::queue> queues;
   Word* bad;  ///< count, and of the first: index, value, wanted
   unsigned refused = 0;
+  std::string why_lost;      ///< what the library said of the last loss
   unsigned long number = 0;  ///< of the round
 };
 
@@ -162,7 +164,7 @@ class Sheet {
       machine_.refused = 0;
     } else if (++machine_.refused >= refused_max) {
       for (std::size_t d = 0; d < machine_.queues.size(); ++d) after_loss(d);
-      std::printf("nodevice\n");
+      std::printf("nodevice %s\n", machine_.why_lost.c_str());
       std::fflush(stdout);
       std::_Exit(exit_no_device);
     }
