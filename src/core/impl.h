@@ -389,7 +389,7 @@ class Core::Impl {
                       const PageMask& pages);
   [[nodiscard]] PageMask moving_pages(const ChangeRequest& request, const MovePiece& piece, const Block& from,
                                       const Block& to) const;
-  [[nodiscard]] bool can_carry(const MovePiece& piece, Block& from, Block& to, const PageMask& in_vram, bool& fills);
+  [[nodiscard]] bool can_carry(const MovePiece& piece, Block& from, Block& to, const PageMask& pages, bool& fills);
   void try_piece(std::uint32_t request, std::uint64_t id);
   void leave_piece(std::uint32_t request, MovePiece& piece, Block& to, const PageMask& pages);
   void revoke_for_move(Op& op);

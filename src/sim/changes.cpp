@@ -7,11 +7,11 @@
 
 namespace ferry::sim {
 
-/// The parts of the span that are allocated, neighbours together.
-std::vector<PageSpan> World::allocated_in(unsigned slot, PageSpan span) const {
+/// The parts of the span that are allocated, neighbours together; `moving`: or on their way to or from another address.
+std::vector<PageSpan> World::allocated_in(unsigned slot, PageSpan span, bool moving) const {
   std::vector<PageSpan> parts;
   for (Page p = span.first; p < span.end(); ++p) {
-    if (memory_.state(slot, p) != AllocState::allocated) continue;
+    if (moving ? !may_free(slot, p) : memory_.state(slot, p) != AllocState::allocated) continue;
     if (!parts.empty() && parts.back().end() == p) {
       ++parts.back().count_pages;
     } else {
@@ -39,12 +39,13 @@ void World::do_unmap(unsigned slot) {
     const std::uint64_t skip = random_.below(span.count_pages);
     span = {span.first + skip, 1 + random_.below(span.count_pages - skip)};
   }
+  if (const PageSpan part = part_of_move(slot); part.count_pages != 0) span = part;
   for (Page p = span.first; p < span.end(); ++p) {
-    if (memory_.zeroing(slot, p)) return;
+    if (memory_.zeroing(slot, p) && !memory_.moving(slot, p)) return;
   }
   if (!swarm_.free_while_used && !leave_alone(slot, span)) return;
   ++stats_.changes;
-  std::vector<PageSpan> parts = allocated_in(slot, span);
+  std::vector<PageSpan> parts = allocated_in(slot, span, true);
   for (const PageSpan& part : parts) {
     if (!planted(core::PlantedBug::free_before_child)) keep_for_children(slot, part);
     for (Page p = part.first; p < part.end(); ++p) c.said[p - memory_.window().first] = {};

@@ -116,6 +116,7 @@ void Memory::begin_free(unsigned slot, PageSpan span) {
   for (Page page = span.first; page < span.end(); ++page) {
     auto& p = at(slot, page);
     p.alloc = AllocState::freeing;
+    p.zeroing = p.moving = false;
     p.cpu = CpuEntry::none;
   }
 }

@@ -67,6 +67,7 @@ class Memory {
   /// The request was refused: contents matter as before.
   void cancel_zero(unsigned slot, PageSpan span);
   /// mremap (moves.cpp). Contents of both spans do not matter until end_move(), page by page. No thread or wave uses them.
+  /// Either may be freed before.
   void begin_move(unsigned slot, PageSpan span, Page to);
   void end_move(unsigned slot, Page from, const core::Residency& from_place, Page to, const core::Residency& to_place,
                 bool all);
@@ -270,6 +271,8 @@ class Memory {
     }
   }
   Word settle_place(unsigned slot, Page page, const core::Residency& place);
+  void check_moved(unsigned slot, Page from, Page to, Page page) const;
+  void end_half(unsigned slot, Page from, Page to, Page page, const core::Residency& place);
   void check_quiet(unsigned slot, Page page, const char* what) const;
   void forget_stored(PageState& page);
   void check_target(unsigned slot, DeviceId device, Page page, core::Place to, VramPage vram);

@@ -49,6 +49,7 @@ void World::do_pin(unsigned slot) {
   for (Page p = span.first; p < span.end(); ++p) {
     if (memory_.inside({p, 1}) && memory_.zeroing(slot, p)) return;
   }
+  if (under_move(slot, span)) return;  // of what is new there too: refused
   const std::uint64_t cookie = new_cookie(RequestKind::pin, slot, span);
   requests_[cookie].device = device;
   const Status status = core_->pin(now_ns_, c.id, span, device, {cookie});

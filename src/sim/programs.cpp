@@ -335,10 +335,11 @@ void World::free_span(unsigned slot, PageSpan span) {
   Client& c = clients_[slot];
   if (memory_.inside(span)) {
     for (Page p = span.first; p < span.end(); ++p) {
-      if (memory_.zeroing(slot, p)) return;
+      if (memory_.zeroing(slot, p) && !memory_.moving(slot, p)) return;
     }
   }
-  const bool fair = !span_has(slot, span, AllocState::none) && !span_has(slot, span, AllocState::freeing);
+  bool fair = memory_.inside(span);
+  for (Page p = span.first; fair && p < span.end(); ++p) fair = may_free(slot, p);
   if (fair) {
     if (!planted(core::PlantedBug::free_before_child)) keep_for_children(slot, span);
     // munmap comes first: threads that wait in the span get their own fault.
@@ -365,6 +366,7 @@ void World::do_free(unsigned slot) {
     const std::uint64_t skip = random_.below(span.count_pages);
     span = {span.first + skip, 1 + random_.below(span.count_pages - skip)};
   }
+  if (const PageSpan part = part_of_move(slot); part.count_pages != 0) span = part;
   if (!swarm_.free_while_used) {
     for (const auto index : c.agents) {
       Agent& a = agents_[index];

@@ -247,8 +247,14 @@ class World final : public core::Observer {
   void do_move(unsigned slot);
   [[nodiscard]] bool may_move(unsigned slot, PageSpan span) const;
   void moved(const Request& request, Status status);
+  [[nodiscard]] PageSpan part_of_move(unsigned slot);
+  [[nodiscard]] bool under_move(unsigned slot, PageSpan span) const;
+  /// The application may free it: allocated, or on its way to or from another address.
+  [[nodiscard]] bool may_free(unsigned slot, Page page) const {
+    return memory_.state(slot, page) == AllocState::allocated || memory_.moving(slot, page);
+  }
   [[nodiscard]] bool leave_alone(unsigned slot, PageSpan span);
-  [[nodiscard]] std::vector<PageSpan> allocated_in(unsigned slot, PageSpan span) const;
+  [[nodiscard]] std::vector<PageSpan> allocated_in(unsigned slot, PageSpan span, bool moving = false) const;
   void call_the_dead(unsigned slot);
   [[nodiscard]] PageSpan random_span(unsigned slot);
   [[nodiscard]] bool span_has(unsigned slot, PageSpan span, AllocState state) const;

@@ -124,6 +124,36 @@ TEST(Move, waits_for_the_operation_under_way_and_a_fork_waits_for_it) {
   EXPECT_TRUE(m.replied(8) && m.replied(8)->ok());
 }
 
+/// A page at the target whose counterpart was freed meanwhile stays, and so does its VRAM: the slot there is not given up.
+TEST(Move, what_was_freed_meanwhile_leaves_its_counterpart_where_it_is) {
+  for (const bool unmapped : {false, true}) {
+    Moved m;
+    m.fault(5, Access::write);
+    m.fault(target + 5, Access::write);
+    m.settle();
+    ASSERT_TRUE(m.at(5).dirty && m.at(target + 10).dirty);
+    const VramPage place = m.at(target + 10).vram_page;
+    ASSERT_TRUE(m.core.client_fork(++m.now, 1, {6}).ok());  // so that the device faults once more
+    m.settle();
+    m.fault(target + 5, Access::write, 50);
+    ASSERT_TRUE(m.move(old_span, target, 7).ok());
+    ASSERT_TRUE(unmapped ? m.core.change(++m.now, 1, Change::unmap, {10, 1}, 0, 0, {8}).ok()
+                         : m.core.free(++m.now, 1, {10, 1}, {8}).ok());
+    m.settle();
+    EXPECT_TRUE(m.replied(7) && m.replied(7)->ok());
+    EXPECT_TRUE(m.replied(8) && m.replied(8)->ok());
+    EXPECT_FALSE(m.at(10).allocated);
+    EXPECT_TRUE(m.at(target + 10).dirty);
+    EXPECT_EQ(m.at(target + 10).vram_page, place);
+    EXPECT_TRUE(m.at(target + 9).dirty && m.at(target + 11).dirty);
+    m.core.device_gone(++m.now, 1, 0);
+    m.core.client_gone(++m.now, 1, {99});
+    m.settle();
+    EXPECT_EQ(m.core.vram_used_pages(0), 0U);
+    EXPECT_TRUE(m.core.quiescent());
+  }
+}
+
 TEST(Move, a_client_that_ends_meanwhile_leaves_nothing) {
   for (unsigned stop = 0; stop < 6; ++stop) {
     Moved m;

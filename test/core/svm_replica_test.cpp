@@ -384,6 +384,35 @@ TEST(Replica, UnderABudgetACopyIsDroppedAndStoredPagesAreReadAgain) {
   EXPECT_EQ(m.at(5).device_mapped, devices({1}));
 }
 
+/// The copy becomes the home. What only the old home had, and the store, has to be loaded, and was charged for nothing.
+TEST(Replica, WhatOnlyTheOldHomeAndTheStoreHaveIsChargedBeforeItIsLoaded) {
+  Config config = Asked::config(2, block_pages);
+  config.hives = {1, 1};
+  config.system_pages = 4 * block_pages;
+  config.store_pages = 16 * block_pages;
+  Readers m(config);
+  constexpr PageSpan others{256, 256};
+  m.set(others, {no_flags(svm_read_mostly)});
+  m.cpu_touches(Access::write);
+  m.cpu_touches(Access::write, 300);
+  m.core.pressure(++m.now, 4 * block_pages);
+  m.settle();
+  ASSERT_FALSE(m.at(300).held);
+  ASSERT_TRUE(m.at(300).stored);
+  m.reads(0);
+  m.reads(0, 300);
+  m.reads(1);
+  m.core.pressure(++m.now, 4 * block_pages);
+  m.settle();
+  Residency r = m.at(300);
+  ASSERT_TRUE(r.stored && !r.held && r.vram_device == 0) << r.stored << r.held << unsigned{r.vram_device};
+  ASSERT_EQ(m.at(5).copies, devices({1}));
+  ASSERT_TRUE(m.core.pin(++m.now, 1, {300, 1}, 1, Cookie{9}).ok());
+  m.settle();
+  EXPECT_EQ(m.replied(9), Status());
+  EXPECT_EQ(m.at(300).vram_device, 1);
+}
+
 TEST(HiveLocal, ALinkedDeviceReachesThePageWhereItLies) {
   for (const bool local : {false, true}) {
     Config config = Asked::config(2, block_pages);

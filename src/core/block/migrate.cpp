@@ -166,7 +166,7 @@ bool Core::Impl::step(Op& op) {
       if (op.goal == Goal::drop_copy || op.goal == Goal::unite) {
         op.stage = Stage::finished;
       } else {
-        route(op);
+        begin(op);  // another memory may be the home now: what it lacks was not charged
       }
       return true;
     case Stage::meet: return meet(op);

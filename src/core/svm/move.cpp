@@ -200,8 +200,9 @@ PageMask Core::Impl::moving_pages(const ChangeRequest& request, const MovePiece&
   return pages;
 }
 
-/// Pages in VRAM can be carried there, or copied there; `fills`: into a slot of the target's granule.
-bool Core::Impl::can_carry(const MovePiece& piece, Block& from, Block& to, const PageMask& in_vram, bool& fills) {
+/// Those of the `pages` that lie in VRAM can be carried there, or copied there; `fills`: into a slot of the target's granule.
+bool Core::Impl::can_carry(const MovePiece& piece, Block& from, Block& to, const PageMask& pages, bool& fills) {
+  const PageMask in_vram = from.vram_current & pages;
   const std::uint32_t source = granule_of(piece.first);
   const std::uint32_t target = granule_of(piece.to);
   const int shift = static_cast<int>(bit_of(piece.to)) - static_cast<int>(bit_of(piece.first));
@@ -215,7 +216,7 @@ bool Core::Impl::can_carry(const MovePiece& piece, Block& from, Block& to, const
   PageMask others = from.vram_current & granule_mask(source);
   others.remove(in_vram);
   PageMask left = to.vram_current & granule_mask(target);
-  left.remove(mask_of(piece.to, piece.count));
+  left.remove(shifted(pages, shift));  // not of the whole piece: what was freed on one side leaves its counterpart
   fills = others.any() || left.any() || (piece.to - piece.first) % config.granularity_pages != 0;
   if (!fills) {
     return true;  // whatever the target has there is given back first
@@ -256,7 +257,7 @@ void Core::Impl::try_piece(std::uint32_t index, std::uint64_t id) {
   bool fills = false;
   PageMask home = pages & from.stored;
   home.remove(from.system_current | in_vram);
-  if (in_vram.any() && !can_carry(piece, from, to, in_vram, fills)) {
+  if (in_vram.any() && !can_carry(piece, from, to, pages, fills)) {
     home |= in_vram;
   }
   PageMask need = shifted(pages & from.system_current & from.held & ~in_vram, shift);
