@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Does a test fail where an attribute or a flag is ignored? Builds Ferry once as it is and then once a row of docs/SVM.md,
-"Attributes" and "Flags", with the rule of that row taken out of a copy of the sources, and runs the tests that the row names.
+"""Can the tests fail? Takes one rule at a time out of a copy of the sources, builds that, and runs what has to notice:
 
-    scripts/mutants.py              every row; 1 if the tests of one pass without its rule
-    scripts/mutants.py GPU_RO GET   these rows
-    scripts/mutants.py --list       what is taken out for each row
+  - for each row of docs/SVM.md, "Attributes" and "Flags": the tests that the row names, one of which must fail;
+  - for each statement of docs/INVARIANTS.md that is shown by mutation: a simulation, or a test of the core, which must end
+    in the check of that number.
 
-The copy and its build are in build/mutants and are used again. Takes about a minute a row with 4 CPUs."""
+    scripts/mutants.py                   all; 1 if one was not noticed
+    scripts/mutants.py GPU_RO GET I-35   these
+    scripts/mutants.py --list            what is taken out
+
+The copy and its build are in build/mutants and are used again. Takes about 10 s a rule with 4 CPUs."""
 
 import argparse
 import os
@@ -68,6 +71,40 @@ MUTANTS = {
     "HIVE_LOCAL": never_set("svm_hive_local"),
     "GPU_ALWAYS_MAPPED": never_set("svm_always_mapped"),
 }
+BLOCK = "src/core/block"
+WORK = "src/core/work"
+# What has to notice: the program under the build folder, and its arguments.
+SIM = ["bin/ferry", "sim", "--runs", "300"]
+JOBS = ["bin/test/core_job_test"]
+BUFFERS = ["bin/test/core_buffer_test"]
+CORE = ["bin/test/core_test"]
+INVARIANTS = {
+    "I-07": (SIM, [(BLOCK, r"s\.dma_unmapped_pages \+= closed", "s.dma_unmapped_pages += closed - 1")]),
+    "I-13": (SIM, [(f"{BLOCK}/fault.cpp", r"emit\(Verb::wake_cpu, \*client\)\.pages = \{page, 1\};", "")]),
+    "I-15": ([*SIM, "--budget", "off"], [(
+        "src/core/client/range.cpp", r"std::uint32_t pending = 0;\n  Action& action = ask_client\(Verb::discard",
+        "returning_pages += free.charged_pages; free.started = true; free_forgotten(request); return;\n"
+        "  std::uint32_t pending = 0;\n  Action& action = ask_client(Verb::discard")]),
+    "I-17": (SIM, [(ROUTE, r"(access_of\(device\) == DeviceAccess::none\) \{\n    return Code::)kernel_fault", r"\1io_error")]),
+    "I-23": (JOBS, [(f"{WORK}/timeline.cpp", r"\.done = true;\n  timeline_advance\(at\.timeline\);", ".done = true;")]),
+    "I-25": (BUFFERS, [(f"{WORK}/reach.cpp", r"clear = clear && untouched\(m\);", "")]),
+    "I-27": (BUFFERS, [(f"{WORK}/reach.cpp", r"if \(m\.cpu_waiting\) \{\n    serve\(no_device\);", "if (false) {")]),
+    "I-32": (JOBS, [(f"{WORK}/job.cpp", r"  std::erase\(line, id\);\n  job\.stage = Job::Stage::depends;",
+                     "  job.stage = Job::Stage::depends;")]),
+    "I-34": (JOBS, [(f"{WORK}/job.cpp", r"if \((fence_wait\(fence, \{FenceWaiter::Who::job, id\}\))\) \{", r"\1; {")]),
+    "I-35": (JOBS, [(f"{WORK}/engine.cpp", r"dev\.running\[e\] < slots", "dev.running[e] <= slots")]),
+    "I-36": (JOBS, [(f"{WORK}/slice.cpp", r"(    unit\.leaving = true;\n    mask \|= )bit_of\(held\[i\]\)", r"\g<1>0")]),
+    "I-37": (JOBS, [(f"{WORK}/circle.cpp", r"unit\.faults\.insert\(token\);", "")]),
+    "I-38": (JOBS, [(f"{WORK}/gate.cpp", r"  wait_for_units\(job, 0, 0\);\n  std::erase\(dev\.at_gate, id\);",
+                     "  std::erase(dev.at_gate, id);")]),
+    "I-44": (CORE, [("src/core/reclaim/shrink.cpp", r"fence_for = front\.id;", "fence_for = front.id + 1;")]),
+    "I-52": (SIM, [(ATTRIBUTES, r"    look_plain\(block\);\n    if \(effect", "    if (effect")]),
+    "I-53": (SIM, [(ATTRIBUTES, r"  if \(--request\.remaining == 0\) \{\n    svm_go_on\(index\);",
+                    "  if (--request.remaining == 1) {\n    svm_go_on(index);")]),
+    "I-71": (SIM, [("src/core/client/range.cpp", r"set_protection\(\*client, span, span_all\);", "")]),
+}
+NUMBER = re.compile(r"\bI-\d\d\b")
+FAILED_CHECK = re.compile(r"bug: (\S+?):(\d+): ")
 # Rows with nothing to take out: their tests ask for what holds however it is done.
 WITHOUT = {
     "many spans": "merging is the map's representation; its own tests (attribute_map_test) fail without it",
@@ -87,6 +124,16 @@ def rows():
         names = check_svm_tests.NAME.findall(line)
         if here and line.startswith("|") and names:
             found[cells[0]] = [".".join(name) for name in names] + WHOLE_PROGRAM.findall(cells[-1])
+    return found
+
+
+def by_mutation():
+    """The statements of docs/INVARIANTS.md whose last cell says that mutation shows them."""
+    found = set()
+    for line in source_tree.text(ROOT, "docs/INVARIANTS.md").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if NUMBER.fullmatch(cells[0]) and "mutation" in cells[-1]:
+            found.add(cells[0])
     return found
 
 
@@ -140,59 +187,87 @@ def build(tree, where, log):
     return run(["cmake", "--build", where, "-j", BUILD_JOBS], log) == 0
 
 
-def failing(where, tests, log):
-    """Those of the tests that fail; an error if one is not there at all."""
-    bad = []
-    for test in tests:
-        name = r"(^|\.|/)" + re.escape(test) + "$"
-        code = run(["ctest", "--test-dir", where, "-R", name, "--no-tests=error", "--timeout", str(TEST_SECONDS_MAX),
-                    "--output-on-failure"], log)
-        if code != 0:
-            bad.append(test)
-    return bad
+def rows_look(where, tests, log):
+    """Runs the tests; says which failed, or nothing."""
+
+    def look():
+        bad = []
+        for test in tests:
+            code = run(["ctest", "--test-dir", where, "-R", r"(^|\.|/)" + re.escape(test) + "$", "--no-tests=error",
+                        "--timeout", str(TEST_SECONDS_MAX), "--output-on-failure"], log)
+            bad += [test] if code != 0 else []
+        return f"{', '.join(bad)} failed" if bad else ""
+
+    return look
+
+
+def number_look(tree, where, number, log):
+    """Runs what has to notice; says which check ended it, or nothing if that was none of the number's."""
+    command = INVARIANTS[number][0]
+
+    def look():
+        try:
+            done = subprocess.run([where / command[0], *command[1:]], capture_output=True, text=True, errors="replace",
+                                  timeout=TEST_SECONDS_MAX, check=False)
+        except subprocess.TimeoutExpired:
+            return ""
+        said = done.stdout + done.stderr
+        with open(log, "a", encoding="utf-8") as out:
+            out.write(said)
+        for name, line in FAILED_CHECK.findall(said):
+            path = next((path for path in (Path(name), tree / name, where / name) if path.is_file()), None)
+            # The number stands on the check's own lines, or above the group that it belongs to.
+            lines = path.read_text(encoding="utf-8").splitlines() if path is not None else []
+            if number in "".join(lines[max(int(line) - 4, 0) : int(line) + 1]):
+                return f"{Path(name).name}:{line} ended {' '.join(command[:2])}"
+        return f"{' '.join(command[:2])} said {number}" if done.returncode != 0 and number in said else ""
+
+    return look
 
 
 def main():
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("rows", nargs="*", metavar="ROW")
+    words.add_argument("names", nargs="*", metavar="ROW")
     words.add_argument("--list", action="store_true")
     asked = words.parse_args()
     table = rows()
-    unknown = (set(table) ^ (set(MUTANTS) | set(WITHOUT))) | (set(asked.rows) - set(MUTANTS))
+    unknown = (set(table) ^ (set(MUTANTS) | set(WITHOUT))) | (by_mutation() ^ set(INVARIANTS)) | (
+        set(asked.names) - set(MUTANTS) - set(INVARIANTS))
     if unknown:
-        sys.exit(f"mutants: {PAGE} and this script do not agree on: {', '.join(sorted(unknown))}")
+        sys.exit(f"mutants: the documents and this script do not agree on: {', '.join(sorted(unknown))}")
     if asked.list:
-        for row, changes in MUTANTS.items():
-            print(f"{row}: " + "; ".join(sorted({f"{pattern} -> {new or 'nothing'}" for _, pattern, new in changes})))
+        for name, changes in [*MUTANTS.items(), *((name, changes) for name, (_, changes) in INVARIANTS.items())]:
+            print(f"{name}: " + "; ".join(sorted({f"{pattern} -> {new or 'nothing'}" for _, pattern, new in changes})))
         return 0
     home = ROOT / "build" / "mutants"
     tree, where, log = home / "tree", home / "build", home / "log"
     home.mkdir(parents=True, exist_ok=True)
     log.write_text("", encoding="utf-8")
-    chosen = [row for row in MUTANTS if not asked.rows or row in asked.rows]
     copy_of_sources(tree)
     if not build(tree, where, log):
         sys.exit(f"mutants: the build failed, see {log}")
-    survivors = 0
-    for row in chosen:
-        tests = table[row]
-        without_cause = failing(where, tests, log)
-        if without_cause:
-            sys.exit(f"mutants: {', '.join(without_cause)} fails with nothing taken out, see {log}")
-        before = take_out(tree, MUTANTS[row])
+    unnoticed = chosen = 0
+    for name in [*MUTANTS, *INVARIANTS]:
+        if asked.names and name not in asked.names:
+            continue
+        look = rows_look(where, table[name], log) if name in MUTANTS else number_look(tree, where, name, log)
+        if (seen := look()):
+            sys.exit(f"mutants: {name}: {seen} with nothing taken out, see {log}")
+        before = take_out(tree, MUTANTS[name] if name in MUTANTS else INVARIANTS[name][1])
         if not build(tree, where, log):
-            sys.exit(f"mutants: {row}: the build failed, see {log}")
-        bad = failing(where, tests, log)
-        survivors += not bad
-        print(f"{row}: {', '.join(bad) + ' failed' if bad else 'NO TEST FAILED'}", flush=True)
+            sys.exit(f"mutants: {name}: the build failed, see {log}")
+        seen = look()
+        chosen += 1
+        unnoticed += not seen
+        print(f"{name}: {seen or 'NOT NOTICED'}", flush=True)
         for path, text in before.items():
             put(path, text.encode())
         build(tree, where, log)
     for row, why in WITHOUT.items():
-        if not asked.rows:
+        if not asked.names:
             print(f"{row}: nothing taken out ({why})")
-    print(f"{len(chosen) - survivors} of {len(chosen)} rows have a test that fails without their rule")
-    return 1 if survivors else 0
+    print(f"{chosen - unnoticed} of {chosen} were noticed")
+    return 1 if unnoticed else 0
 
 
 if __name__ == "__main__":

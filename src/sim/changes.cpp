@@ -51,7 +51,6 @@ void World::do_unmap(unsigned slot) {
     for (Page p = part.first; p < part.end(); ++p) c.said[p - memory_.window().first] = {};
     memory_.begin_free(slot, part);
     drop_span(slot, part);
-    wake_cpu_waiters(slot, part, {});
   }
   const std::uint64_t cookie = new_cookie(RequestKind::unmap, slot, span);
   const std::uint64_t before = core_->changes(c.id);

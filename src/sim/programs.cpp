@@ -342,11 +342,10 @@ void World::free_span(unsigned slot, PageSpan span) {
   for (Page p = span.first; fair && p < span.end(); ++p) fair = may_free(slot, p);
   if (fair) {
     if (!planted(core::PlantedBug::free_before_child)) keep_for_children(slot, span);
-    // munmap comes first: threads that wait in the span get their own fault.
+    // munmap comes first. It wakes nobody: threads that wait in the span are the core's to tell, and get their own fault.
     memory_.begin_free(slot, span);
     for (Page p = span.first; p < span.end(); ++p) c.said[p - memory_.window().first] = {};
     drop_span(slot, span);
-    wake_cpu_waiters(slot, span, {});
   }
   const std::uint64_t cookie = new_cookie(RequestKind::free, slot, span);
   const Status status = core_->free(now_ns_, c.id, span, {cookie});
