@@ -66,9 +66,13 @@ void Core::tick(std::uint64_t now_ns) {
   impl_->end_turns();
   impl_->work.tick();
   impl_->reclaim.tick();
+  impl_->end_rest();
 }
 
 std::uint64_t Core::next_tick_ns() const {
+  if (!impl_->resting.empty()) {
+    return impl_->now_ns;
+  }
   return std::min({impl_->work.next_tick_ns(), impl_->reclaim.next_tick_ns(), impl_->next_turn_ns()});
 }
 

@@ -271,7 +271,7 @@ std::uint64_t Core::Impl::digest() const {
       p.add(prefetch.svm == none_index ? prefetch.cookie.value : svm_requests[prefetch.svm].cookie.value);
       p.add(prefetch.svm == none_index ? 0 : 1).add(prefetch.in_flight).add(prefetch.started_granules);
       p.add(static_cast<std::uint64_t>(prefetch.kind)).add(prefetch.fence).add(prefetch.status);
-      p.add(prefetch.pinned.size());
+      p.add(prefetch.pinned.size()).add(prefetch.rests ? 1 : 0);
       requests.add(p.value());
     }
   }
@@ -279,7 +279,9 @@ std::uint64_t Core::Impl::digest() const {
     if (svm.in_use) {
       Digest s;
       s.add(3).add(svm.client->id).add(svm.span).add(svm.cookie.value).add(svm.remaining).add(svm.cursor);
-      s.add((svm.home ? 1U : 0U) | (svm.map ? 2U : 0U) | (svm.unite ? 4U : 0U)).add(svm.prefetch).add(svm.tries);
+      s.add((svm.home ? 1U : 0U) | (svm.map ? 2U : 0U) | (svm.unite ? 4U : 0U) | (svm.rests ? 8U : 0U))
+          .add(svm.prefetch)
+          .add(svm.tries);
       requests.add(s.value());
     }
   }
@@ -288,6 +290,7 @@ std::uint64_t Core::Impl::digest() const {
       Digest c;
       c.add(4).add(change.client->id).add(change.span).add(static_cast<std::uint64_t>(change.change));
       c.add(change.to).add(change.cursor).add(change.status).add(change.forks.size());
+      c.add(change.rests ? 1 : 0);
       for (const MovePiece& piece : change.pieces) {
         c.add(piece.first).add(piece.tries).add(static_cast<std::uint64_t>(piece.state)).add(piece.wait_block);
         c.add(piece.wait_granule);

@@ -2,7 +2,7 @@
 // The core's whole state. Verbs live in files of their own:
 //   client/client.cpp   clients and devices come and go      block/fault.cpp    faults in, waiters out
 //   client/range.cpp    alloc, free, prefetch                block/migrate.cpp  an operation's stages
-//   block/failure.cpp   what fails
+//   client/walk.cpp     walks over spans                     block/failure.cpp  what fails
 //   vram/vram.cpp       slots, chunks, eviction              block/map.cpp      revoke and map
 //   block/memory.cpp    charging, load, store                block/waits.cpp    operations in the wait graph
 //   policy/*            victims, contention, speculation     verify.cpp         invariants
@@ -289,11 +289,16 @@ class Core::Impl {
   void end_request(std::uint32_t request);
   void walk_in_place(Client& client, PageSpan span, DeviceId device, BufferId userptr);
   bool walk_granule(std::uint32_t request, Block& block, std::uint32_t granule);
-  void advance_prefetch(std::uint32_t request);
   bool visit_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   bool prefetch_granule(std::uint32_t request, Block& block, std::uint32_t granule);
   void prefetch_op_done(std::uint32_t request);
   [[nodiscard]] std::uint32_t new_prefetch();
+
+  // client/walk.cpp
+  void advance_prefetch(std::uint32_t request);
+  void rest(bool& rests, Rest::Of of, std::uint32_t request);
+  void end_rest();
+  void look_in(Client& client, BlockIndex index, MadeBlock& made);
   void prefetch_for(std::uint32_t svm, Client& client, PageSpan span, DeviceId device);
 
   // svm/fork.cpp
@@ -306,6 +311,7 @@ class Core::Impl {
   void for_blocks(Client& client, PageSpan span, Fn&& fn);
   Block& make_block(Client& client, BlockIndex index);
   void drop_block_if_empty(Client& client, Block& block);
+  void forget_block(Client& client, const Block& block);
 
   // svm/attributes.cpp
   Status svm_set(ClientId id, PageSpan span, const std::vector<Attribute>& changes, Cookie cookie, unsigned& wrong);
@@ -363,6 +369,7 @@ class Core::Impl {
   [[nodiscard]] static std::vector<PageSpan> not_allocated_parts(const Client& client, PageSpan span);
   void start_unmap(std::uint32_t request);
   void start_discard(std::uint32_t request);
+  void advance_discard(std::uint32_t request);
   void start_protect(std::uint32_t request, std::uint8_t prot);
   void change_granules(std::uint32_t request, Block& block);
   void change_granule(std::uint32_t request, Block& block, std::uint32_t granule);
@@ -710,6 +717,10 @@ class Core::Impl {
   std::vector<KeptFree> kept_changes;  ///< `request` is a ChangeRequest
   std::vector<ChangeRequest> changes;
   std::uint64_t change_serial = 0;
+  std::deque<Rest> resting;  ///< in their turn. Those that have ended meanwhile stay in until it comes
+  /// Granules that a walk looks at in one event.
+  static constexpr unsigned walk_granules_most = 1024;
+  static constexpr BlockIndex no_block = ~BlockIndex{0};
   std::vector<Action> actions;
   std::vector<std::vector<Waiter>> spare_waiters;  ///< kept for their capacity
   graph::Graph graph;

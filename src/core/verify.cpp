@@ -81,7 +81,7 @@ SpanState Core::Impl::span_state(ClientId id, PageSpan span) const {
 }
 
 bool Core::Impl::quiescent() const {
-  if (ops_in_use != 0 || pending_in_use != 0 || !actions.empty()) {
+  if (ops_in_use != 0 || pending_in_use != 0 || !actions.empty() || !resting.empty()) {
     return false;
   }
   for (const auto& device : devices) {
@@ -215,7 +215,7 @@ void Core::Impl::verify_svm(const Client& client) const {
     }
   }
   const bool waits = std::any_of(svm_requests.begin(), svm_requests.end(), [&](const SvmRequest& request) {
-    return request.in_use && request.client == &client;
+    return request.in_use && request.client == &client && !request.rests;
   });
   const bool moves = std::any_of(prefetches.begin(), prefetches.end(), [&](const PrefetchRequest& request) {
     return request.in_use && request.client == &client;

@@ -50,12 +50,23 @@ class Machine {
     return true;
   }
 
-  /// Answers everything well until nothing is left.
+  /// Answers everything well until nothing is left, and lets walks that rest go on.
   void settle() {
-    for (take(); !open.empty(); take()) {
-      answer(open.front().verb);
+    for (take(); !open.empty() || go_on(); take()) {
+      if (!open.empty()) {
+        answer(open.front().verb);
+      }
     }
     core.verify();
+  }
+  /// Something rests, and goes on with this tick. False: nothing does.
+  bool go_on() {
+    if (core.next_tick_ns() > now || core.quiescent()) {
+      return false;
+    }
+    core.tick(now);
+    take();
+    return true;
   }
 
   void fault(Page page, Access access = Access::read, std::uint64_t token = 0, DeviceId device = 0,

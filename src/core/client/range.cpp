@@ -4,9 +4,6 @@
 namespace ferry::core {
 namespace {
 constexpr Page page_limit = Page{1} << 52;
-/// Granules of one prefetch that move at a time: enough to keep copy threads busy, few enough to leave room to faults.
-constexpr std::uint32_t prefetch_window = 8;
-constexpr BlockIndex no_block = ~BlockIndex{0};
 
 bool well_formed(PageSpan span) {
   return span.count_pages > 0 && span.first < page_limit && span.count_pages <= page_limit - span.first;
@@ -127,6 +124,10 @@ void Core::Impl::drop_block_if_empty(Client& client, Block& block) {
       return;
     }
   }
+  forget_block(client, block);
+}
+
+void Core::Impl::forget_block(Client& client, const Block& block) {
   const auto it = client.block_at.find(block.index);
   client.last_index = ~BlockIndex{0};
   client.last_block = nullptr;
@@ -462,76 +463,6 @@ void Core::Impl::prefetch_for(std::uint32_t svm, Client& client, PageSpan span, 
   request.device = device;
   request.svm = svm;
   advance_prefetch(index);
-}
-
-void Core::Impl::advance_prefetch(std::uint32_t index) {
-  if (prefetches[index].advancing) {
-    return;
-  }
-  prefetches[index].advancing = true;
-  Client& client = *prefetches[index].client;
-  while (prefetches[index].in_use && prefetches[index].in_flight < prefetch_window &&
-         prefetches[index].cursor < prefetches[index].span.end()) {
-    PrefetchRequest& request = prefetches[index];
-    auto it = client.ranges.upper_bound(request.cursor);
-    if (it != client.ranges.begin() && std::prev(it)->first + std::prev(it)->second.count_pages > request.cursor) {
-      --it;
-    } else if (it == client.ranges.end()) {
-      request.cursor = request.span.end();
-      break;
-    } else {
-      request.cursor = it->first;
-      continue;
-    }
-    if (it->second.freeing) {
-      if (request.kind == PrefetchRequest::Kind::pin) {
-        request.status = Code::not_allocated;
-      }
-      request.cursor = it->first + it->second.count_pages;
-      continue;
-    }
-    // What cannot go there is passed over at once: a span may be as large as the window.
-    using Kind = PrefetchRequest::Kind;
-    if (request.kind == Kind::pin || (request.kind == Kind::populate && reclaim.counts())) {
-      // The same.
-    } else if (request.userptr != 0 && (request.device != no_device || reclaim.counts())) {
-      // All of it is to have memory, and mappings.
-    } else if (request.device != no_device) {
-      if (!client.devices[request.device].attached) {
-        request.cursor = request.span.end();
-        break;
-      }
-      if (it->second.placement == Placement::system) {
-        request.cursor = it->first + it->second.count_pages;
-        continue;
-      }
-    } else if (const BlockIndex next = next_block(client, block_of(request.cursor)); next != block_of(request.cursor)) {
-      // A block that was never steered lies in system memory, mapped by the CPU: nothing to bring home.
-      request.cursor = next < block_of(request.span.end() - 1) + 1 ? first_page_of(next) : request.span.end();
-      continue;
-    }
-    const Page at = request.cursor;
-    request.cursor = (at / config.granularity_pages + 1) * config.granularity_pages;
-    Block& block = make_block(client, block_of(at));
-    if (request.fork) {
-      fork_granule(index, block, granule_of(at));
-      continue;
-    }
-    if (!visit_granule(index, block, granule_of(at))) {
-      prefetches[index].cursor = prefetches[index].span.end();
-    }
-  }
-  PrefetchRequest& request = prefetches[index];
-  request.advancing = false;
-  if (request.in_use && request.in_flight == 0 && request.cursor >= request.span.end()) {
-    if (request.again) {
-      request.again = false;
-      request.cursor = request.span.first;
-      advance_prefetch(index);
-      return;
-    }
-    end_request(index);
-  }
 }
 
 /// False: the request has brought as much as the device holds, more would push out what it just brought.

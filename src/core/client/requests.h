@@ -50,12 +50,14 @@ struct ChangeRequest {
   /// about.
   std::vector<PageSpan> other = {};
   std::uint64_t serial = 0;  ///< of all requests that were ever made
+  // Discards, moves:
+  Page cursor = 0;
+  bool advancing = false;  ///< it is being walked, and will be looked at again
+  bool rests = false;      ///< it goes on with the next tick
+  bool walked = false;     ///< every granule or piece was begun
   // Moves:
   Page to = 0;
-  Page cursor = 0;
-  bool advancing = false;  ///< advance_move() runs and will look again
-  bool walked = false;     ///< every piece was begun
-  Status status;           ///< why some of it stays where it is
+  Status status;  ///< why some of it stays where it is
   std::uint64_t pieces_begun = 0;
   std::vector<MovePiece> pieces = {};
   std::vector<std::uint32_t> forks = {};  ///< of prefetches: forks that wait for it
@@ -80,6 +82,7 @@ struct PrefetchRequest {
   std::uint32_t svm = none_index;  ///< the request of svm_requests that is told at the end, in place of a reply
   bool in_use = false;
   bool advancing = false;  ///< advance_prefetch() runs and will look again
+  bool rests = false;      ///< it goes on with the next tick
   bool fork = false;       ///< of client_fork: pages stay where they are
   bool again = false;      ///< fork: this walk found something to do
   /// Not 0: for that userptr buffer. To system memory; with a device, mapped there in place. Work is told at the end.
@@ -91,6 +94,19 @@ struct PrefetchRequest {
   std::vector<PageSpan> other = {};
   /// It looks at a granule again when the operation there has ended, before anybody else is served.
   [[nodiscard]] bool revisits() const { return kind == Kind::pin || kind == Kind::forget; }
+};
+
+/// A walk that goes on with the next tick.
+struct Rest {
+  enum class Of : std::uint8_t { walk, change, set } of = Of::walk;
+  std::uint32_t index = 0;
+};
+
+/// The block that a walk looks into.
+struct MadeBlock {
+  BlockIndex index = ~BlockIndex{0};
+  std::uint64_t op_serial = 0;  ///< when it began to
+  bool fresh = false;           ///< it was not there before
 };
 
 /// Pages being freed of a granule that a userptr buffer in use lies over: given up when it is in use no more.

@@ -197,9 +197,13 @@ void Core::Impl::svm_change(Client& client, PageSpan span, Fn&& fn, Location pre
   for_blocks(client, span, [&](Block& block) {
     look_plain(block);
     if (effect.takes || effect.home || !effect.remap.empty()) {
+      // They are in order, and may be as many as pages: each block looks at its own.
+      const Page first = first_page_of(block.index);
+      auto part = std::partition_point(effect.remap.begin(), effect.remap.end(),
+                                       [first](const PageSpan& s) { return s.end() <= first; });
       PageMask remap;
-      for (const PageSpan part : effect.remap) {
-        remap |= mask_in(block, part);
+      for (; part != effect.remap.end() && part->first < first + block_pages; ++part) {
+        remap |= mask_in(block, *part);
       }
       svm_take(index, block, mask_in(block, span), remap);
     }

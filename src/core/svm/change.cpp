@@ -8,6 +8,8 @@ namespace {
 constexpr Page page_limit = Page{1} << 52;
 /// Unmaps that are told apart. A fault that is older than all of them is tried again: then it is a new one.
 constexpr std::size_t past_unmaps_max = 64;
+/// Granules of one discard under way at a time.
+constexpr std::uint64_t discard_window = 64;
 /// Spans with a protection of their own, a client: more than the kernel has mappings for by default.
 constexpr std::size_t protections_max = std::size_t{1} << 20;
 
@@ -156,6 +158,9 @@ void Core::Impl::change_part_done(std::uint32_t index) {
   ChangeRequest& request = changes[index];
   FERRY_CHECK(request.in_use && request.remaining > 0);
   if (--request.remaining != 0) {
+    if (request.change == Change::discard && !request.walked) {
+      advance_discard(index);
+    }
     return;
   }
   request.in_use = false;
@@ -294,27 +299,59 @@ void Core::Impl::start_protect(std::uint32_t index, std::uint8_t prot) {
 // --- contents --------------------------------------------------------------------------------------------------------
 
 void Core::Impl::start_discard(std::uint32_t index) {
+  ChangeRequest& request = changes[index];
+  work.userptr_invalidate(request.client->id, request.span);
+  request.other = not_allocated_parts(*request.client, request.span);
+  request.cursor = request.span.first;
+  ++request.remaining;  // until every granule was begun
+  advance_discard(index);
+}
+
+void Core::Impl::advance_discard(std::uint32_t index) {
+  if (changes[index].advancing || changes[index].rests) {
+    return;
+  }
+  changes[index].advancing = true;
   Client& client = *changes[index].client;
-  const PageSpan span = changes[index].span;
-  work.userptr_invalidate(client.id, span);
-  changes[index].other = not_allocated_parts(client, span);
-  BlockIndex last = ~BlockIndex{0};
-  for (const PageSpan part : allocated_parts(client, span)) {
-    for (BlockIndex b = block_of(part.first); b <= block_of(part.end() - 1); ++b) {
-      if (b == last) {
-        continue;  // of the part before too, and done with it
-      }
-      last = b;
-      Block* block = find_block(client, b);
-      if (block == nullptr) {
-        // Under a budget such pages have no memory; without one the CPU alone has touched them, who knows which.
-        if (reclaim.counts()) {
-          continue;
-        }
-        block = &make_block(client, b);
-      }
-      change_granules(index, *block);
+  unsigned visited = 0;
+  while (changes[index].remaining <= discard_window && changes[index].cursor < changes[index].span.end()) {
+    ChangeRequest& request = changes[index];
+    if (++visited > walk_granules_most) {
+      rest(request.rests, Rest::Of::change, index);
+      break;
     }
+    auto it = client.ranges.upper_bound(request.cursor);
+    if (it != client.ranges.begin() && std::prev(it)->first + std::prev(it)->second.count_pages > request.cursor) {
+      --it;
+    } else {
+      request.cursor = it == client.ranges.end() ? request.span.end() : std::min(it->first, request.span.end());
+      continue;
+    }
+    const Page end = std::min(it->first + it->second.count_pages, request.span.end());
+    if (it->second.freeing) {
+      request.cursor = end;
+      continue;
+    }
+    if (reclaim.counts() && find_block(client, block_of(request.cursor)) == nullptr) {
+      // Such pages have no memory. Without a budget the CPU alone has touched them, who knows which.
+      const BlockIndex next = next_block(client, block_of(request.cursor));
+      request.cursor = next <= block_of(end - 1) ? first_page_of(next) : end;
+      continue;
+    }
+    Block& block = make_block(client, block_of(request.cursor));
+    const std::uint32_t granule = granule_of(request.cursor);
+    request.cursor = granule_span(block, granule).end();
+    ++request.remaining;
+    ++block.holds;
+    change_granule(index, block, granule);
+    --block.holds;
+    drop_block_if_empty(client, block);
+  }
+  ChangeRequest& request = changes[index];
+  request.advancing = false;
+  if (!request.walked && request.cursor >= request.span.end()) {
+    request.walked = true;
+    change_part_done(index);
   }
 }
 

@@ -93,13 +93,18 @@ bool Core::Impl::is_moved(const Client& client, PageSpan span) const {
 }
 
 void Core::Impl::advance_move(std::uint32_t index) {
-  if (changes[index].advancing) {
+  if (changes[index].advancing || changes[index].rests) {
     return;
   }
   changes[index].advancing = true;
   Client& client = *changes[index].client;
+  unsigned visited = 0;
   while (changes[index].pieces.size() < window && changes[index].cursor < changes[index].span.end()) {
     ChangeRequest& request = changes[index];
+    if (++visited > walk_granules_most) {
+      rest(request.rests, Rest::Of::change, index);
+      break;
+    }
     MovePiece piece;
     piece.id = ++request.pieces_begun;
     piece.first = request.cursor;
@@ -108,6 +113,10 @@ void Core::Impl::advance_move(std::uint32_t index) {
     piece.count =
         std::min({granule - piece.first % granule, granule - piece.to % granule, request.span.end() - request.cursor});
     request.cursor += piece.count;
+    if (reclaim.counts() && find_block(client, block_of(piece.first)) == nullptr &&
+        find_block(client, block_of(piece.to)) == nullptr) {
+      continue;  // neither has memory: both are zeros
+    }
     ++request.remaining;
     ++make_block(client, block_of(piece.first)).holds;
     ++make_block(client, block_of(piece.to)).holds;

@@ -74,6 +74,12 @@ bool Core::Impl::svm_map(std::uint32_t index) {
     return false;  // the loop below looks again
   }
   svm_requests[index].mapping = true;
+  const Client& asker = *svm_requests[index].client;
+  if (std::none_of(asker.devices.begin(), asker.devices.end(), [](const ClientDevice& d) { return d.attached; })) {
+    svm_requests[index].cursor = svm_requests[index].span.end();  // each maps it before it runs
+  }
+  MadeBlock made;
+  unsigned visited = 0;
   const unsigned tries_most = 2 * static_cast<unsigned>(devices.size()) + 2;
   while (svm_requests[index].remaining == 0 && svm_requests[index].cursor < svm_requests[index].span.end()) {
     SvmRequest& request = svm_requests[index];
@@ -85,6 +91,11 @@ bool Core::Impl::svm_map(std::uint32_t index) {
       request.tries = 0;
       continue;
     }
+    if (++visited > walk_granules_most) {
+      rest(request.rests, Rest::Of::set, index);
+      break;
+    }
+    look_in(client, block_of(request.cursor), made);
     Block& block = make_block(client, block_of(request.cursor));
     const std::uint32_t granule = granule_of(request.cursor);
     if (block.granules[granule].op != none_index) {
@@ -110,6 +121,7 @@ bool Core::Impl::svm_map(std::uint32_t index) {
     }
   }
   SvmRequest& request = svm_requests[index];
+  look_in(*request.client, no_block, made);
   request.mapping = false;
   return request.remaining == 0 && request.cursor >= request.span.end();
 }

@@ -37,6 +37,7 @@ struct SvmRequest {
   Location prefetch = loc_undefined;
   bool map = false;
   bool mapping = false;  ///< svm_map() runs and will look again
+  bool rests = false;    ///< svm_map() goes on with the next tick
   Page cursor = 0;       ///< of mapping
   unsigned tries = 0;    ///< operations for the granule at the cursor
 };
