@@ -165,6 +165,7 @@ void World::step(std::uint32_t agent) {
       PageState& page = pages_[s.page];
       if (!page.allocated || page.freeing) break;
       if (setup_.bug != core::PlantedBug::free_before_child) keep_for_children(s.page);
+      note_freed(s.page);
       page.freeing = true;
       page.cpu_mapped = page.cpu_writable = false;
       wake_cpu(span_of_page(s.page), def.client);

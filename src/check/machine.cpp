@@ -64,18 +64,18 @@ std::uint32_t World::buffer_at(std::uint32_t, Page page) const {
 }
 
 std::uint64_t World::identity_of(const Action& a) const {
-  return Hash()
-      .add(static_cast<std::uint64_t>(a.verb) | static_cast<std::uint64_t>(a.place) << 8 |
-           static_cast<std::uint64_t>(a.prot) << 16 | static_cast<std::uint64_t>(a.to) << 24 |
-           std::uint64_t{a.device} << 32 | std::uint64_t{a.to_device} << 40 |
-           static_cast<std::uint64_t>(a.access) << 48)
+  Hash h;
+  h.add(static_cast<std::uint64_t>(a.verb) | static_cast<std::uint64_t>(a.place) << 8 |
+        static_cast<std::uint64_t>(a.prot) << 16 | static_cast<std::uint64_t>(a.to) << 24 |
+        std::uint64_t{a.device} << 32 | std::uint64_t{a.to_device} << 40 | static_cast<std::uint64_t>(a.access) << 48)
       .add(a.client)
       .add(a.pages.first)
       .add(a.pages.count_pages | std::uint64_t{a.vram_first} << 32)
       .add(a.has_token ? a.token.value : 0)
       .add(a.buffer | a.fence << 32)
-      .add(a.cu_mask)
-      .value();
+      .add(a.cu_mask);
+  if (a.from_page != 0) h.add(a.from_page);
+  return h.value();
 }
 
 std::string World::words(const Action& a) const {
@@ -251,6 +251,7 @@ void World::take_actions() {
 void World::issue(const Action& a) {
   say(LogLine::Kind::action, "core", place_of(a), words(a));
   check_svm(a);
+  note_move(a);
   switch (a.verb) {
     case Verb::wake_wave: wake_wave(a); return;
     case Verb::wake_cpu:
@@ -490,6 +491,8 @@ void World::effect_page(const Action& a) {
       case Verb::copy:
         if (a.place == core::Place::system) {
           vram_word(client, a.device, vram) = page.system;
+        } else if (a.to == core::Place::vram) {
+          vram_word(client, a.to_device, a.vram_to + (vram - a.vram_first)) = vram_word(client, a.device, vram);
         } else {
           page.system = vram_word(client, a.device, vram);
         }
@@ -497,7 +500,10 @@ void World::effect_page(const Action& a) {
       case Verb::store: page.stored = page.system; break;
       case Verb::load: page.system = page.stored; break;
       case Verb::discard_store: page.stored = garbage; break;
-      case Verb::discard_system: page.system = page.discarding != 0 || page.discarded ? zeros : garbage; break;
+      case Verb::copy_system: page.system = pages_[page_at(client, a.from_page + (p - a.pages.first))].system; break;
+      case Verb::discard_system:
+        page.system = page.discarding != 0 || page.discarded || a.cause == core::Cause::change ? zeros : garbage;
+        break;
       default: break;
     }
   }
@@ -544,6 +550,7 @@ void World::fail_effect(Flight& flight, Code code) {
       if (index != none) pages_[index].stored = garbage;
       return;
     case Verb::load:
+    case Verb::copy_system:
       if (index != none) pages_[index].system = garbage;
       return;
     case Verb::move_buffer: buffer_word(static_cast<std::uint32_t>(a.buffer - 1), a.to, a.to_device) = garbage; return;

@@ -367,7 +367,7 @@ class Parser {
     using K = Step::Kind;
     constexpr std::pair<const char*, K> kinds[] = {
         {"unmap", K::unmap},     {"pin", K::pin},         {"unpin", K::unpin}, {"access", K::access},
-        {"discard", K::discard}, {"migrate", K::migrate}, {"fork", K::fork}};
+        {"discard", K::discard}, {"migrate", K::migrate}, {"fork", K::fork},   {"move", K::move}};
     const auto it = std::find_if(std::begin(kinds), std::end(kinds), [&](const auto& k) { return key == k.first; });
     if (it == std::end(kinds)) return false;
     out.kind = it->second;
@@ -376,6 +376,11 @@ class Parser {
     if (out.kind == K::pin || out.kind == K::migrate) {
       w.need("to");
       out.device = place(w.next("system or a device"));
+    }
+    if (out.kind == K::move) {
+      w.need("to");
+      out.to_page = page(w.next("a page"));
+      if (s_.system_pages != 0) throw Bad("what 'move' does cannot be told where system memory has a budget");
     }
     if (out.kind == K::migrate) {
       w.need("signals");

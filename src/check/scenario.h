@@ -50,8 +50,10 @@ struct Step {
     discard,  ///< a page: its contents may be dropped
     migrate,  ///< a page, to a device or home, with a fence
     fork,
+    move,  ///< a page, to the address of `to_page`, as mremap does
   } kind = Kind::read;
-  std::uint32_t page = none;    ///< or
+  std::uint32_t page = none;  ///< or
+  std::uint32_t to_page = none;
   std::uint32_t buffer = none;  ///< of read, write: one of both is set
   std::uint32_t word = none;
   std::uint32_t lock = none;

@@ -22,12 +22,14 @@ bool World::svm_step(std::uint32_t agent, const Step& s) {
     forking_[def.client] = true;
     return wait_for_reply(agent, core_->client_fork(now_ns_, client, cookie));
   }
+  if (s.kind == Kind::move) return move_step(agent, s);
   PageState& page = pages_[s.page];
   const PageSpan span = span_of_page(s.page);
   switch (s.kind) {
     case Kind::unmap: {
       if (!page.allocated || page.freeing) return false;
       if (setup_.bug != core::PlantedBug::free_before_child) keep_for_children(s.page);
+      note_freed(s.page);
       page.freeing = page.unmapping = true;
       page.cpu_mapped = page.cpu_writable = false;
       wake_cpu(span, def.client);
@@ -82,6 +84,10 @@ void World::svm_replied(std::uint32_t agent, Status status) {
   if (s.kind == Kind::fork) {
     forking_[def.client] = false;
     if (client_alive_[def.client] && status.ok()) fork_now(def.client);
+    return;
+  }
+  if (s.kind == Kind::move) {
+    move_replied(agent, status);
     return;
   }
   PageState& page = pages_[s.page];
@@ -201,6 +207,10 @@ std::uint64_t World::svm_digest() const {
     for (const ChildPage& page : child.pages) {
       h.add(page.want | std::uint64_t{page.pending} << 32 | std::uint64_t{page.loose} << 33);
     }
+  }
+  for (const Move& m : moves_) {
+    h.add(m.agent | std::uint64_t{m.from} << 16 | std::uint64_t{m.to} << 32 | std::uint64_t{m.carried} << 48 |
+          std::uint64_t{m.freed} << 49);
   }
   for (const AgentState& a : agents_) h.add(a.old ? 1 : 0);
   for (const std::uint64_t seen : unmaps_seen_) h.add(seen);

@@ -3,7 +3,7 @@
 // happen next, perform() makes one of it happen. The same events in the same order lead to the same state.
 //   world.cpp   events, time, digest, the end      agents.cpp   what threads and waves do
 //   machine.cpp the core's actions                 rules.cpp    what is checked beside the bytes
-//   svm.cpp     pins, discards, access, forks
+//   svm.cpp     pins, discards, access, forks        moves.cpp  mremap
 // Unlike the simulator's world it has no queue and no random numbers: who explores it chooses.
 #pragma once
 
@@ -152,6 +152,14 @@ class World {
     std::uint32_t client = 0;
     std::vector<ChildPage> pages;
   };
+  /// A page on its way to another address. Both are as before until the core carries it, in one moment.
+  struct Move {
+    std::uint32_t agent = 0;
+    std::uint32_t from = 0;
+    std::uint32_t to = 0;
+    bool carried = false;
+    bool freed = false;  ///< one of both, meanwhile: it may stay
+  };
   struct BufferMap {
     enum class To : std::uint8_t { nowhere, system, vram } to = To::nowhere;
     DeviceId device = no_device;
@@ -261,6 +269,13 @@ class World {
   void keep_for_children(std::uint32_t page);
   [[nodiscard]] std::uint64_t svm_digest() const;
 
+  // --- moves.cpp
+  bool move_step(std::uint32_t agent, const Step& step);
+  void note_move(const core::Action& action);
+  void carry(Move& move);
+  void note_freed(std::uint32_t page);
+  void move_replied(std::uint32_t agent, Status status);
+
   // --- machine.cpp
   void take_actions();
   void issue(const core::Action& action);
@@ -317,6 +332,7 @@ class World {
   std::vector<bool> client_alive_;
   std::vector<bool> forking_;  ///< by client: its fork is not answered; its waves' new faults are held back
   std::vector<Child> children_;
+  std::vector<Move> moves_;                 ///< not answered
   std::vector<std::uint64_t> unmaps_seen_;  ///< by client: Core::changes() as its devices know it
   std::map<std::pair<std::uint32_t, DeviceId>, Process> processes_;
   std::map<std::uint64_t, Version> vram_;  ///< by client, device, VRAM granule; missing: garbage
