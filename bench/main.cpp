@@ -31,7 +31,7 @@ std::vector<Bench> all_benches() {
   for (const auto make : {store_zstd, store_lz4, store_file}) benches.push_back(make());
 #endif
 #ifdef FERRY_BENCH_DEVICE
-  for (const auto make : {fault_device_one, fault_device_all, fault_cpu, migrate, peer, kernels, traffic_bfs,
+  for (const auto make : {fault_device_one, fault_device_all, fault_cpu, migrate, move, peer, kernels, traffic_bfs,
                           traffic_page_rank, traffic_stencil, progress, progress_reclaim}) {
     benches.push_back(make());
   }

@@ -30,6 +30,7 @@ namespace ferry::bench {
 [[nodiscard]] Bench fault_device_all();
 [[nodiscard]] Bench fault_cpu();
 [[nodiscard]] Bench migrate();
+[[nodiscard]] Bench move();
 [[nodiscard]] Bench peer();
 [[nodiscard]] Bench kernels();
 [[nodiscard]] Bench traffic_bfs();

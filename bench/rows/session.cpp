@@ -17,7 +17,8 @@ Counters counters() {
           .bytes_to_vram = number("bytes_to_vram"),
           .bytes_to_system = number("bytes_to_system"),
           .in_place_maps = number("in_place_maps"),
-          .evictions = number("evictions")};
+          .evictions = number("evictions"),
+          .bytes_readdressed_in_place = number("bytes_readdressed_in_place")};
 }
 
 RunningThreads::RunningThreads(unsigned count) {

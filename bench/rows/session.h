@@ -48,6 +48,7 @@ struct Counters {
   std::uint64_t bytes_to_system = 0;
   std::uint64_t in_place_maps = 0;
   std::uint64_t evictions = 0;
+  std::uint64_t bytes_readdressed_in_place = 0;
 };
 [[nodiscard]] Counters counters();
 
