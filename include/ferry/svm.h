@@ -131,7 +131,8 @@ FERRY_API ferry_code ferry_query_copies(const void* pointer, uint32_t* copies, f
 
 /** Brings the pages to `device`, or to system memory (FERRY_TO_CPU), and keeps them there until they have been unpinned
  * as often as they were pinned: for DMA that no page table stops. All pages are pinned or none. Meanwhile a touch that
- * cannot be served where they are fails. Pinned pages that are freed or unmapped are out of everybody's reach at once,
+ * cannot be served where they are fails: a kernel's with in_use, that of a CPU thread at a page in VRAM with SIGBUS (before
+ * Linux 6.6 it ends the program). Pinned pages that are freed or unmapped are out of everybody's reach at once,
  * and their memory goes with the last unpin, which names them as before. Errors: no_memory (the limit of pinned pages, or no room), bad_range, not_allocated. */
 FERRY_API ferry_code ferry_pin(const void* pointer, size_t bytes, int device, ferry_error* error);
 /** Takes one pin off each page of the span. Errors: not_held (some page is not pinned: nothing changed), bad_range. */

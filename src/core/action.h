@@ -55,7 +55,7 @@ enum class Place : std::uint8_t {
 /// |----------------|------------------------------------------------------------------|----------------------------------|
 /// | revoke_cpu     | no CPU thread can reach `pages` any more; a later touch faults   | client_gone                      |
 /// | map_cpu        | CPU threads reach system pages with `prot`; wakes their CPU faults (of reads only, where prot is read) | client_gone, no_memory |
-/// | wake_cpu       | CPU faults on `pages` retry, or (status not ok) end in SIGBUS: their contents cannot be had (id 0) | - |
+/// | wake_cpu       | CPU faults on `pages` retry, or (status not ok) end in SIGBUS: their contents cannot be had (io_error) or stay where they are (not_permitted, in_use), until wake_cpu or map_cpu says otherwise (id 0) | - |
 /// | revoke_device  | the device cannot reach `pages` any more; a later touch faults   | device_lost                      |
 /// | map_device     | the device reaches `pages` in `place` (vram: of `owner`, a linked device, or its own) with `prot`, `exec` | device_lost, no_mappings, no_memory |
 /// | copy           | bytes from `place` to the other place, or (to == vram, place == vram) from `device` at vram_first to `to_device` at vram_to, which may be the same; source stays as it was | io_error, no_memory |

@@ -55,6 +55,7 @@ enum class PlantedBug : std::uint8_t {
   leak_attributes,      ///< what was said about freed pages holds for what is allocated there next
   // places of pages
   move_pinned,           ///< a pinned page is evicted, stored or moved like any other
+  keep_refusal,          ///< CPU threads that were refused a page are not told when they may have it
   discard_shows_others,  ///< a discarded page gets VRAM that still has another page's bytes
   keep_peer_mapping,     ///< a device goes on reaching VRAM of another that its granule has left
   // changes of the address space
@@ -77,7 +78,7 @@ enum class PlantedBug : std::uint8_t {
   keep_moved_mapping,  ///< devices go on with what they map at the old address
   lose_moved,          ///< what lies in system memory is not at the new address
 };
-inline constexpr unsigned planted_bug_count = 54;
+inline constexpr unsigned planted_bug_count = 55;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {

@@ -113,7 +113,7 @@ std::uint64_t digest_of(const Core::Impl& core, const Block& block) {
     d.add(view.mapped).add(view.writable).add(view.in_place).add(view.peer);
   }
   if (block.extras != nullptr) {
-    d.add(block.extras->pinned).add(block.extras->discarded);
+    d.add(block.extras->pinned).add(block.extras->discarded).add(block.extras->refused);
     for (unsigned bit = 0; bit < block_pages; ++bit) {
       d.add(block.extras->pin_count[bit]);
     }

@@ -79,10 +79,11 @@ struct Client {
   ClientId id = 0;
   bool dying = false;
   Cookie gone_cookie;
-  std::uint32_t ops = 0;            ///< operations under way
-  std::uint32_t upkeep = 0;         ///< release_chunk and discard_system actions under way
-  std::uint64_t charged_pages = 0;  ///< against the budget: held, or freed and not given back yet
-  std::uint64_t pinned_pages = 0;   ///< each as often as it is pinned, or about to be
+  std::uint32_t ops = 0;             ///< operations under way
+  std::uint32_t upkeep = 0;          ///< release_chunk and discard_system actions under way
+  std::uint64_t charged_pages = 0;   ///< against the budget: held, or freed and not given back yet
+  std::uint32_t refused_blocks = 0;  ///< with pages that CPU threads were refused
+  std::uint64_t pinned_pages = 0;    ///< each as often as it is pinned, or about to be
   std::map<Page, Range> ranges;
   std::map<Page, ProtectedSpan> protections;  ///< apart from each other, allocated pages only
   std::uint64_t changes = 0;                  ///< number of the last unmap; devices say which they have seen
@@ -336,7 +337,7 @@ class Core::Impl {
   void svm_go_on(std::uint32_t request);
   [[nodiscard]] bool any_away(Client& client, PageSpan span);
 
-  // svm/route.cpp: of blocks that are not plain
+  // svm/route.cpp: of blocks that are not plain, but for refuse_cpu and let_cpu
   template <typename Fn>
   void for_attributes(const Block& block, std::uint32_t granule, Fn&& fn) const;
   [[nodiscard]] Status may_touch(const Block& block, Page page, DeviceId device, Access access) const;
@@ -351,6 +352,9 @@ class Core::Impl {
   void serve_by_attributes(Block& block, const Waiter& waiter);
   void bring_window(Block& block, const Waiter& waiter, const Attributes& attributes);
   PageMask route_cpu(Block& block, std::uint32_t granule);
+  [[nodiscard]] PageMask kept_from_cpu(const Block& block, std::uint32_t granule) const;
+  void refuse_cpu(Block& block, const PageMask& pages, Code why);
+  void let_cpu(Block& block);
   [[nodiscard]] bool takes_turn(const Block& block, std::uint32_t granule, const PageMask& pages) const;
 
   // svm/retry.cpp
@@ -448,6 +452,7 @@ class Core::Impl {
   [[nodiscard]] PageMask requested(const PrefetchRequest& request, const Block& block, std::uint32_t granule) const;
   bool serve_pinned(Block& block, const Waiter& waiter);
   void fail_cpu_at_pins(Block& block, std::uint32_t granule);
+  void verify_refused(const Block& block) const;
   void keep_pinned(Op& op) const;
   [[nodiscard]] bool slot_stays(const Op& op) const;
   void redirect_around_pins(Op& op);

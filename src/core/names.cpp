@@ -168,6 +168,7 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::write_map_read_only: return "write_map_read_only";
     case PlantedBug::leak_attributes: return "leak_attributes";
     case PlantedBug::move_pinned: return "move_pinned";
+    case PlantedBug::keep_refusal: return "keep_refusal";
     case PlantedBug::discard_shows_others: return "discard_shows_others";
     case PlantedBug::keep_peer_mapping: return "keep_peer_mapping";
     case PlantedBug::keep_discarded: return "keep_discarded";

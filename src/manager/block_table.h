@@ -46,7 +46,7 @@ struct BlockState {
   PageMask managed;                     ///< allocated by the client
   PageMask armed;                       ///< registered with the application's userfaultfd
   PageMask revoked;                     ///< the core took them from the CPU and has not given them back
-  PageMask refused;                     ///< poisoned, as attributes keep CPU threads from what VRAM holds
+  PageMask refused;                     ///< poisoned, as attributes or pins keep CPU threads from what VRAM holds
   PageMask backed;                      ///< known to have memory in the system file
   PageMask own_protection;              ///< the application has protected them itself (mprotect)
   std::uint16_t steered = 0;            ///< times that it was taken from the CPU whole

@@ -132,6 +132,13 @@ struct Client {
   std::vector<DevicePeer> devices;
   std::map<Page, std::uint64_t> spans;  ///< allocated: first page, pages
   BlockTable blocks;
+  std::uint64_t refused_pages = 0;  ///< BlockState::refused, in sum
+  std::uint32_t letting = 0;        ///< commands that take poison out of its page table, not answered
+  struct HeldAnswer {
+    std::uint64_t request = 0;
+    Status status;
+  };
+  std::vector<HeldAnswer> held_answers;  ///< until `letting` is 0: who is told that pages may be touched may touch them
   std::uint64_t armed_blocks = 0;        ///< blocks with armed pages, and buffers: 0 spares polling the userfaultfd
   linux::Userfaultfd outside_userfault;  ///< of memory outside the window, from when some is adopted
   struct Told {

@@ -18,6 +18,7 @@ struct Client;
 enum class CommandKind : std::uint8_t {
   zap_cpu,               ///< application agent
   zap_fork,              ///< application agent
+  zap_refused,           ///< application agent: counts in Client::letting
   map_home,              ///< application agent
   zap_device,            ///< device agent: armed pages
   revoke_device,         ///< device agent: extents; the window is armed again there

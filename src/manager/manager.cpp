@@ -215,6 +215,8 @@ bool Manager::turn() {
   }
   if (core_->has_actions()) progress = true;
   executor_->run_actions();
+  if (!holding_.empty()) [[unlikely]]
+    answer_held();
   show_timelines();
   recorder_->streams().wake_readers();
   if (progress && !work_.leaving.empty()) drop_left_buffers();

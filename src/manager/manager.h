@@ -121,6 +121,8 @@ class Manager final : private Household {
   void make_change(Client& client, const wire::Change& body, std::uint64_t request);
   static void remove_span(Client& client, PageSpan pages);
   void add_span(Client& client, PageSpan pages, bool has_contents, bool converts);
+  void hold_answer(Client& client, std::uint64_t request, Status status);
+  void answer_held();
   void answer(Client& client, std::uint64_t request, Status status);
   void refuse(Client& client, Code code, const char* text);
   void send_residency(Client& to, std::uint64_t request, const Client& about, Page page);
@@ -190,6 +192,7 @@ class Manager final : private Household {
   void events_open(Client& client);
   void answer_svm(Client& client, const wire::SvmAnswer& body, std::span<const int> fds = {});
   void refuse_svm(Client& client, Status status, const std::string& text = {});
+  void end_letting(Client& client, Status status);
   void end_svm(Client& client, core::Cookie cookie, Status status, const std::string& text = {});
   [[nodiscard]] bool svm_span(Client& client, PageSpan pages);
 
@@ -260,6 +263,7 @@ class Manager final : private Household {
   std::unordered_map<std::uint64_t, std::unique_ptr<Client>> connections_;  ///< by serial
   std::vector<Client*> clients_;                                            ///< greeted ones
   Client* last_found_ = nullptr;
+  std::vector<ClientId> holding_;  ///< with Client::held_answers
   std::uint64_t next_serial_ = 1;
   ClientId next_client_ = 1;
   WorkTable work_;

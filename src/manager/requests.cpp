@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "manager/log.h"
 #include "manager/manager.h"
@@ -273,7 +274,8 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
     case Request::Kind::gone: forget(*client); return;
     case Request::Kind::svm:
       --client->work.asked;
-      if (!client->closing) answer(*client, request.number, status);
+      if (client->closing) return;
+      client->letting != 0 ? hold_answer(*client, request.number, status) : answer(*client, request.number, status);
       return;
     case Request::Kind::fork: fork_frozen(*client, request.number, status); return;
     case Request::Kind::unmap:
@@ -284,6 +286,24 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
       return;
     default: return;
   }
+}
+
+void Manager::hold_answer(Client& client, std::uint64_t request, Status status) {
+  if (client.held_answers.empty()) holding_.push_back(client.id);
+  client.held_answers.push_back({request, status});
+}
+
+/// After the core's actions: answers what was held back for them.
+void Manager::answer_held() {
+  std::erase_if(holding_, [&](ClientId id) {
+    Client* client = find_client(id);
+    if (client != nullptr && !client->closing && client->letting != 0) return false;
+    if (client == nullptr) return true;
+    for (const Client::HeldAnswer& held : std::exchange(client->held_answers, {})) {
+      if (!client->closing) answer(*client, held.request, held.status);
+    }
+    return true;
+  });
 }
 
 void Manager::answer(Client& client, std::uint64_t request, Status status) {

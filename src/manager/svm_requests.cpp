@@ -68,6 +68,15 @@ void Manager::refuse_svm(Client& client, Status status, const std::string& text)
   answer_svm(client, body);
 }
 
+/// An answer that may let CPU threads touch pages again: not before they can.
+void Manager::end_letting(Client& client, Status status) {
+  if (status.ok() && client.refused_pages != 0 && client.held_answers.size() < requests_max) {
+    hold_answer(client, incoming_->head.request, status);
+  } else {
+    refuse_svm(client, status);
+  }
+}
+
 /// The core took the request, and its reply will be the answer; or it did not, and this is.
 void Manager::end_svm(Client& client, core::Cookie cookie, Status status, const std::string& text) {
   if (status.ok()) {
@@ -230,7 +239,7 @@ void Manager::on_svm_span(Client& client, MessageType type) {
     return;
   }
   if (type == MessageType::unpin) {
-    refuse_svm(client, core_->unpin(now_ns_, client.id, pages));
+    end_letting(client, core_->unpin(now_ns_, client.id, pages));
     return;
   }
   if (type == MessageType::svm_discard && !executor_->give_children(client, pages)) {
@@ -306,7 +315,7 @@ void Manager::on_group(Client& client, MessageType type) {
   }
   if (type == MessageType::group_assign) {
     const PageSpan pages{ref.first_page, ref.count_pages};
-    if (svm_span(client, pages)) refuse_svm(client, core_->group_assign(now_ns_, client.id, pages, ref.group));
+    if (svm_span(client, pages)) end_letting(client, core_->group_assign(now_ns_, client.id, pages, ref.group));
     return;
   }
   if (type == MessageType::group_migration && ref.value > 1) {
@@ -317,7 +326,7 @@ void Manager::on_group(Client& client, MessageType type) {
   const bool allowed = type == MessageType::group_destroy || ref.value == 1;
   const Status status = core_->group_migration(now_ns_, client.id, ref.group, allowed);
   if (type == MessageType::group_destroy && status.ok()) groups.erase(ref.group);
-  refuse_svm(client, status);
+  end_letting(client, status);
 }
 
 // --- events ----------------------------------------------------------------------------------------------------------

@@ -256,6 +256,12 @@ void World::check_attributes_reply(const Request& request) const {
 }
 
 /// A CPU thread was refused its page: it is in VRAM, where the host may not reach it, or in a group that stays.
+/// VRAM holds the page, and it was said, or is pinned, so that no touch of a CPU thread brings it home.
+bool World::keeps_from_cpu(unsigned slot, Page page, const core::Residency& place) const {
+  return place.vram_device != no_device && ((said(slot, page).flags & core::svm_host_access) == 0 ||
+                                            clients_[slot].groups || may_be_pinned(slot, {page, 1}));
+}
+
 void World::check_refused(const core::Action& a) const {
   const unsigned slot = slot_of(a);
   for (Page p = a.pages.first; p < a.pages.end(); ++p) {

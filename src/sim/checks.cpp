@@ -91,6 +91,10 @@ void World::check_view(bool quiet) const {
         violate(Invariant::copies_not_written, "page %llu of client %u has copies, and somebody may write it", u(page),
                 c.id);
       }
+      if (quiet && memory_.cpu_entry(slot, page) == CpuEntry::refused && !keeps_from_cpu(slot, page, r)) {
+        violate(Invariant::refused_till_let,
+                "CPU threads are refused page %llu of client %u, which nothing keeps from them", u(page), c.id);
+      }
       if (memory_.cpu_entry(slot, page) == CpuEntry::mapped && !r.cpu_may_write && r.cpu_may_map) {
         violate(Invariant::copies_not_written,
                 "CPU threads write page %llu of client %u; the core says that they only read", u(page), c.id);

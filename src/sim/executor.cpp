@@ -418,7 +418,14 @@ void World::perform_pages(Flight& f, PageSpan pages) {
   }
   switch (a.verb) {
     case Verb::map_cpu: wake_cpu_waiters(f.slot, pages, {}, a.prot == Prot::read); break;
-    case Verb::wake_cpu: wake_cpu_waiters(f.slot, a.pages, a.status); break;
+    case Verb::wake_cpu:
+      for (Page p = std::max(a.pages.first, memory_.window().first);
+           p < std::min(a.pages.end(), memory_.window().end()); ++p) {
+        if (a.status.ok()) memory_.let_cpu(f.slot, p);
+        if (a.status.code == Code::in_use || a.status.code == Code::not_permitted) memory_.refuse_cpu(f.slot, p);
+      }
+      wake_cpu_waiters(f.slot, a.pages, a.status);
+      break;
     case Verb::release_chunk: memory_.wipe_chunk(f.slot, a.device, a.vram_first); break;
     case Verb::wake_wave: end_fault(a.token.value, a.status); break;
     default: break;

@@ -197,7 +197,7 @@ void Memory::device_died(unsigned slot, DeviceId device) {
 
 Touch Memory::cpu_access(unsigned slot, Page page, Op op) {
   auto& p = at(slot, page);
-  if (p.cpu == CpuEntry::none) return Touch::segv;
+  if (p.cpu == CpuEntry::none || p.cpu == CpuEntry::refused) return Touch::segv;
   if ((p.prot & (op == Op::read ? core::span_read : core::span_write)) == 0) return Touch::segv;
   if (p.cpu == CpuEntry::revoked || (p.cpu == CpuEntry::readable && op != Op::read)) return Touch::fault;
   apply(slot, page, p.system, op, "a CPU thread", 0);
@@ -238,7 +238,17 @@ void Memory::apply(unsigned slot, Page page, Word& word, Op op, const char* who,
 
 void Memory::revoke_cpu(unsigned slot, Page page) {
   auto& p = at(slot, page);
-  if (reaches(p.cpu)) p.cpu = CpuEntry::revoked;
+  if (p.cpu != CpuEntry::none) p.cpu = CpuEntry::revoked;
+}
+
+void Memory::refuse_cpu(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  if (p.cpu == CpuEntry::revoked) p.cpu = CpuEntry::refused;
+}
+
+void Memory::let_cpu(unsigned slot, Page page) {
+  auto& p = at(slot, page);
+  if (p.cpu == CpuEntry::refused) p.cpu = CpuEntry::revoked;
 }
 
 void Memory::protect_cpu(unsigned slot, Page page) {

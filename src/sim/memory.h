@@ -29,6 +29,7 @@ enum class AllocState : std::uint8_t { none, allocated, freeing };
 enum class CpuEntry : std::uint8_t {
   none,      ///< no mapping of the process: an access is its own fault
   revoked,   ///< an access becomes a CPU fault
+  refused,   ///< an access ends in SIGBUS, and no message says so
   readable,  ///< a write becomes a CPU fault
   mapped,
 };
@@ -91,6 +92,9 @@ class Memory {
 
   // --- what actions do, page by page ---------------------------------------------------------------------------------
   void revoke_cpu(unsigned slot, Page page);
+  /// Whoever touches the page ends in SIGBUS, until let_cpu(), a revocation or a mapping.
+  void refuse_cpu(unsigned slot, Page page);
+  void let_cpu(unsigned slot, Page page);
   void protect_cpu(unsigned slot, Page page);
   void map_cpu(unsigned slot, Page page, Prot prot = Prot::read_write);
   void revoke_device(unsigned slot, DeviceId device, Page page);

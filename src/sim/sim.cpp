@@ -57,6 +57,7 @@ const char* to_string(Invariant invariant) {
     case Invariant::over_is_told: return "what exceeds the budget is told";
     case Invariant::old_fault_again: return "a fault older than an unmap is tried again";
     case Invariant::moved_pages: return "what was moved is at its new address";
+    case Invariant::refused_till_let: return "nothing is refused that may be had";
     case Invariant::fork_is_quiet: return "no device reaches what forks";
     case Invariant::fork_sees_own: return "a child sees the moment of its fork";
     case Invariant::pinned_stays: return "a pinned page stays";

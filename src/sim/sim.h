@@ -46,6 +46,7 @@ enum class Invariant : std::uint8_t {
   protected_pages = 70,      ///< from the answer to a protection on no device does what it forbids
   old_fault_again = 73,      ///< a fault older than an unmap of its page is tried again, and nothing else
   moved_pages = 74,          ///< when a move is answered its pages read at their new addresses what they read before
+  refused_till_let = 75,     ///< a CPU thread is refused a page only while something keeps the page from it
   fork_is_quiet = 80,        ///< when a fork is answered no device reaches any page
   fork_sees_own = 81,        ///< a child sees what was there at the fork, and its own writes
   discarded_pages = 72,      ///< from the answer to a discard on the pages read as zeros until they are written

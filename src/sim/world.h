@@ -302,6 +302,7 @@ class World final : public core::Observer {
   [[nodiscard]] bool may_reach(unsigned slot, Page page, DeviceId device, bool write) const;
   void check_mapping(const core::Action& action) const;
   void check_attributes_reply(const Request& request) const;
+  [[nodiscard]] bool keeps_from_cpu(unsigned slot, Page page, const core::Residency& place) const;
   void check_refused(const core::Action& action) const;
   void do_retry(unsigned slot);
   void check_said(unsigned slot, Page page) const;

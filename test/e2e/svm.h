@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <csetjmp>
+#include <csignal>
 #include <cstdint>
 #include <cstring>
 #include <ferry/svm.hpp>
@@ -51,6 +53,25 @@ class Memory {
   std::size_t bytes_;
   unsigned char* p_ = nullptr;
 };
+
+inline sigjmp_buf after_bus;
+inline void on_bus(int) { siglongjmp(after_bus, 1); }
+
+/// True: the CPU's touch of the byte ended in SIGBUS.
+inline bool ends_in_sigbus(const unsigned char* p) {
+  struct sigaction mine {};
+  struct sigaction before {};
+  mine.sa_handler = &on_bus;
+  mine.sa_flags = SA_NODEFER;
+  sigaction(SIGBUS, &mine, &before);
+  volatile bool ended = true;  // read after the jump
+  if (sigsetjmp(after_bus, 1) == 0) {
+    [[maybe_unused]] const unsigned char read = *static_cast<const volatile unsigned char*>(p);
+    ended = false;
+  }
+  sigaction(SIGBUS, &before, nullptr);
+  return ended;
+}
 
 /// One wave of the device that reads, or writes, the first word of each of `count` pages. The error's code, or 0.
 inline int touch(unsigned device, unsigned char* p, bool write, std::size_t count = 1) {

@@ -9,25 +9,6 @@
 namespace ferry::test {
 namespace {
 
-sigjmp_buf after_bus;
-void on_bus(int) { siglongjmp(after_bus, 1); }
-
-/// True: the CPU's touch of the byte ended in SIGBUS.
-bool ends_in_sigbus(const unsigned char* p) {
-  struct sigaction mine {};
-  struct sigaction before {};
-  mine.sa_handler = &on_bus;
-  mine.sa_flags = SA_NODEFER;
-  sigaction(SIGBUS, &mine, &before);
-  volatile bool ended = true;  // read after the jump
-  if (sigsetjmp(after_bus, 1) == 0) {
-    [[maybe_unused]] const unsigned char read = *static_cast<const volatile unsigned char*>(p);
-    ended = false;
-  }
-  sigaction(SIGBUS, &before, nullptr);
-  return ended;
-}
-
 /// One flag over the first block of two; the other is as a new allocation is.
 class SvmFlags : public testing::Test {
  protected:

@@ -1,8 +1,5 @@
 // Attributes: lists of lines to the manager and back.
 #include <sched.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "client/devices.h"
 #include "client/error.h"
@@ -46,16 +43,6 @@ bool list_of(const SvmSpan& span, const ferry_svm_attribute* lines, std::size_t 
   return true;
 }
 
-/// Pages that a thread touched while it might not (FERRY_SVM_HOST_ACCESS cleared) raise SIGBUS by a mark in this process's
-/// page table, which is taken out when they may be touched again. Other entries are found again when they are needed.
-void allow_again(const SvmSpan& span, void* pointer, std::size_t bytes, const wire::SvmList& list) {
-  for (std::uint32_t i = 0; i < list.count; ++i) {
-    const bool sets = list.lines[i].type == FERRY_SVM_SET_FLAGS && (list.lines[i].value & FERRY_SVM_HOST_ACCESS) != 0;
-    // Beyond the window the span may have private memory in it, whose contents would go too.
-    if (sets && span.session->in_window(pointer)) ::syscall(SYS_madvise, pointer, bytes, MADV_DONTNEED);
-  }
-}
-
 }  // namespace
 
 ferry_code ferry_svm_set(void* pointer, size_t bytes, const ferry_svm_attribute* attributes, size_t count,
@@ -74,7 +61,6 @@ ferry_code ferry_svm_set(void* pointer, size_t bytes, const ferry_svm_attribute*
   note_said(span.first_page, span.count_pages);
   wire::SvmAnswer answer;
   if (!ask_svm(*span.session, wire::MessageType::svm_set, list, answer, "svm_set", &own)) return give(error, own);
-  allow_again(span, pointer, bytes, list);
   return FERRY_OK;
 }
 

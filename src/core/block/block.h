@@ -71,8 +71,11 @@ struct Extras {
   PageMask pinned;  ///< pin_count > 0: keeps its place and memory. VRAM's if vram_current is set, else the system's
   /// Contents may be dropped: reads as before, or as zeros. Nobody maps such a page; whoever does clears it.
   PageMask discarded;
+  /// CPU threads were told that they may not have the page where it is, and whoever touches it next is told without a
+  /// message: set until they may (I-75).
+  PageMask refused;
   std::array<std::uint16_t, block_pages> pin_count{};
-  [[nodiscard]] bool empty() const { return pinned.none() && discarded.none(); }
+  [[nodiscard]] bool empty() const { return pinned.none() && discarded.none() && refused.none(); }
 };
 
 /// Pages that several processors read at once, each its own copy (svm_read_mostly; svm/replica.cpp). A copy is one beside
@@ -129,7 +132,7 @@ struct Block {
   PageMask cpu_waiting;  ///< CPU threads wait in a fault on them
   /// Set: nothing was said about any page of it (svm/): faults look no further. Cleared: they are routed page by page.
   bool plain = true;
-  std::unique_ptr<Extras> extras;          ///< null: nothing is pinned or discarded
+  std::unique_ptr<Extras> extras;          ///< null: nothing is pinned, discarded or refused
   std::unique_ptr<Protection> protection;  ///< null: everything is allowed
   std::unique_ptr<Copies> copies;          ///< null: no page has more than one reader's copy
   std::vector<DeviceView> devices;

@@ -325,6 +325,7 @@ void Core::Impl::drop_vram(Op& op) {
     state.last_move_ns = now_ns;
   }
   block.vram_current.remove(leaving);
+  let_cpu(block);
   if (state.slot != none_index && !block.vram_current.intersects(granule_mask(op.granule))) {
     release_slot(block, op.granule);
   }
@@ -347,6 +348,7 @@ void Core::Impl::discard(Op& op) {
   block.freeing.remove(op.pages);
   block.placed_system.remove(op.pages);
   block.vram_current.remove(op.pages);
+  let_cpu(block);
   block.system_current |= op.pages;
   written(block, op.pages);
   if (block.copies != nullptr) {

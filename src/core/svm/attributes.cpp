@@ -196,6 +196,7 @@ void Core::Impl::svm_change(Client& client, PageSpan span, Fn&& fn, Location pre
   request.remaining = 1;
   for_blocks(client, span, [&](Block& block) {
     look_plain(block);
+    let_cpu(block);
     if (effect.takes || effect.home || !effect.remap.empty()) {
       // They are in order, and may be as many as pages: each block looks at its own.
       const Page first = first_page_of(block.index);
@@ -432,7 +433,10 @@ Status Core::Impl::group_assign(ClientId id, PageSpan span, std::uint32_t group)
     return Code::not_allocated;
   }
   for_allocated(*client, span, [&](PageSpan part) { client->svm.groups.set(part, group); });
-  for_blocks(*client, span, [&](Block& block) { look_plain(block); });
+  for_blocks(*client, span, [&](Block& block) {
+    look_plain(block);
+    let_cpu(block);
+  });
   return {};
 }
 
@@ -446,6 +450,14 @@ Status Core::Impl::group_migration(ClientId id, std::uint32_t group, bool allowe
   }
   if (allowed) {
     client->svm.fixed.erase(group);
+    for (const auto& block : client->blocks) {
+      if (client->refused_blocks == 0) {
+        break;
+      }
+      if (block != nullptr) {
+        let_cpu(*block);
+      }
+    }
     pump_all();  // there are victims again
   } else {
     client->svm.fixed.insert(group);
@@ -465,7 +477,10 @@ void Core::Impl::svm_forget(Client& client, PageSpan span) {
   }
   client.svm.map.erase(span);
   client.svm.groups.erase(span);
-  for_blocks(client, span, [&](Block& block) { look_plain(block); });
+  for_blocks(client, span, [&](Block& block) {
+    look_plain(block);
+    let_cpu(block);
+  });
 }
 
 void Core::Impl::svm_move(Client& client, PageSpan from, Page to) {
@@ -474,8 +489,12 @@ void Core::Impl::svm_move(Client& client, PageSpan from, Page to) {
   }
   client.svm.map.move(from, to);
   client.svm.groups.move(from, to);
-  for_blocks(client, from, [&](Block& block) { look_plain(block); });
-  for_blocks(client, {to, from.count_pages}, [&](Block& block) { look_plain(block); });
+  for (const PageSpan span : {from, PageSpan{to, from.count_pages}}) {
+    for_blocks(client, span, [&](Block& block) {
+      look_plain(block);
+      let_cpu(block);
+    });
+  }
 }
 
 void Core::Impl::svm_copy(const Client& parent, Client& child) {

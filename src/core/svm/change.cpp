@@ -361,6 +361,7 @@ void Core::Impl::zero(Op& op) {
   const Granule& state = granule_state(op);
   if (!planted(PlantedBug::keep_discarded)) {
     block.vram_current.remove(op.pages);
+    let_cpu(block);
   }
   block.system_current |= op.pages;
   written(block, op.pages);  // nothing of theirs may be dropped any more: they are zeros

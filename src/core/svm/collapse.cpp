@@ -177,6 +177,7 @@ void Core::Impl::swap_home(Block& block, std::uint32_t granule, DeviceId device)
     copies.current[owner] |= in_vram;
     ++devices[owner].copy_slots;
   }
+  let_cpu(block);
 }
 
 // --- room ------------------------------------------------------------------------------------------------------------

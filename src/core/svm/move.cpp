@@ -361,6 +361,7 @@ void Core::Impl::carry(Op& in, Op& out) {
   fill = shifted(fill, shift);
 
   to.vram_current.remove(in.pages);
+  let_cpu(to);
   to.system_current |= in.pages;
   written(to, in.pages);
   if (target.slot != none_index && !in.fills && !to.vram_current.intersects(granule_mask(in.granule))) {
@@ -392,6 +393,7 @@ void Core::Impl::carry(Op& in, Op& out) {
   to.system_current.remove(arrived);
   from.vram_current.remove(in_vram);
   from.system_current |= in_vram;  // as zeros, before anybody can touch it
+  let_cpu(from);
   const std::uint64_t carried = in_vram.count();
   count(*to.client, [carried](Stats& s) { s.pages_carried += carried; });
 }

@@ -242,6 +242,7 @@ void Core::Impl::unpin_pages(Client& client, PageSpan span) {
     if (block.extras->pinned.none()) {
       --pinned_blocks;
     }
+    let_cpu(block);
     drop_extras_if_empty(block);
     for (Granule& granule : block.granules) {
       reclaim.touch(granule.lru);  // it may have been passed over as one that cannot leave
@@ -359,12 +360,7 @@ void Core::Impl::fail_cpu_at_pins(Block& block, std::uint32_t granule) {
     return;
   }
   const PageMask out_of_reach = pinned(block, block.cpu_waiting & granule_mask(granule)) & block.vram_current;
-  out_of_reach.for_each_run([&](unsigned first, unsigned count) {
-    Action& action = emit(Verb::wake_cpu, *block.client);
-    action.pages = {first_page_of(block.index) + first, count};
-    action.status = Code::in_use;
-  });
-  block.cpu_waiting.remove(out_of_reach);
+  refuse_cpu(block, out_of_reach, Code::in_use);
 }
 
 /// Whether room can be made there for `requester`: of another's memory, whole chunks only.
@@ -397,6 +393,15 @@ bool Core::Impl::may_evict(DeviceId device, const Slot& slot, const Client& requ
 
 // --- I-60 ------------------------------------------------------------------------------------------------------------
 
+void Core::Impl::verify_refused(const Block& block) const {
+  PageMask refused = block.extras->refused;
+  refused.remove(block.extras->pinned & block.vram_current);
+  for (std::uint32_t g = 0; g < block.granules.size() && refused.any(); ++g) {
+    refused.remove(kept_from_cpu(block, g));
+  }
+  FERRY_CHECK(block.client->dying || refused.none());  // I-75
+}
+
 void Core::Impl::verify_pins(const Client& client) const {
   std::uint64_t counted = 0;
   for (const auto& block : client.blocks) {
@@ -409,6 +414,7 @@ void Core::Impl::verify_pins(const Client& client) const {
     FERRY_CHECK(!extras.discarded.intersects(extras.pinned));
     FERRY_CHECK(block->allocated.contains(extras.discarded));
     FERRY_CHECK(!extras.discarded.intersects(block->cpu_mapped));
+    verify_refused(*block);
     for (const DeviceView& view : block->devices) {
       FERRY_CHECK(!extras.discarded.intersects(view.mapped));
     }

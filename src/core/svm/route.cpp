@@ -264,24 +264,65 @@ void Core::Impl::bring_window(Block& block, const Waiter& waiter, const Attribut
   }
 }
 
+/// Pages of the granule that VRAM holds and attributes or a group keep there, whatever the CPU touches.
+PageMask Core::Impl::kept_from_cpu(const Block& block, std::uint32_t granule) const {
+  if (block.plain) {
+    return {};
+  }
+  PageMask kept = fixed_pages(block, granule);
+  for_attributes(block, granule, [&](const PageMask& run, const Attributes& a) {
+    if ((a.flags & svm_host_access) == 0) {
+      kept |= run;
+    }
+  });
+  return kept & block.vram_current;
+}
+
+/// Threads that wait for the pages are told, and so is whoever touches them until let_cpu().
+void Core::Impl::refuse_cpu(Block& block, const PageMask& pages, Code why) {
+  if (pages.none()) {
+    return;
+  }
+  pages.for_each_run([&](unsigned first, unsigned count) {
+    Action& action = emit(Verb::wake_cpu, *block.client);
+    action.pages = {first_page_of(block.index) + first, count};
+    action.status = why;
+  });
+  block.cpu_waiting.remove(pages);
+  Extras& extras = extras_of(block);
+  block.client->refused_blocks += extras.refused.none() ? 1 : 0;
+  extras.refused |= pages;
+}
+
+/// What keeps CPU threads from pages of the block may have ended: attributes, groups or pins changed, or they left VRAM.
+/// May drop the block's extras.
+void Core::Impl::let_cpu(Block& block) {
+  if (block.extras == nullptr || block.extras->refused.none()) {
+    return;
+  }
+  PageMask let = block.extras->refused;
+  let.remove(block.extras->pinned & block.vram_current);
+  for (std::uint32_t g = 0; g < block.granules.size(); ++g) {
+    if (let.intersects(granule_mask(g))) {
+      let.remove(kept_from_cpu(block, g));
+    }
+  }
+  let.for_each_run([&](unsigned first, unsigned count) {
+    if (!planted(PlantedBug::keep_refusal)) {
+      emit(Verb::wake_cpu, *block.client).pages = {first_page_of(block.index) + first, count};
+    }
+  });
+  block.extras->refused.remove(let);
+  block.client->refused_blocks -= block.extras->refused.none() ? 1 : 0;
+  drop_extras_if_empty(block);
+}
+
 /// CPU threads wait in the granule. Those that may not have their page are told; the pages that are to come home for
 /// the others: some that are served alike, first come first served. None: nobody is left who waits.
 PageMask Core::Impl::route_cpu(Block& block, std::uint32_t granule) {
   const PageMask mask = granule_mask(granule);
-  PageMask refused = fixed_pages(block, granule);
-  for_attributes(block, granule, [&](const PageMask& run, const Attributes& a) {
-    if ((a.flags & svm_host_access) == 0) {
-      refused |= run;
-    }
-  });
-  refused &= block.vram_current;
-  const PageMask told = refused & block.cpu_waiting;
-  told.for_each_run([&](unsigned first, unsigned count) {
-    Action& action = emit(Verb::wake_cpu, *block.client);
-    action.pages = {first_page_of(block.index) + first, count};
-    action.status = Code::not_permitted;
-  });
-  block.cpu_waiting.remove(told);
+  const PageMask refused = kept_from_cpu(block, granule);
+  refuse_cpu(block, refused & block.cpu_waiting, Code::not_permitted);
   unsigned first_waiting = block_pages;
   (block.cpu_waiting & mask).for_each_run([&](unsigned first, unsigned) {
     first_waiting = std::min(first_waiting, first);

@@ -12,6 +12,7 @@ wire::DownKind wire_kind(CommandKind kind) {
   switch (kind) {
     case CommandKind::zap_cpu:
     case CommandKind::zap_fork:
+    case CommandKind::zap_refused:
     case CommandKind::zap_device: return wire::DownKind::zap;
     case CommandKind::map_home: return wire::DownKind::map_home;
     case CommandKind::revoke_file:
@@ -200,6 +201,7 @@ void Executor::finish(std::uint32_t index, Status status) {
     switch (kind) {
       case CommandKind::zap_cpu:
       case CommandKind::zap_fork:
+      case CommandKind::zap_refused:
         // Nothing else can be done, and memory that is not mapped (freed meanwhile) is out of reach.
         status = {};
         break;
@@ -312,6 +314,10 @@ void Executor::finish(std::uint32_t index, Status status) {
   commands_.release(index);
   if (kind == CommandKind::revoke_file || (kind == CommandKind::map_file && gone)) file_gone(client, epoch);
   if (kind == CommandKind::zap_fork) fork_zapped(client);
+  if (kind == CommandKind::zap_refused) {
+    FERRY_CHECK(client.letting > 0);
+    --client.letting;
+  }
   if (resume_wave) resume(client, device, token, {});
 }
 

@@ -17,6 +17,14 @@ constexpr unsigned pages_around = 16;
 /// 256 MiB, far more than is adopted at a time. Looking for what is left of a span costs up to two calls for each page.
 constexpr std::uint64_t searched_pages_max = std::uint64_t{1} << 16;
 
+/// Those of the pages that were refused, and are no longer.
+PageMask let_refused(Client& client, BlockState& block, const PageMask& pages) {
+  const PageMask refused = block.refused & pages;
+  client.refused_pages -= refused.count();
+  block.refused.remove(refused);
+  return refused;
+}
+
 }  // namespace
 
 // --- registration ----------------------------------------------------------------------------------------------------
@@ -162,9 +170,8 @@ void Executor::map_cpu(Client& client, const core::Action& action) {
   }
   const BlockIndex index = block_of(action.pages.first);
   BlockState& b = client.block(index);
-  if (const PageMask mask = BlockTable::mask_in(index, action.pages); b.refused.intersects(mask)) {
+  if (let_refused(client, b, BlockTable::mask_in(index, action.pages)).any()) {
     // Poison stays in a page table until it is zapped; what is dropped with it comes back when it is touched.
-    b.refused.remove(mask);
     if (const Status given =
             action.prot == Prot::read ? give_cpu_reading(client, action.pages) : give_cpu(client, action.pages);
         !given.ok()) {
@@ -270,10 +277,14 @@ Status Executor::give_span(const linux::Userfaultfd& userfault, Client& client, 
   return {};
 }
 
-/// What the pages hold cannot be had, or (not_permitted) the application has said that it may not. Whoever touches them must never see anything else there.
+/// Whoever touches the pages gets SIGBUS, and never sees anything else there.
+/// | status                | why                                                                   | until       |
+/// |-----------------------|-----------------------------------------------------------------------|-------------|
+/// | not_permitted, in_use | VRAM holds them, and what was said, or a pin, keeps them there        | let_cpu()   |
+/// | another               | what they hold cannot be had                                          | they are freed |
 void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
   const std::uint64_t address = client.address_of(pages.first);
-  const bool refused = status.code == Code::not_permitted;
+  const bool refused = status.code == Code::not_permitted || status.code == Code::in_use;
   if (!refused)
     log("%" PRIu64 " pages of pid %d at %#" PRIx64
         " cannot be read back from the store (%s): touching them raises SIGBUS",
@@ -282,7 +293,11 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
     // A mark of protection in the page table would be in poison's way.
     if (BlockState* b = client.blocks.find(index)) {
       allow_cpu_writes(client, index, *b, BlockTable::mask_in(index, pages));
-      if (refused) b->refused |= BlockTable::mask_in(index, pages);
+      if (refused) {
+        const PageMask mask = BlockTable::mask_in(index, pages);
+        client.refused_pages += (mask & ~b->refused).count();
+        b->refused |= mask;
+      }
     }
   }
   const auto poison = [&](std::uint64_t at, std::uint64_t bytes) {
@@ -299,6 +314,22 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
   }
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
   household_.drop_client(client, "pages of it are lost, and this kernel has no other way to tell its threads");
+}
+
+/// Nothing keeps the pages from CPU threads any more: poison is taken out of the page table, and who touches them faults.
+void Executor::let_cpu(Client& client, PageSpan pages) {
+  std::vector<PageSpan> runs;  // sending may end the client
+  client.blocks.for_each(pages, [&](BlockIndex index, BlockState& b) {
+    let_refused(client, b, BlockTable::mask_in(index, pages)).for_each_run([&](unsigned first, unsigned count) {
+      runs.push_back({first_page_of(index) + first, count});
+    });
+  });
+  for (const PageSpan& run : runs) {
+    if (client.closing) return;
+    ++client.letting;
+    close_open(client, no_device);
+    send(make_command(client, no_device, CommandKind::zap_refused, run, 0));
+  }
 }
 
 /// Gives system pages memory, zeros where there was none.

@@ -79,6 +79,8 @@ void Executor::perform(const core::Action& action) {
       }
       // Either it is mapped by now, or it is no longer watched: freed pages are disarmed before they are discarded.
       if (!client->closing) {
+        if (client->refused_pages != 0) [[unlikely]]
+          let_cpu(*client, action.pages);
         client->fault_of(action.pages.first)
             .wake(client->address_of(action.pages.first), action.pages.count_pages * page_bytes);
       }

@@ -263,6 +263,7 @@ class Executor final : private StoreUser {
   Status give_cpu(Client& client, PageSpan pages);
   void give_around(Client& client, BlockState& block, Page page);
   void lose_cpu(Client& client, PageSpan pages, Status status);
+  void let_cpu(Client& client, PageSpan pages);
   Status give_span(const linux::Userfaultfd& userfault, Client& client, PageSpan pages, bool wake,
                    linux::MapRights rights = linux::MapRights::read_write);
   Status fill(Client& client, PageSpan pages);
