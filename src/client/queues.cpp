@@ -10,6 +10,7 @@
 #include <new>
 
 #include "base/types.h"
+#include "client/adopt/stopped.h"
 #include "client/devices.h"
 #include "client/error.h"
 #include "client/heap/process_heap.h"
@@ -158,7 +159,7 @@ void await(ferry_queue& q, std::uint64_t number) {
     if (spin.until(ended)) continue;
     shared.app_sleeping.fetch_add(1, std::memory_order_seq_cst);
     const std::uint32_t seen = shared.complete_futex.load(std::memory_order_seq_cst);
-    if (!ended()) linux::futex_wait(shared.complete_futex, seen, output_interval_ns);
+    if (!ended()) wait_on(shared.complete_futex, seen, output_interval_ns);
     shared.app_sleeping.fetch_sub(1, std::memory_order_seq_cst);
     drain_output(*control);
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "client/adopt/stopped.h"
 #include "linux/futex.h"
 
 namespace ferry::client {
@@ -17,7 +18,7 @@ Requests::Slot* Requests::take_slot() {
         return &slot;
       }
     }
-    linux::futex_wait(slot_freed_, seen);
+    wait_on(slot_freed_, seen);
   }
 }
 
@@ -42,7 +43,7 @@ Status Requests::ask(wire::MessageType type, std::span<const std::byte> body, st
     linux::AdaptiveSpin spin(2'000, 50'000);
     const auto answered = [slot] { return slot->state.load(std::memory_order_acquire) == Slot::answered; };
     while (!answered()) {
-      if (!spin.until(answered)) linux::futex_wait(slot->state, Slot::asked);
+      if (!spin.until(answered)) wait_on(slot->state, Slot::asked);
     }
     answer = std::move(slot->answer);
     wire::Done done{};

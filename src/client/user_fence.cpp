@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <climits>
 
+#include "client/adopt/stopped.h"
 #include "client/error.h"
 #include "client/process_state.h"
 #include "device/user_fence.h"
@@ -44,11 +45,12 @@ bool wait_on_cpu(const std::uint64_t* word, std::uint64_t value, std::uint64_t t
     const std::uint64_t waited_ns = linux::monotonic_ns() - begin_ns;
     if (waited_ns >= timeout_ns) return false;
     const std::uint64_t sleep_ns = std::max<std::uint64_t>(std::min(pause_ns, timeout_ns - waited_ns), 1);
-    const int error = linux::futex_wait(low_half(word), static_cast<std::uint32_t>(seen), sleep_ns);
+    const int error = wait_on(low_half(word), static_cast<std::uint32_t>(seen), sleep_ns);
     // The page is away, and the kernel may not have it brought: the next look does.
     if (error == EFAULT) {
       const timespec pause{0, static_cast<long>(sleep_ns)};
       nanosleep(&pause, nullptr);
+      wait_while_stopped();
     }
   }
 }

@@ -23,13 +23,15 @@ namespace ferry::linux {
 }
 
 /// Sleeps while word == expected. Returns 0 when woken, else EAGAIN (the word differs), ETIMEDOUT or EINTR.
-/// timeout_ns 0: no timeout. Leaves errno as it was: signal handlers may call this.
-inline int futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected, std::uint64_t timeout_ns = 0) {
+/// timeout_ns 0: no timeout. Leaves errno as it was: signal handlers may call this. `mark`: the call's last argument, which
+/// the kernel does not look at here and shows to who asks what the thread does.
+inline int futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected, std::uint64_t timeout_ns = 0,
+                      std::uint32_t mark = 0) {
   timespec timeout{};
   timeout.tv_sec = static_cast<time_t>(timeout_ns / 1'000'000'000U);
   timeout.tv_nsec = static_cast<long>(timeout_ns % 1'000'000'000U);
   const int saved = errno;
-  const long rc = syscall(SYS_futex, &word, FUTEX_WAIT, expected, timeout_ns == 0 ? nullptr : &timeout, nullptr, 0);
+  const long rc = syscall(SYS_futex, &word, FUTEX_WAIT, expected, timeout_ns == 0 ? nullptr : &timeout, nullptr, mark);
   const int error = rc == 0 ? 0 : errno;
   errno = saved;
   return error;

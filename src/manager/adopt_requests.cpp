@@ -137,6 +137,9 @@ void Manager::allocate_adopted(Client& client, PageSpan pages, std::uint32_t fla
     return;
   }
   add_span(client, pages, true, false);
+  // An answer may come when what it tells of has been used and unmapped, time after time where its sender is seldom on a
+  // processor: who adopts in between does not say so for ever.
+  client.stale_answers = 0;
   const bool protects = (flags & wire::span_read_only) != 0;
   if (protects) protect_new(client, pages, request);
   executor_->look_at_held(client, pages);

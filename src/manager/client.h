@@ -150,7 +150,7 @@ struct Client {
   std::vector<Told> told;                   ///< read out of turn from outside_userfault
   std::vector<core::Action> deferred_maps;  ///< map_device that waits for DeviceBlock::admitting
   std::vector<HeldWave> held;
-  unsigned stale_answers = 0;      ///< in a row, that a page is managed which is not
+  unsigned stale_answers = 0;      ///< since anything was adopted, that a page is managed which is not
   std::uint64_t asking = 0;        ///< address that the application was asked to adopt; 0: none
   bool asking_to_write = false;    ///< of that question
   std::vector<PageSpan> unmapped;  ///< adopted, and unmapped by the application: the core has not let go of it yet

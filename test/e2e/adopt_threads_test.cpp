@@ -4,10 +4,14 @@
 #include <ferry/svm.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sched.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +26,8 @@
 #include <ctime>
 #include <ferry/ferry.hpp>
 #include <ferry/svm.hpp>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <latch>
 #include <string>
@@ -32,6 +38,7 @@ namespace ferry::test {
 namespace {
 
 constexpr std::size_t mib = std::size_t{1} << 20;
+constexpr std::size_t block_bytes = 2 * mib;
 
 /// Private anonymous memory that no library knows.
 class Pages {
@@ -153,6 +160,112 @@ TEST(AdoptionAndThreads, WhatTheyMapMeanwhileIsTheirs) {
     for (std::size_t i = 0; i < pages.bytes() / 4; i += 512) ASSERT_EQ(p[i], round);
   }
   EXPECT_EQ(wrong.load(), 0);
+}
+
+/// The thread that replaces mappings comes to its turn seldom while this lives: it shares a processor with another process
+/// that is always busy, and has less of a claim to it. As on a crowded machine, whatever may happen in the midst of it does.
+class SlowAdopter {
+ public:
+  SlowAdopter() {
+    const int cpu = ::sched_getcpu();
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    busy_ = ::fork();
+    if (busy_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ::sched_setaffinity(0, sizeof one, &one);
+      for (volatile unsigned turns = 0;;) turns = turns + 1;
+    }
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+      std::string name;
+      std::ifstream(task.path() / "comm") >> name;
+      if (name != "ferry-adopter") continue;
+      thread_ = std::stoi(task.path().filename());
+      ::sched_getaffinity(thread_, sizeof before_, &before_);
+      ::sched_setaffinity(thread_, sizeof one, &one);
+      ::setpriority(PRIO_PROCESS, static_cast<id_t>(thread_), 10);
+    }
+  }
+  ~SlowAdopter() {
+    ::kill(busy_, SIGKILL);
+    ::waitpid(busy_, nullptr, 0);
+    // An ordinary user does not get the priority back, which is as well: the thread goes on.
+    ::setpriority(PRIO_PROCESS, static_cast<id_t>(thread_), 0);
+    ::sched_setaffinity(thread_, sizeof before_, &before_);
+  }
+  SlowAdopter(const SlowAdopter&) = delete;
+  SlowAdopter& operator=(const SlowAdopter&) = delete;
+  [[nodiscard]] bool found() const { return busy_ > 0 && thread_ != 0; }
+
+ private:
+  pid_t busy_ = -1;
+  int thread_ = 0;
+  cpu_set_t before_{};
+};
+
+/// New memory where the program had some, as a C library does it: nobody is asked.
+void renew(char* at, std::size_t bytes) {
+  const long got =
+      ::syscall(SYS_mmap, at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  ASSERT_EQ(reinterpret_cast<char*>(got), at);
+}
+
+TEST(AdoptionAndThreads, WhomADeviceWakesMeanwhileMapsItsOwn) {
+  // Threads have memory beside what a device touches, which is adopted with it while they sleep until a kernel has ended: no
+  // thread of the program wakes them. What they then map there and write is not replaced by what was there before.
+  constexpr std::size_t bytes = 32 * 4096;
+  constexpr std::size_t middle_bytes = 12 * bytes;
+  const Pages all(2 * block_bytes);
+  auto* const block =
+      reinterpret_cast<char*>((all.as<char>() - static_cast<char*>(nullptr) + block_bytes - 1) & ~(block_bytes - 1));
+  char* const middle = block + 2 * bytes;
+  std::atomic<int> wrong{0};
+  std::atomic<std::uint64_t> turns{0};
+  const auto wait_and_map = [&](char* at) {
+    return [&, at, round = 0U]() mutable {
+      static thread_local ferry::queue q;
+      const auto wait = [&] {
+        q.launch({.items = 1}, [](ferry::item) {
+           for (volatile unsigned i = 0; i < 100'000;) i = i + 1;
+         }).wait();
+      };
+      wait();
+      renew(at, bytes);
+      auto* const p = reinterpret_cast<volatile unsigned*>(at);
+      ++round;
+      for (std::size_t i = 0; i < bytes / 4; i += 1024) p[i] = round;
+      wait();
+      for (std::size_t i = 0; i < bytes / 4; i += 1024) wrong += p[i] != round ? 1 : 0;
+      ++turns;
+    };
+  };
+  int first = 1;
+  ferry_error e{};
+  ASSERT_EQ(ferry_adopt(&first, sizeof first, &e), FERRY_OK) << e.text;  // its thread has begun
+  ASSERT_EQ(ferry_release(&first, sizeof first, &e), FERRY_OK) << e.text;
+  const SlowAdopter slow;
+  ASSERT_TRUE(slow.found());
+  ferry::queue q;
+  {
+    const Crowd crowd({wait_and_map(block), wait_and_map(block + bytes), wait_and_map(middle + middle_bytes),
+                       wait_and_map(middle + middle_bytes + bytes)});
+    auto* const p = reinterpret_cast<unsigned*>(middle);
+    for (unsigned round = 1; round <= 100 && !HasFailure(); ++round) {
+      renew(middle, middle_bytes);
+      for (std::size_t i = 0; i < middle_bytes / 4; ++i) p[i] = round;
+      try {
+        q.launch({.items = 1}, [p](ferry::item) { p[0] += 1; }).wait();
+      } catch (const ferry::error& error) {
+        ADD_FAILURE() << error.what();
+      }
+      EXPECT_EQ(p[0], round + 1);
+      int others = 0;
+      for (std::size_t i = 1; i < middle_bytes / 4; ++i) others += p[i] != round ? 1 : 0;
+      EXPECT_EQ(others, 0);
+    }
+  }
+  EXPECT_EQ(wrong.load(), 0) << "of " << turns.load();
 }
 
 /// Lowers a limit of the process while it lives.

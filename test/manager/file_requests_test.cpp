@@ -172,6 +172,29 @@ TEST_F(FileRequests, WhatNobodyAskedForOrCannotBeIsRefused) {
   EXPECT_EQ(drop(), Code::ok) << "nothing is there";
 }
 
+TEST_F(FileRequests, AnswersThatComeLateAreNoReasonToRefuseWhereMemoryIsAdoptedMeanwhile) {
+  touch(0, address);
+  wire::AdoptAnswer late{};
+  late.address = address;
+  wire::Span span{};
+  span.count_pages = 1;
+  span.device = wire::to_system;
+  span.flags = wire::span_has_contents;
+  for (unsigned i = 0; i < 2 * Executor::stale_answers_max; ++i) {
+    asked();
+    span.first_page = serve().first_page + 100 + i;
+    app_.send(MessageType::alloc, span);
+    ASSERT_EQ(app_.done(), Code::ok) << i;
+    app_.send(MessageType::adopt_answer, late);
+  }
+  // Nothing is adopted any more: there is an end to it.
+  for (unsigned i = 1; i < Executor::stale_answers_max; ++i) {
+    asked();
+    app_.send(MessageType::adopt_answer, late);
+  }
+  EXPECT_EQ(take(control().cus[0]).buffer, static_cast<std::uint32_t>(wire::Refusal::kernel));
+}
+
 TEST_F(FileRequests, ADeviceThatMapsWhatItWasNotToldIsEnded) {
   touch(0, address);
   asked();

@@ -16,6 +16,7 @@
 #include "client/adopt/places.h"
 #include "client/adopt/settle.h"
 #include "client/adopt/sleepers.h"
+#include "client/adopt/stopped.h"
 #include "client/adopt/swap.h"
 #include "client/agent.h"
 #include "client/convert.h"
@@ -76,7 +77,7 @@ AdoptResult wait_for(Job& job) {
   job.state.store(job_ready, std::memory_order_release);
   ring();
   for (std::uint32_t state = job_ready; state != job_done;) {
-    linux::futex_wait(job.state, state);
+    wait_on(job.state, state);
     state = job.state.load(std::memory_order_acquire);
   }
   return job.result;
@@ -93,7 +94,7 @@ AdoptResult ask_for(What what, std::uint64_t address, std::uint64_t bytes, unsig
         break;
       }
     }
-    if (job == nullptr) linux::futex_wait(freed, seen);
+    if (job == nullptr) wait_on(freed, seen);
   }
   job->what = what;
   job->address = address;
@@ -556,7 +557,7 @@ void resume_adoption() {
 std::uint32_t adoption_generation() { return generation.load(std::memory_order_relaxed); }
 
 void await_certainty() {
-  while (in_doubt.load(std::memory_order_seq_cst) != 0) linux::futex_wait(in_doubt, 1);
+  while (in_doubt.load(std::memory_order_seq_cst) != 0) wait_on(in_doubt, 1);
 }
 
 bool has_adopted() { return any_adopted.load(std::memory_order_acquire); }

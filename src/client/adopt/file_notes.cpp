@@ -9,6 +9,7 @@
 
 #include "base/types.h"
 #include "client/adopt/places.h"
+#include "client/adopt/stopped.h"
 #include "client/process_state.h"
 #include "client/session.h"
 #include "linux/futex.h"
@@ -69,7 +70,7 @@ void be_alone() {
   alone.store(1, std::memory_order_seq_cst);
   for (std::uint32_t n = changing.load(std::memory_order_seq_cst); n != 0;
        n = changing.load(std::memory_order_seq_cst)) {
-    linux::futex_wait(changing, n);
+    wait_on(changing, n);
   }
 }
 

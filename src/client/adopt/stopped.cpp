@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <limits>
 
 #include "client/adopt/interrupted.h"
 #include "client/adopt/sleepers.h"
@@ -36,6 +37,10 @@ constinit std::atomic<unsigned> signalled_count{0};
 constinit int stop_signal = 0;
 /// Not a lock like others: its holders wait for nobody who could want it, and signal handlers need none.
 constinit std::atomic<std::uint32_t> busy{0};
+/// The process whose threads are stopped: a fork's child may have been given the round of its parent.
+constinit std::atomic<int> stopping_process{0};
+/// What a wait at the door shows of itself (wait_on).
+constexpr std::uint32_t own_wait = 0x4665'7279;
 
 void take_turn() {
   std::uint32_t none = 0;
@@ -126,6 +131,17 @@ bool nobody_leaves() {
 
 enum class Look { still, moving, impossible };
 
+/// Asleep on a futex word, and nothing lets it run the program's code meanwhile.
+bool stays_on_word(const ThreadActivity& a) {
+  constexpr std::uint64_t private_flag = 128;  // FUTEX_PRIVATE_FLAG: of this process
+  if (a.call != SYS_futex) return false;
+  // Others have a number there, or an address that this is none of, or nothing.
+  if (a.arguments[5] == own_wait && a.arguments[1] == 0) return true;
+  // A signal would end the call before its time.
+  const bool timed = a.arguments[3] != 0;
+  return timed || (a.arguments[1] & private_flag) != 0;
+}
+
 Look look_at(int tid, std::uint64_t begin, std::uint64_t end, bool suspicious) {
   const unsigned slot = slot_of(tid);
   const bool sent = slot != threads_max;
@@ -136,7 +152,7 @@ Look look_at(int tid, std::uint64_t begin, std::uint64_t end, bool suspicious) {
   if (a.state == ThreadActivity::State::unknown) return Look::impossible;
   const bool asleep = a.state == ThreadActivity::State::asleep;
   const bool on_word = sleeps_on_shared_word(a, begin, end);
-  const bool leave = asleep && !on_word && (a.call == SYS_futex || ends_by_signal(a.call, a.arguments[0]));
+  const bool leave = asleep && !on_word && (stays_on_word(a) || ends_by_signal(a.call, a.arguments[0]));
   if (sent) {
     const auto blocks = [&] { return (blocked_signals(tid) >> (stop_signal - 1) & 1) != 0; };
     // A signal that waits for it is taken before it runs any code of the program again. One that blocks it may be woken from
@@ -155,10 +171,27 @@ Look look_at(int tid, std::uint64_t begin, std::uint64_t end, bool suspicious) {
 
 void let_go() {
   round.fetch_add(1, std::memory_order_release);
-  linux::futex_wake(round, static_cast<int>(threads_max));
+  linux::futex_wake(round, std::numeric_limits<int>::max());
 }
 
 }  // namespace
+
+void wait_while_stopped() {
+  std::uint32_t now = round.load(std::memory_order_seq_cst);
+  if (now % 2 == 0) [[likely]]
+    return;
+  if (stopping_process.load(std::memory_order_relaxed) != static_cast<int>(::syscall(SYS_getpid)) ||
+      is_session_thread(static_cast<int>(::syscall(SYS_gettid)))) {
+    return;
+  }
+  for (; now % 2 != 0; now = round.load(std::memory_order_seq_cst)) linux::futex_wait(round, now, 0, own_wait);
+}
+
+int wait_on(std::atomic<std::uint32_t>& word, std::uint32_t expected, std::uint64_t timeout_ns) {
+  const int result = linux::futex_wait(word, expected, timeout_ns, own_wait);
+  wait_while_stopped();
+  return result;
+}
 
 StoppedThreads::StoppedThreads(std::uint64_t begin, std::uint64_t end) {
   take_turn();
@@ -169,7 +202,9 @@ StoppedThreads::StoppedThreads(std::uint64_t begin, std::uint64_t end) {
   const auto self = static_cast<int>(::syscall(SYS_gettid));
   arrivals_before = arrivals.load(std::memory_order_relaxed);
   signalled_count.store(0, std::memory_order_relaxed);
-  round.fetch_add(1, std::memory_order_release);
+  stopping_process.store(::getpid(), std::memory_order_relaxed);
+  // Before any thread is looked at: who was asleep then finds it (wait_while_stopped).
+  round.fetch_add(1, std::memory_order_seq_cst);
   const std::uint64_t began_ns = linux::monotonic_ns();
   for (;;) {
     const std::uint32_t seen = arrivals.load(std::memory_order_acquire);

@@ -115,7 +115,8 @@ Status swap_now(const Swap& s, const linux::Userfaultfd& room, const linux::User
   if (moved == MAP_FAILED) {
     const int error = errno;
     room.unregister_span(s.begin, bytes);
-    return of_mapping(error);
+    // Not one mapping any more: stopped.h says who may have changed it.
+    return error == EFAULT ? Status(Code::bad_range) : of_mapping(error);
   }
   Status result = copy_present(static_cast<const std::byte*>(moved), bytes, file_view, pagemap);
   if (result.ok() &&

@@ -23,7 +23,7 @@ struct ThreadActivity {
   State state = State::unknown;
   /// Of one that is asleep: the system call, or a negative number where it sleeps outside of any (in a page fault).
   long call = -1;
-  std::uint64_t arguments[4] = {};
+  std::uint64_t arguments[6] = {};
 };
 
 [[nodiscard]] ThreadActivity activity_of(int tid);

@@ -9,6 +9,7 @@
 #include <cstddef>
 
 #include "client/adopt/file_notes.h"
+#include "client/adopt/stopped.h"
 #include "client/change/adopted.h"
 #include "client/change/change.h"
 #include "client/change/libc.h"
@@ -17,8 +18,10 @@ using ferry::client::FileChange;
 using ferry::client::files_mapped_anew;
 using ferry::client::touches_adopted;
 using ferry::client::touches_managed;
+using ferry::client::wait_while_stopped;
 
 FERRY_INTERPOSED int munmap(void* address, std::size_t bytes) noexcept {
+  wait_while_stopped();
   if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_unmap(address, bytes);
   }
@@ -30,6 +33,7 @@ FERRY_INTERPOSED int munmap(void* address, std::size_t bytes) noexcept {
 }
 
 FERRY_INTERPOSED void* mmap(void* address, std::size_t bytes, int prot, int flags, int fd, off_t offset) noexcept {
+  wait_while_stopped();
   if ((flags & MAP_FIXED) != 0 && touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_map_over(address, bytes, prot, flags, fd, offset);
   }
@@ -47,6 +51,7 @@ FERRY_INTERPOSED void* mmap(void* address, std::size_t bytes, int prot, int flag
 }
 
 FERRY_INTERPOSED void* mmap64(void* address, std::size_t bytes, int prot, int flags, int fd, off64_t offset) noexcept {
+  wait_while_stopped();
   if ((flags & MAP_FIXED) != 0 && touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_map_over(address, bytes, prot, flags, fd, offset);
   }
@@ -64,6 +69,7 @@ FERRY_INTERPOSED void* mmap64(void* address, std::size_t bytes, int prot, int fl
 }
 
 FERRY_INTERPOSED int mprotect(void* address, std::size_t bytes, int prot) noexcept {
+  wait_while_stopped();
   if (touches_managed(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::change_protect(address, bytes, prot);
   }
@@ -75,6 +81,7 @@ FERRY_INTERPOSED int mprotect(void* address, std::size_t bytes, int prot) noexce
 }
 
 FERRY_INTERPOSED int madvise(void* address, std::size_t bytes, int advice) noexcept {
+  wait_while_stopped();
   if ((advice == MADV_DONTFORK || advice == MADV_WIPEONFORK) && !FERRY_CALLED_FROM_INSIDE()) {
     ferry::client::advises_for_forks();
   }
@@ -97,6 +104,7 @@ FERRY_INTERPOSED int posix_madvise(void* address, std::size_t bytes, int advice)
 }
 
 FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, ...) noexcept {
+  wait_while_stopped();
   void* to = nullptr;
   if ((flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0) {
     va_list more;

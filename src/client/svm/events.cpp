@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "client/adopt/stopped.h"
 #include "client/error.h"
 #include "client/heap/process_heap.h"
 #include "client/svm/ask.h"
@@ -159,6 +160,7 @@ size_t ferry_events_read(ferry_events* events, ferry_event* into, size_t count, 
     const std::uint64_t left_ns = timeout_ns == FERRY_FOREVER ? UINT64_MAX : timeout_ns - gone;
     pollfd p{events->reader.get(), POLLIN, 0};
     ::poll(&p, 1, static_cast<int>(std::min<std::uint64_t>(left_ns / 1'000'000 + 1, 3'600'000)));
+    wait_while_stopped();
   }
 }
 

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <vector>
 
+#include "client/adopt/stopped.h"
 #include "client/agent.h"
 #include "client/devices.h"
 #include "client/error.h"
@@ -47,7 +48,7 @@ bool await_state(wire::FenceSlot& slot, ferry_fence_state wanted, std::uint64_t 
     if (timeout_ns != FERRY_FOREVER && gone >= timeout_ns) return false;
     // Chunks, because 0 means for ever to the call, and what is left of a long time must fit its type.
     const std::uint64_t left = timeout_ns == FERRY_FOREVER ? UINT64_MAX : timeout_ns - gone;
-    linux::futex_wait(slot.state, seen, std::min<std::uint64_t>(left, 3'600'000'000'000));
+    wait_on(slot.state, seen, std::min<std::uint64_t>(left, 3'600'000'000'000));
   }
 }
 

@@ -1,6 +1,7 @@
 // Timelines: the application's side. Where one stands is a word that the manager writes into shared memory.
 #include <algorithm>
 
+#include "client/adopt/stopped.h"
 #include "client/error.h"
 #include "client/process_state.h"
 #include "client/work/objects.h"
@@ -76,7 +77,7 @@ ferry_code ferry_timeline_wait(ferry_timeline* timeline, uint64_t point, uint64_
                   static_cast<unsigned long long>(point), static_cast<unsigned long long>(timeout_ns / 1'000'000));
     }
     const std::uint64_t left = timeout_ns == FERRY_FOREVER ? UINT64_MAX : timeout_ns - gone;
-    linux::futex_wait(slot.changes, seen, std::min<std::uint64_t>(left, 3'600'000'000'000));
+    wait_on(slot.changes, seen, std::min<std::uint64_t>(left, 3'600'000'000'000));
   }
 }
 
