@@ -18,6 +18,8 @@
 
 #include "client/adopt/adopter.h"
 #include "client/adopt/code_data.h"
+#include "client/adopt/places.h"
+#include "client/change/fork_adopted.h"
 #include "client/change/fork_advice.h"
 #include "client/change/fork_protection.h"
 #include "client/change/kept.h"
@@ -129,6 +131,11 @@ void unmap_all() {
     ::mmap(reinterpret_cast<void*>(at), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
            0);
   });
+  for_left_adopted(
+      [](void*, const Part& part) {
+        raw_mmap(part.first, part.bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+      },
+      nullptr);
 }
 
 // --- the child -------------------------------------------------------------------------------------------------------
@@ -151,6 +158,7 @@ bool connect_child(bool fresh) {
   bool well = child_end >= 0;
   if (fresh) {
     for_memory([&](std::uintptr_t at, std::size_t bytes) { well = well && map_private(at, bytes); });
+    well = well && map_left_adopted();
   }
   linux::Userfaultfd::Options options;
   options.changes = true;
@@ -159,6 +167,20 @@ bool connect_child(bool fresh) {
   for_memory([&](std::uintptr_t at, std::size_t bytes) {
     well = well && userfault.value().register_span(at, bytes, linux::track_missing) == linux::Fault::ok;
   });
+  struct Watch {
+    const linux::Userfaultfd& by;
+    bool must;
+    bool well = true;
+  } watch{userfault.value(), fresh};
+  for_left_adopted(
+      [](void* context, const Part& part) {
+        auto& w = *static_cast<Watch*>(context);
+        const bool watched = w.by.register_span(part.first, part.bytes(), linux::track_missing) == linux::Fault::ok;
+        // A fork's child that forks may have put other memory there.
+        if (!watched && w.must) w.well = false;
+      },
+      &watch);
+  well = well && watch.well;
   int pipe[2] = {-1, -1};
   if (!well || ::pipe2(pipe, O_CLOEXEC) != 0) return false;
   ::fcntl(pipe[0], F_SETFL, O_ASYNC);  // the manager clears it when nothing is missing any more
@@ -226,7 +248,7 @@ void set_up_child() {
   } else {
     Session* session = session_if_open();
     process_kind.store(ProcessKind::forked_child);
-    well = connect_child(true) && apply_fork_advice() && apply_protections() &&
+    well = connect_child(true) && apply_fork_advice() && apply_protections() && protect_left_adopted() &&
            (way == Way::on_touch || wait_for_everything());
     leave_session(*session);
   }
@@ -242,7 +264,8 @@ void set_up_child() {
 /// The C library itself touches what malloc gave it (streams' locks) before any handler runs in the child.
 void on_segv(int number, siginfo_t* info, void* context) {
   const Session* session = session_if_open();
-  if (::getpid() != forking && !child_set_up && session != nullptr && session->in_window(info->si_addr)) {
+  if (::getpid() != forking && !child_set_up && session != nullptr &&
+      (session->in_window(info->si_addr) || is_left_adopted(reinterpret_cast<std::uint64_t>(info->si_addr)))) {
     const int saved_errno = errno;
     set_up_child();
     errno = saved_errno;
@@ -254,7 +277,35 @@ void on_segv(int number, siginfo_t* info, void* context) {
   static_cast<void>(context);
 }
 
+/// What the thread that forks has pinned of its stack is missing there when the child begins: the handler needs another.
+constexpr std::size_t touch_stack_bytes = std::size_t{256} << 10;
+constinit void* touch_stack = nullptr;
+constinit bool on_touch_stack = false;
+constinit stack_t former_stack{};
+
+void lend_touch_stack() {
+  on_touch_stack = false;
+  if (!some_adopted_left()) return;
+  if (touch_stack == nullptr) {
+    void* const got = raw_mmap(0, touch_stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (got == MAP_FAILED) return;
+    touch_stack = got;
+    note_own_memory(got, touch_stack_bytes);
+  }
+  stack_t lent{};
+  lent.ss_sp = touch_stack;
+  lent.ss_size = touch_stack_bytes;
+  // Refused to who runs on one already.
+  on_touch_stack = ::sigaltstack(&lent, &former_stack) == 0;
+}
+
+void take_touch_stack_back() {
+  if (on_touch_stack) ::sigaltstack(&former_stack, nullptr);
+  on_touch_stack = false;
+}
+
 void watch_touches() {
+  lend_touch_stack();
   struct sigaction ours {};
   ours.sa_sigaction = on_segv;
   ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
@@ -262,6 +313,7 @@ void watch_touches() {
 }
 
 void unwatch_touches() {
+  take_touch_stack_back();
   struct sigaction now {};
   if (::sigaction(SIGSEGV, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == on_segv) {
     ::sigaction(SIGSEGV, &former_segv, nullptr);
@@ -269,6 +321,13 @@ void unwatch_touches() {
 }
 
 // --- before ----------------------------------------------------------------------------------------------------------
+
+/// The pages of this thread's stack that it writes until it has forked, and needs then: from here to fork()'s caller.
+Part calls_of_fork() {
+  constexpr std::uint64_t frames_bytes = 2048;  // of fork() and what it calls the handlers by
+  const auto here = reinterpret_cast<std::uint64_t>(__builtin_frame_address(0));
+  return {here & ~(page_bytes - 1), round_up(here + frames_bytes)};
+}
 
 wire::ForkBegin begin_message() {
   wire::ForkBegin begin{};
@@ -303,28 +362,35 @@ bool ask_manager(Session& session) {
   return true;
 }
 
+/// Has the manager bring all that is missing.
+void touch_span(std::uintptr_t first, std::size_t bytes) {
+  const std::uintptr_t end = first + bytes;
+  OwnMapping here;
+  for (std::uintptr_t at = first; at < end && find_own_mapping(at, here); at = here.end) {
+    const std::uintptr_t stop = std::min<std::uintptr_t>(end, here.end);
+    // What it may not read itself its children may: nobody can have it from here but by a touch.
+    if (!here.readable) raw_mprotect(at, stop - at, PROT_READ);
+    for (std::uintptr_t page = at; page < stop; page += page_bytes) {
+      if (is_absent_in_child(page)) continue;
+      static_cast<void>(*reinterpret_cast<const volatile char*>(page));
+    }
+    if (!here.readable) raw_mprotect(at, stop - at, PROT_NONE);
+  }
+}
+
+void touch_all_memory() {
+  for_memory(touch_span);
+  for_left_adopted([](void*, const Part& part) { touch_span(part.first, part.bytes()); }, nullptr);
+}
+
 /// A fork's child forks. What is missing is to be missing in both, or in none.
 void prepare_grandchild() {
   if (all_here || is_complete() || (manager_socket.is_ours() && ask_manager_of_child())) return;
-  for_memory([](std::uintptr_t first, std::size_t bytes) {
-    const std::uintptr_t end = first + bytes;
-    OwnMapping here;
-    for (std::uintptr_t at = first; at < end && find_own_mapping(at, here); at = here.end) {
-      const std::uintptr_t stop = std::min<std::uintptr_t>(end, here.end);
-      // What it may not read itself its children may: nobody can have it from here but by a touch.
-      if (!here.readable) raw_mprotect(at, stop - at, PROT_READ);
-      for (std::uintptr_t page = at; page < stop; page += page_bytes) {
-        if (is_absent_in_child(page)) continue;
-        static_cast<void>(*reinterpret_cast<const volatile char*>(page));
-      }
-      if (!here.readable) raw_mprotect(at, stop - at, PROT_NONE);
-    }
-  });
+  touch_all_memory();
   all_here = true;
 }
 
 }  // namespace
-
 void before_fork() {
   lock_restored();
   way = Way::none;
@@ -341,6 +407,10 @@ void before_fork() {
     // The kernel's own copy-on-write covers it then, the stack that this thread runs on included.
     adoption_suspended = true;
     suspend_adoption();
+    if (!freeze_adopted(*session, calls_of_fork())) {
+      say("ferry: this fork's child lacks memory that is pinned: of the stack that fork() is called on, or of more "
+          "than can be noted\n");
+    }
   }
   freeze_fork_advice();
   freeze_protections(*session);
@@ -354,7 +424,10 @@ void before_fork() {
 
 void after_fork_in_parent() {
   const bool gave_back = adoption_suspended;
-  if (gave_back) resume_adoption();
+  if (gave_back) {
+    resume_adoption();
+    forget_left_adopted();
+  }
   adoption_suspended = false;
   unlock_restored();
   if (way == Way::none || way == Way::from_child) {
@@ -375,6 +448,7 @@ void after_fork_in_parent() {
 
 bool after_fork_in_child() {
   forget_kept();
+  adoption_suspended = false;  // its own forks suspend nothing: the adopter is its parent's
   if (way != Way::none) set_up_child();
   unlock_restored();
   if (way == Way::none) return true;

@@ -40,6 +40,11 @@ bool Manager::on_change(Client& client) {
     answer(client, request, Code::bad_range);
     return true;
   }
+  // To where it is: nothing moves, and the answer says whether it might.
+  if (body.change == static_cast<std::uint32_t>(core::Change::move) && body.to_page == body.first_page) {
+    answer(client, request, core_->is_pinned(client.id, pages) ? Status(Code::in_use) : Status());
+    return true;
+  }
   if (!children_have(client, body)) {
     late_frees_.push_back({client.id, pages, request, true, body});
   } else {

@@ -15,7 +15,7 @@ namespace ferry::wire {
 struct Change {
   std::uint64_t first_page;
   std::uint64_t count_pages;
-  std::uint64_t to_page;  ///< move: where the pages go; 0
+  std::uint64_t to_page;  ///< move: where the pages go (first_page: nowhere, only whether they may is asked); 0
   std::uint32_t change;   ///< core::Change
   std::uint32_t prot;     ///< protect: core::SpanProt bits
 };

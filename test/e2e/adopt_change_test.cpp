@@ -266,22 +266,135 @@ TEST_P(AdoptedChange, WhatAChildIsNotToHaveItDoesNotHave) {
   EXPECT_EQ(end_of(child), 0);
 }
 
-TEST(AdoptedPins, ArePassedOverByForksAndNotGivenBack) {
+/// In a child: all are as they were, and are its own. 0: well.
+int look_as_child(const Own& own, std::size_t pages) {
+  for (std::size_t p = 0; p < pages; ++p) {
+    if (own.word(p) != stamp(p)) return 1;
+  }
+  for (std::size_t p = 0; p < pages; ++p) own.word(p) = 7 * p;
+  for (std::size_t p = 0; p < pages; ++p) {
+    if (own.word(p) != 7 * p) return 2;
+  }
+  return 0;
+}
+
+class AdoptedPinnedTo : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(To, AdoptedPinnedTo, testing::Values(FERRY_TO_CPU, 0),
+                         [](const auto& info) { return info.param == 0 ? "device" : "cpu"; });
+
+TEST_P(AdoptedPinnedTo, AForksChildHasItAsItWas) {
+  const Own own(count, Had::in_vram);
+  ferry_error e{};
+  ASSERT_EQ(ferry_pin(own.at(600), 3 * page, GetParam(), &e), FERRY_OK) << e.text;
+  ASSERT_EQ(::mprotect(own.at(602), page, PROT_READ), 0);
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  // A fork does not wait for the unpin, which this very thread would have to do.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(go[1]);  // so that it ends with its parent
+    char byte = 0;
+    if (::read(go[0], &byte, 1) != 1) ::_exit(9);
+    if (own.word(602) != stamp(602)) ::_exit(3);
+    if (write_signal(own.at(602)) != SIGSEGV) ::_exit(4);
+    if (::mprotect(own.at(602), page, PROT_READ | PROT_WRITE) != 0) ::_exit(5);
+    ::_exit(look_as_child(own, count));
+  }
+  ASSERT_GT(child, 0);
+  ASSERT_EQ(::mprotect(own.at(602), page, PROT_READ | PROT_WRITE), 0);
+  // Threads do not reach what is pinned in VRAM.
+  if (GetParam() == FERRY_TO_CPU) own.word(600) = 1;
+  ferry::parallel_for(1, [o = own.at(0)](std::size_t) {
+    *reinterpret_cast<std::uint64_t*>(o + 601 * page) = 1;
+    *reinterpret_cast<std::uint64_t*>(o + 602 * page) = 2;
+  });
+  ASSERT_EQ(::write(go[1], "", 1), 1);
+  EXPECT_EQ(end_of(child), 0) << "1: not as it was; 2: not its own; 3, 4, 5: page 602";
+  ::close(go[0]);
+  ::close(go[1]);
+  EXPECT_EQ(device_word(own.at(601)), 1U);
+  EXPECT_EQ(device_word(own.at(602)), 2U);
+  EXPECT_EQ(device_word(own.at(0)), stamp(0));
+  ASSERT_EQ(ferry_unpin(own.at(600), 3 * page, &e), FERRY_OK) << e.text;
+  EXPECT_EQ(own.word(602), 2U);
+}
+
+TEST(AdoptedPins, AForksChildForksAgain) {
+  const Own own(64, Had::in_vram);
+  ferry_error e{};
+  ASSERT_EQ(ferry_pin(own.at(2), 3 * page, FERRY_TO_CPU, &e), FERRY_OK) << e.text;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const pid_t grandchild = ::fork();
+    if (grandchild == 0) ::_exit(look_as_child(own, 64));
+    if (grandchild < 0 || end_of(grandchild) != 0) ::_exit(8);
+    ::_exit(look_as_child(own, 64));
+  }
+  ASSERT_GT(child, 0);
+  EXPECT_EQ(end_of(child), 0) << "8: the grandchild's is not as it was";
+  ASSERT_EQ(ferry_unpin(own.at(2), 3 * page, &e), FERRY_OK) << e.text;
+}
+
+TEST(AdoptedPins, AForksChildHasWhatAdviceSays) {
+  const Own own(64, Had::not_yet);
+  ASSERT_EQ(::madvise(own.at(10), 4 * page, MADV_WIPEONFORK), 0);
+  ASSERT_EQ(::madvise(own.at(20), 4 * page, MADV_DONTFORK), 0);
+  ferry_error e{};
+  ASSERT_EQ(ferry_adopt(own.at(0), 64 * page, &e), FERRY_OK) << e.text;
+  ASSERT_EQ(ferry_pin(own.at(0), 64 * page, FERRY_TO_CPU, &e), FERRY_OK) << e.text;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    for (const std::size_t p : {9, 14, 19, 24}) {
+      if (own.word(p) != stamp(p)) ::_exit(1);
+    }
+    if (own.word(10) != 0 || own.word(13) != 0) ::_exit(2);
+    ::_exit(read_signal(own.at(20)) == SIGSEGV && read_signal(own.at(23)) == SIGSEGV ? 0 : 3);
+  }
+  ASSERT_GT(child, 0);
+  EXPECT_EQ(end_of(child), 0) << "1: not as it was; 2: not zeros; 3: it has what it should not";
+  ASSERT_EQ(ferry_unpin(own.at(0), 64 * page, &e), FERRY_OK) << e.text;
+}
+
+/// Some way below the frame of its caller.
+[[gnu::noinline]] pid_t fork_below() {
+  volatile char between[8 * page];
+  between[0] = 1;
+  between[sizeof between - 1] = 1;
+  const pid_t child = ::fork();
+  return between[0] == 1 ? child : -1;
+}
+
+TEST(AdoptedPins, AForksChildHasWhatIsPinnedOfItsThreadsStack) {
+  std::thread([] {
+    alignas(4096) char buffer[2 * page];
+    std::memset(buffer, 5, sizeof buffer);
+    ferry_error e{};
+    const int adopted = ferry_adopt(buffer, sizeof buffer, &e);
+    if (adopted == FERRY_UNSUPPORTED) GTEST_SKIP() << "stacks cannot be adopted here: " << e.text;
+    ASSERT_EQ(adopted, FERRY_OK) << e.text;
+    ASSERT_EQ(ferry_pin(buffer, sizeof buffer, FERRY_TO_CPU, &e), FERRY_OK) << e.text;
+    const pid_t child = fork_below();
+    if (child == 0) {
+      for (const char c : buffer) {
+        if (c != 5) ::_exit(1);
+      }
+      std::memset(buffer, 6, sizeof buffer);
+      ::_exit(0);
+    }
+    EXPECT_GT(child, 0);
+    EXPECT_EQ(end_of(child), 0);
+    for (const char c : buffer) ASSERT_EQ(c, 5);
+    EXPECT_EQ(ferry_unpin(buffer, sizeof buffer, &e), FERRY_OK) << e.text;
+  }).join();
+}
+
+TEST(AdoptedPins, AreNotGivenBack) {
   const Own own(10, Had::in_vram);
   ferry_error e{};
   ASSERT_EQ(ferry_pin(own.at(2), 3 * page, FERRY_TO_CPU, &e), FERRY_OK) << e.text;
   EXPECT_EQ(ferry_release(own.at(0), 10 * page, &e), FERRY_IN_USE) << e.text;
   EXPECT_EQ(::mremap(own.at(0), 10 * page, 20 * page, MREMAP_MAYMOVE), MAP_FAILED);
   EXPECT_EQ(errno, EBUSY);
-  // A fork does not wait for the unpin, which this very thread would have to do.
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::signal(SIGSEGV, [](int) { ::_exit(3); });
-    static_cast<void>(*static_cast<volatile char*>(own.at(3)));
-    ::_exit(2);
-  }
-  ASSERT_GT(child, 0);
-  EXPECT_EQ(end_of(child), 3) << "it has what a device may write";
   EXPECT_EQ(device_word(own.at(3)), stamp(3));
   ASSERT_EQ(ferry_unpin(own.at(2), 3 * page, &e), FERRY_OK) << e.text;
   EXPECT_EQ(ferry_release(own.at(0), 10 * page, &e), FERRY_OK) << e.text;

@@ -94,6 +94,24 @@ TEST_P(Pinned, MemoryIsReplacedOnlyWhenItIsUnpinned) {
   ferry_free(p, nullptr);
 }
 
+TEST_P(Pinned, MemoryIsMovedOnlyWhenItIsUnpinned) {
+  char* const p = allocate();
+  ferry_error e{};
+  ASSERT_EQ(ferry_pin(p + 5 * page, page, GetParam(), &e), FERRY_OK) << e.text;
+  EXPECT_EQ(::mremap(p, 10 * page, 20 * page, MREMAP_MAYMOVE), MAP_FAILED);
+  EXPECT_EQ(errno, EBUSY);
+  EXPECT_EQ(::mremap(p, 10 * page, 10 * page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP), MAP_FAILED);
+  EXPECT_EQ(errno, EBUSY);
+  EXPECT_EQ(word(p, 4), stamp(4)) << "nothing has changed";
+  ASSERT_EQ(ferry_unpin(p + 5 * page, page, &e), FERRY_OK) << "it is where it was: " << e.text;
+  auto* const moved = static_cast<char*>(::mremap(p, 10 * page, 20 * page, MREMAP_MAYMOVE));
+  ASSERT_NE(moved, MAP_FAILED);
+  for (std::size_t i = 0; i < 10; ++i) EXPECT_EQ(word(moved, i), stamp(i)) << i;
+  for (std::size_t i = 10; i < count; ++i) ASSERT_EQ(word(p, i), stamp(i)) << i;
+  ferry_free(moved, nullptr);
+  ferry_free(p, nullptr);
+}
+
 TEST_P(Pinned, AdoptedMemoryIsUnmappedAtOnceAndWhatIsMappedThereWaitsForTheUnpin) {
   ferry_error e{};
   auto* const p =

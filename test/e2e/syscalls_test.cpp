@@ -1,5 +1,6 @@
 // System calls that keep hold of memory, or come to it from elsewhere: direct I/O, io_uring, pipes, futexes, signal stacks,
 // other processes.
+// Longer than 600 lines because they share files read past the page cache, rings and kernels that pull at the pages.
 #include <fcntl.h>
 #include <liburing.h>
 #include <linux/futex.h>
@@ -256,6 +257,42 @@ TEST_F(Uring, RegisteredBuffersStayWhereTheyAreUntilTheyAreUnregistered) {
   ::io_uring_queue_exit(&ring_);
   up_ = false;
   EXPECT_NE(ferry_unpin(pages.at(0), page, nullptr), FERRY_OK);
+}
+
+/// The kernel writes to them with no mapping that anybody sees, at once after the fork.
+TEST_F(Uring, WhatArrivesInRegisteredBuffersAfterAForkTheChildDoesNotSee) {
+  const DirectFile file;
+  if (file.fd() < 0) GTEST_SKIP() << "no O_DIRECT in /var/tmp";
+  const Pages pages(count, Where::vram_dirty);
+  const iovec buffer{pages.at(0), count * page};
+  ASSERT_EQ(::io_uring_register_buffers(&ring_, &buffer, 1), 0);
+  ::io_uring_prep_read_fixed(::io_uring_get_sqe(&ring_), file.fd(), pages.at(0), count * page,
+                             static_cast<std::uint64_t>(DirectFile::at(0, 0)), 0);
+  ASSERT_EQ(result(), static_cast<int>(count * page));
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(go[1]);
+    char byte = 0;
+    if (::read(go[0], &byte, 1) != 1) ::_exit(2);
+    for (std::size_t p = 0; p < count; ++p) {
+      if (pages.word(p) != word_of(0, p)) ::_exit(1);
+    }
+    ::_exit(0);
+  }
+  ASSERT_GT(child, 0);
+  ::close(go[0]);
+  ::io_uring_prep_read_fixed(::io_uring_get_sqe(&ring_), file.fd(), pages.at(0), count * page,
+                             static_cast<std::uint64_t>(DirectFile::at(1, 0)), 0);
+  EXPECT_EQ(result(), static_cast<int>(count * page));
+  EXPECT_EQ(::write(go[1], "", 1), 1);
+  ::close(go[1]);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0)
+      << "it sees what its parent read after the fork; " << status;
+  expect_part(pages, 1, "the parent");
 }
 
 TEST_F(Uring, BuffersThatWereReplacedGoWithTheRest) {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cerrno>
 #include <climits>
+#include <utility>
 
 #include "client/adopt/code_data.h"
 #include "client/adopt/file_notes.h"
@@ -321,6 +322,33 @@ AdoptResult give_back_span(std::uint64_t begin, std::uint64_t end, CodeData code
   return result;
 }
 
+/// What is not pinned of a piece that cannot be given back whole.
+void give_back_around_pins(std::uint64_t begin, std::uint64_t end) {
+  if (end - begin <= page_bytes) return;
+  const std::uint64_t middle = begin + (end - begin) / 2 / page_bytes * page_bytes;
+  for (const auto& [from, to] : {std::pair{begin, middle}, std::pair{middle, end}}) {
+    if (give_back_piece(from, to).status.code == Code::in_use) give_back_around_pins(from, to);
+  }
+}
+
+/// All but what is pinned. The kernel itself writes what the thread that forks has in its stack and beside it, in the child
+/// before it runs: there nothing may be missing but the very pages that are pinned.
+AdoptResult give_back_for_fork(std::uint64_t stack, std::uint64_t thread) {
+  const AdoptResult result = give_back_span(0, user_address_end, CodeData::all);
+  if (result.status.ok()) return result;
+  const std::uint64_t window_end = session->window_base + session->window_bytes;
+  for (const std::uint64_t needed : {stack, thread}) {
+    const std::uint64_t first = needed / piece_bytes * piece_bytes;
+    Place place;
+    for (std::uint64_t at = first;
+         next_adopted(at, session->window_base, window_end, place) && place.begin < first + piece_bytes;
+         at = place.end) {
+      give_back_around_pins(place.begin, std::min(place.end, first + piece_bytes));
+    }
+  }
+  return result;
+}
+
 /// Around the byte, which may be the first, as much of a private mapping of a file as is converted at once.
 AdoptResult adopt_file_piece(const Place& place, std::uint64_t address, std::uint64_t limit) {
   const std::uint64_t unit = address & ~(file_piece_bytes - 1);
@@ -427,7 +455,7 @@ void serve(Job& job) {
       break;
     case What::suspend:
       suspended = true;
-      job.result = give_back_span(0, user_address_end, CodeData::all);
+      job.result = give_back_for_fork(job.address, job.address + job.bytes);
       break;
     case What::resume:
       suspended = false;
@@ -549,7 +577,10 @@ void adopt_for_device(const wire::AdoptAsk& ask) {
   ring();
 }
 
-void suspend_adoption() { ask_for(What::suspend, 0, 0); }
+void suspend_adoption() {
+  const auto stack = reinterpret_cast<std::uint64_t>(__builtin_frame_address(0));
+  ask_for(What::suspend, stack, reinterpret_cast<std::uint64_t>(__builtin_thread_pointer()) - stack);
+}
 void resume_adoption() {
   generation.fetch_add(1, std::memory_order_relaxed);
   ask_for(What::resume, 0, 0);

@@ -188,6 +188,20 @@ bool keep_fork_advice(std::uint64_t begin, std::uint64_t end) {
   return add(now);
 }
 
+std::uint64_t kept_fork_advice(std::uint64_t begin, std::uint64_t end, bool& dont_fork, bool& wipe_on_fork) {
+  dont_fork = wipe_on_fork = false;
+  for (std::size_t i = 0; i < kept_count; ++i) {
+    const ForkAdvice& k = kept[i];
+    if (begin >= k.begin && begin < k.end) {
+      dont_fork = k.dont_fork;
+      wipe_on_fork = k.wipe_on_fork;
+      return std::min(end, k.end);
+    }
+    if (k.begin > begin) end = std::min(end, k.begin);
+  }
+  return end;
+}
+
 void give_fork_advice_back(std::uint64_t begin, std::uint64_t end) {
   take(begin, end, [](const ForkAdvice& part) {
     void* at = reinterpret_cast<void*>(part.begin);

@@ -22,6 +22,9 @@ void note_fork_advice();
 /// [begin, end), one mapping, is about to be replaced: its MADV_DONTFORK or MADV_WIPEONFORK is kept for the way back.
 /// False: there is no room to keep it.
 bool keep_fork_advice(std::uint64_t begin, std::uint64_t end);
+/// Where what is kept for `begin` ends, `end` at most, and what it is. While the adopter is suspended the thread that forks may ask.
+[[nodiscard]] std::uint64_t kept_fork_advice(std::uint64_t begin, std::uint64_t end, bool& dont_fork,
+                                             bool& wipe_on_fork);
 /// [begin, end) is private again.
 void give_fork_advice_back(std::uint64_t begin, std::uint64_t end);
 

@@ -308,8 +308,10 @@ void* change_remap(void* address, std::size_t old_bytes, std::size_t new_bytes, 
 
   int prot = 0;
   if (!one_protection(old, prot)) return remap_failed(EFAULT);
-  // Nobody touches the pages from here on: a thread that tries gets SIGSEGV, as when they have gone.
   const std::size_t moved = std::min(had, wanted);
+  // What is pinned is at its place for somebody who does not ask the page table, and writes there.
+  if (const Status may_go = tell_move(s, {at, at + moved}, at); !may_go.ok()) return remap_failed(errno_of(may_go));
+  // Nobody touches the pages from here on: a thread that tries gets SIGSEGV, as when they have gone.
   note_protection();
   Status told = tell_change(s, core::Change::protect, old, 0);
   if (!told.ok()) return remap_failed(told.code == Code::not_allocated ? EFAULT : errno_of(told));

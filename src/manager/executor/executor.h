@@ -280,6 +280,7 @@ class Executor final : private StoreUser {
   // fork.cpp
   void watch_for_fork(Client& client, PageSpan pages);
   void fork_zapped(Client& client);
+  void copy_pinned(Client& client, Fork& fork);
   void frozen(Client& client);
   void device_left_gate(Client& client, DeviceId device);
   bool gate_holds(Client& client, const core::Action& action);

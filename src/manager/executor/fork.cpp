@@ -108,10 +108,29 @@ void Executor::fork_zapped(Client& client) {
   if (--client.gate->zaps == 0) frozen(client);
 }
 
+/// Whoever asked for a pin may write there without any mapping of ours, at any time: the child has what was there at the
+/// fork, as it gets early copies from the kernel of pages that are pinned for DMA.
+void Executor::copy_pinned(Client& client, Fork& fork) {
+  if (!core_.is_pinned(client.id, {0, Page{1} << 52})) return;
+  std::vector<std::pair<BlockIndex, PageMask>> wanted;
+  for (const auto& [index, pages] : fork.pending) {
+    if (!core_.is_pinned(client.id, {first_page_of(index), block_pages})) continue;
+    PageMask pinned;
+    pages.for_each_run([&, in = index](unsigned first, unsigned count) {
+      for (unsigned at = first; at < first + count; ++at) {
+        if (core_.query(client.id, first_page_of(in) + at).pinned) pinned.set(at);
+      }
+    });
+    if (pinned.any()) wanted.emplace_back(index, pinned);
+  }
+  for (const auto& [index, pages] : wanted) give_block(fork, index, pages);
+}
+
 void Executor::frozen(Client& client) {
   ForkGate& gate = *client.gate;
   gate.state = ForkGate::State::frozen;
   gate.frozen_ns = now_ns_;
+  if (Fork* fork = find_fork(gate.fork)) copy_pinned(client, *fork);
   household_.fork_ready(client, gate.request);
 }
 
