@@ -289,16 +289,25 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
     log("%" PRIu64 " pages of pid %d at %#" PRIx64
         " cannot be read back from the store (%s): touching them raises SIGBUS",
         pages.count_pages, client.process.pid(), address, to_string(status.code));
+  bool told_before = true;
   for (BlockIndex index = block_of(pages.first); index <= block_of(pages.end() - 1); ++index) {
     // A mark of protection in the page table would be in poison's way.
     if (BlockState* b = client.blocks.find(index)) {
       allow_cpu_writes(client, index, *b, BlockTable::mask_in(index, pages));
       if (refused) {
         const PageMask mask = BlockTable::mask_in(index, pages);
-        client.refused_pages += (mask & ~b->refused).count();
+        const std::uint64_t fresh = (mask & ~b->refused).count();
+        told_before = told_before && fresh == 0;
+        client.refused_pages += fresh;
         b->refused |= mask;
       }
     }
+  }
+  if (refused && !told_before && !linux::can_poison()) {
+    // All that is left is to end the program, and the message may be one that was answered already: who does wait comes
+    // again.
+    client.fault_of(pages.first).wake(address, pages.count_pages * page_bytes);
+    return;
   }
   const auto poison = [&](std::uint64_t at, std::uint64_t bytes) {
     return client.fault_of(pages.first).poison(at, bytes);
@@ -313,7 +322,9 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
     if (fault == linux::Fault::exists) fault = linux::Fault::ok;
   }
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
-  household_.drop_client(client, "pages of it are lost, and this kernel has no other way to tell its threads");
+  household_.drop_client(
+      client, refused ? "it touches what is kept in VRAM, and this kernel has no other way to tell its threads"
+                      : "pages of it are lost, and this kernel has no other way to tell its threads");
 }
 
 /// Nothing keeps the pages from CPU threads any more: poison is taken out of the page table, and who touches them faults.
