@@ -35,6 +35,9 @@ std::size_t open_files() {
 /// A run goes on until every operation has happened once, for so many looks a quarter of a second apart.
 constexpr unsigned more_looks_most = 240;
 
+/// So many that each operation has come up dozens of times. Fewer say nothing about one that has not.
+constexpr std::uint64_t steps_to_meet_all = 3000;
+
 /// An operation that has to happen and has not, or nothing.
 std::string missed(const Common& common) {
   for (std::size_t o = 0; o < operations().size(); ++o) {
@@ -159,7 +162,11 @@ int stress_role(const RoleOptions& options) {
             : fmt::format("did {} {}", operation.name, done));
   }
   if (const std::string name = missed(common); !name.empty() && common.wrong.empty()) {
-    common.tell_wrong(name + " never happened");
+    if (const std::uint64_t steps = common.steps; steps < steps_to_meet_all) {
+      say(fmt::format("skipped {}: this machine came to {} steps in the time", name, steps));
+    } else {
+      common.tell_wrong(name + " never happened");
+    }
   }
   say(common.wrong.empty() ? "wrong 0" : "wrong 1 " + common.wrong);
   say("done");
