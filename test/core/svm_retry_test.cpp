@@ -84,6 +84,20 @@ TEST(SvmRetry, off_maps_what_compute_may_touch_before_it_runs) {
   EXPECT_TRUE(m.core.quiescent());
 }
 
+TEST(SvmRetry, off_waits_for_answers_however_late_they_come) {
+  Switched m;
+  ASSERT_TRUE(m.core.set_retry_faults(++m.now, 1, false).ok());
+  m.demand(2);
+  for (unsigned i = 0; i < 1000; ++i) {
+    m.take();
+    m.tick_at(m.now + ms);
+    ASSERT_EQ(m.units(), 0U) << "the device has not said that anything is mapped, after " << i << " ms";
+  }
+  m.go_on();
+  EXPECT_EQ(m.units(), 0x3U);
+  EXPECT_TRUE(m.mapped(all));
+}
+
 TEST(SvmRetry, off_stops_compute_before_memory_is_taken) {
   Switched m;
   ASSERT_TRUE(m.core.set_retry_faults(++m.now, 1, false).ok());

@@ -14,7 +14,8 @@ constexpr std::uint64_t backoff_least_ns = 1'000'000;
 constexpr std::uint64_t backoff_most_ns = 100'000'000;  ///< ran for so long: the next stop is the first again
 constexpr unsigned restore_window = 64;                 ///< operations at a time
 /// Looks without any progress before the client gets its units anyway: what it then touches fails its kernel. Memory
-/// that cannot be had must not keep a kernel waiting for ever.
+/// that cannot be had must not keep a kernel waiting for ever. A look at which the last one's answers are still awaited is
+/// none: whoever owes them may have to wait for a processor.
 constexpr unsigned restore_tries = 100;
 
 }  // namespace
@@ -107,6 +108,8 @@ bool Work::restore(ClientId id, DeviceId device) {
   Client* client = core.find_client(id);
   unsigned started = 0;
   std::uint64_t missing = 0;
+  const std::uint64_t awaited = devices[device].compute.at(id).awaited;
+  std::uint64_t next_awaited = 0;
   std::vector<PageSpan> spans;
   if (!core.retry_faults(*client, device)) {
     for (const auto& [first, range] : client->ranges) {
@@ -135,6 +138,12 @@ bool Work::restore(ClientId id, DeviceId device) {
           continue;
         }
         ++missing;
+        if (granule.op != none_index) {
+          const Op& op = core.ops[granule.op];
+          if (op.outstanding != 0 && (next_awaited == 0 || op.serial == awaited)) {
+            next_awaited = op.serial;
+          }
+        }
         if (granule.op != none_index || started == restore_window) {
           continue;
         }
@@ -176,9 +185,10 @@ bool Work::restore(ClientId id, DeviceId device) {
   if (compute.tries == 0 || missing < compute.missing) {
     compute.missing = missing;
     compute.tries = 1;
-  } else {
+  } else if (next_awaited == 0 || next_awaited != awaited) {
     ++compute.tries;
   }
+  compute.awaited = next_awaited;
   return missing == 0;
 }
 

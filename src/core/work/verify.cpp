@@ -152,7 +152,12 @@ std::uint64_t Work::digest() const {
       d.add(key.first).add(key.second).add(fault.cu_mask);
     }
     for (const auto& [client, compute] : dev.compute) {
-      d.add(client).add(compute.demand).add(compute.process).add(compute.stopped ? 1 : 0).add(compute.tries);
+      d.add(client)
+          .add(compute.demand)
+          .add(compute.process)
+          .add(compute.stopped ? 1 : 0)
+          .add(compute.tries)
+          .add(compute.awaited != 0 ? 1 : 0);
       d.add(compute.waiting_ns == 0 ? ~std::uint64_t{0} : time_left(now_ns, compute.waiting_ns + dev.model.slice_ns));
       d.add(time_left(now_ns, compute.restore_ns))
           .add(compute.backoff_ns)

@@ -222,6 +222,7 @@ struct Compute {
   std::uint64_t backoff_ns = 0;
   unsigned tries = 0;         ///< looks without progress; 0: none since it was stopped
   std::uint64_t missing = 0;  ///< granules, the fewest at any of those looks
+  std::uint64_t awaited = 0;  ///< serial of an operation that had unanswered actions at the last look; 0: none had
   std::vector<Action> held;   ///< revocations that wait for its units
 };
 
