@@ -108,6 +108,24 @@ bool touches_adopted(const void* address, std::size_t bytes) {
          session_if_open() != nullptr && process_kind.load(std::memory_order_relaxed) == ProcessKind::application;
 }
 
+NotAdopted::NotAdopted(const void* address, std::size_t bytes) {
+  const Part part = part_of(address, bytes);
+  holds_ = has_adopted() && !part.empty() && session_if_open() != nullptr &&
+           process_kind.load(std::memory_order_relaxed) == ProcessKind::application;
+  if (!holds_) return;
+  // As of Held.
+  sigset_t all;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, &before_);
+  held_ = hold_span(part.first, part.end);
+}
+
+NotAdopted::~NotAdopted() {
+  if (!holds_) return;
+  let_span_go(held_);
+  ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+}
+
 void advises_for_forks() { note_fork_advice(); }
 
 int adopted_unmap(void* address, std::size_t bytes) {

@@ -13,6 +13,8 @@
 // Nothing is adopted or given back in the span meanwhile.
 #pragma once
 
+#include <signal.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -22,6 +24,21 @@ namespace ferry::client {
 
 /// Some of it may be adopted. False at once for nearly all.
 [[nodiscard]] FERRY_CHANGE_EXPORT bool touches_adopted(const void* address, std::size_t bytes);
+
+/// While it lives nothing of [address, +bytes) is adopted: for calls that the kernel makes on memory that is not, and which
+/// it would make of adopted memory with another meaning. Nothing was ever adopted: nothing.
+class FERRY_CHANGE_EXPORT NotAdopted {
+ public:
+  NotAdopted(const void* address, std::size_t bytes);
+  ~NotAdopted();
+  NotAdopted(const NotAdopted&) = delete;
+  NotAdopted& operator=(const NotAdopted&) = delete;
+
+ private:
+  unsigned held_ = 0;
+  bool holds_ = false;
+  sigset_t before_{};
+};
 
 /// REQUIRES of all: touches_adopted() of the span, or of the target of mremap, which do not touch the window.
 FERRY_CHANGE_EXPORT int adopted_unmap(void* address, std::size_t bytes);

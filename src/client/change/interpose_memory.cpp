@@ -76,8 +76,16 @@ FERRY_INTERPOSED int mprotect(void* address, std::size_t bytes, int prot) noexce
   if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_protect(address, bytes, prot);
   }
-  const FileChange files(address, bytes, FERRY_CALLED_FROM_INSIDE());
-  return static_cast<int>(::syscall(SYS_mprotect, address, bytes, prot));
+  int result = 0;
+  {
+    const FileChange files(address, bytes, FERRY_CALLED_FROM_INSIDE());
+    result = static_cast<int>(::syscall(SYS_mprotect, address, bytes, prot));
+  }
+  // Adopted since it was looked at, perhaps before the call: devices have to hear of it. Twice is as once.
+  if (result == 0 && touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_protect(address, bytes, prot);
+  }
+  return result;
 }
 
 FERRY_INTERPOSED int madvise(void* address, std::size_t bytes, int advice) noexcept {
@@ -91,7 +99,12 @@ FERRY_INTERPOSED int madvise(void* address, std::size_t bytes, int advice) noexc
   if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_advise(address, bytes, advice);
   }
-  return static_cast<int>(::syscall(SYS_madvise, address, bytes, advice));
+  const int result = static_cast<int>(::syscall(SYS_madvise, address, bytes, advice));
+  // As in mprotect: of adopted memory the kernel lets go of mappings, and the contents stay.
+  if (result == 0 && touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
+    return ferry::client::adopted_advise(address, bytes, advice);
+  }
+  return result;
 }
 
 FERRY_INTERPOSED int posix_madvise(void* address, std::size_t bytes, int advice) noexcept {
@@ -120,17 +133,24 @@ FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t 
     // Memory of its own comes to lie over managed memory: that goes first.
     if (ferry::client::change_unmap(to, new_bytes) != 0) return MAP_FAILED;
   }
-  if ((touches_adopted(address, old_bytes) || ((flags & MREMAP_FIXED) != 0 && touches_adopted(to, new_bytes))) &&
-      !FERRY_CALLED_FROM_INSIDE()) {
+  const auto adopted = [&] {
+    return touches_adopted(address, old_bytes) || ((flags & MREMAP_FIXED) != 0 && touches_adopted(to, new_bytes));
+  };
+  if (adopted() && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_remap(address, old_bytes, new_bytes, flags, to);
   }
   const bool inside = FERRY_CALLED_FROM_INSIDE();
   void* moved = MAP_FAILED;
+  bool late = false;
   {
+    // Moved by the kernel, adopted memory would show there what belongs to other addresses; or is refused, as several mappings.
+    const ferry::client::NotAdopted as_it_is(address, inside ? 0 : old_bytes);
+    late = !inside && adopted();
     const FileChange files(address, old_bytes, inside);
     const FileChange files_there(to, (flags & MREMAP_FIXED) != 0 ? new_bytes : 0, inside);
-    moved = reinterpret_cast<void*>(::syscall(SYS_mremap, address, old_bytes, new_bytes, flags, to));
+    if (!late) moved = reinterpret_cast<void*>(::syscall(SYS_mremap, address, old_bytes, new_bytes, flags, to));
   }
+  if (late) return ferry::client::adopted_remap(address, old_bytes, new_bytes, flags, to);
   if ((flags & MREMAP_FIXED) == 0) files_mapped_anew(moved, new_bytes, inside);
   return moved;
 }
