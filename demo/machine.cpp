@@ -33,6 +33,20 @@ std::string make_folder() {
   return path;
 }
 
+/// In a child: waits until no process holds the other end of `alive`, and removes `folder`.
+[[noreturn]] void remove_at_the_end(const std::string& folder, int alive) {
+  // What ends the whole process group or session ends the demonstration, not what cleans up after it.
+  setsid();
+  // Whatever else is open would stay open: other folders' pipes, what the caller reads to its end.
+  dup2(alive, STDIN_FILENO);
+  close_range(1, ~0U, 0);
+  char byte = 0;
+  while (read(STDIN_FILENO, &byte, 1) < 0 && errno == EINTR) {}
+  std::error_code ignored;
+  std::filesystem::remove_all(folder, ignored);
+  _exit(0);
+}
+
 /// In a child: becomes `words`, ended when this process ends.
 [[noreturn]] void become(const std::vector<std::string>& words, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -56,13 +70,46 @@ std::string self() { return std::filesystem::read_symlink("/proc/self/exe"); }
 
 }  // namespace
 
+Folder::Folder() {
+  // A signal between the directory and its keeper would leave it. The keeper keeps them blocked.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int ends[2] = {-1, -1};
+  try {
+    if (pipe2(ends, O_CLOEXEC) != 0) throw_errno("pipe");
+    path_ = make_folder();
+    keeper_ = fork();
+    if (keeper_ < 0) throw_errno("fork");
+  } catch (...) {
+    for (const int end : ends) {
+      if (end >= 0) close(end);
+    }
+    if (!path_.empty()) rmdir(path_.c_str());
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw;
+  }
+  if (keeper_ == 0) remove_at_the_end(path_, ends[0]);
+  close(ends[0]);
+  alive_ = ends[1];
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+Folder::~Folder() {
+  close(alive_);
+  while (waitpid(keeper_, nullptr, 0) < 0 && errno == EINTR) {}
+}
+
+void Folder::keep_for_child() const { fcntl(alive_, F_SETFD, 0); }
+
 Manager::Manager(const std::vector<std::string>& arguments, int output, const std::string& keys)
-    : folder_(make_folder()), socket_(folder_ + "/socket") {
+    : socket_(folder_.path() + "/socket") {
   std::vector<std::string> words = {std::filesystem::path(self()).parent_path() / "ferryd", "--socket", socket_,
-                                    "--stats", folder_ + "/stats.json"};
+                                    "--stats", folder_.path() + "/stats.json"};
   if (!keys.empty()) {
-    std::ofstream(folder_ + "/machine.toml") << keys;
-    words.insert(words.end(), {"--config", folder_ + "/machine.toml"});
+    std::ofstream(folder_.path() + "/machine.toml") << keys;
+    words.insert(words.end(), {"--config", folder_.path() + "/machine.toml"});
   }
   words.insert(words.end(), arguments.begin(), arguments.end());
   const pid_t parent = getpid();
@@ -71,6 +118,7 @@ Manager::Manager(const std::vector<std::string>& arguments, int output, const st
   if (pid_ == 0) {
     // Its own session: an interrupt at the terminal reaches the demonstration, which ends it in good order.
     setsid();
+    folder_.keep_for_child();
     for (const char* name : {"FERRY_SOCKET", "FERRY_VRAM", "FERRY_POLICY", "FERRY_HARDWARE", "FERRY_SYSTEM",
                              "FERRY_STORE", "FERRY_CUS", "FERRY_DEVICES"}) {
       unsetenv(name);
@@ -93,8 +141,6 @@ Manager::Manager(const std::vector<std::string>& arguments, int output, const st
 Manager::~Manager() {
   if (pid_ > 0) finish();
   if (pidfd_ >= 0) close(pidfd_);
-  std::error_code ignored;
-  std::filesystem::remove_all(folder_, ignored);
 }
 
 bool Manager::ended() const { return pid_ > 0 && ends_within(pidfd_, 0); }
@@ -111,7 +157,7 @@ std::string Manager::finish(int patience_ms) {
   const bool in_time = ends_within(pidfd_, patience_ms);
   reap();
   if (!in_time || !WIFEXITED(status_) || WEXITSTATUS(status_) != 0) return "";
-  std::ifstream file(folder_ + "/stats.json");
+  std::ifstream file(folder_.path() + "/stats.json");
   std::stringstream text;
   text << file.rdbuf();
   return text.str();

@@ -10,6 +10,25 @@
 
 namespace ferry::demo {
 
+/// A directory of its own under $TMPDIR or /tmp. It goes with the object, and however else this process ends: another
+/// process waits for that, because who is killed removes nothing.
+class Folder {
+ public:
+  /// Throws std::system_error.
+  Folder();
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  ~Folder();
+  [[nodiscard]] const std::string& path() const { return path_; }
+  /// In a child that is about to become another program: the directory stays until that has ended, too.
+  void keep_for_child() const;
+
+ private:
+  std::string path_;
+  int alive_ = -1;  ///< the end of a pipe that nobody writes to: the other end closes with its last holder
+  pid_t keeper_ = -1;
+};
+
 /// A ferryd on a socket in a directory of its own.
 class Manager {
  public:
@@ -29,7 +48,7 @@ class Manager {
 
  private:
   void reap();
-  std::string folder_;
+  Folder folder_;
   std::string socket_;
   pid_t pid_ = -1;
   int pidfd_ = -1;

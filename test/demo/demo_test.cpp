@@ -3,13 +3,20 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include <poll.h>
+#include <sys/inotify.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 namespace {
 
@@ -96,5 +103,52 @@ TEST(Demo, RefusesWhatItDoesNotKnow) {
   EXPECT_EQ(run("deadlock --policy nonsense 2>/dev/null").code, 2);
   EXPECT_EQ(run("nonsense 2>/dev/null").code, 2);
 }
+
+/// Waits until `holds`, which is asked again whenever something changes in what `changes` (inotify) watches.
+bool comes_true(int changes, const std::function<bool()>& holds) {
+  constexpr int patience_ms = 60'000;
+  std::array<char, 4096> events;
+  while (!holds()) {
+    pollfd watched{.fd = changes, .events = POLLIN, .revents = 0};
+    if (poll(&watched, 1, patience_ms) <= 0 || read(changes, events.data(), events.size()) <= 0) return false;
+  }
+  return true;
+}
+
+class EndedTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(EndedTest, LeavesNoFolder) {
+  const char* base = std::getenv("TMPDIR");
+  std::string folder = std::string(base != nullptr ? base : "/tmp") + "/ferry-ended-XXXXXX";
+  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  const int changes = inotify_init1(IN_CLOEXEC);
+  ASSERT_GE(changes, 0);
+  ASSERT_GE(inotify_add_watch(changes, folder.c_str(), IN_CREATE | IN_DELETE), 0);
+  const auto program = std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path() / "ferry-demo";
+  const pid_t demo = fork();
+  ASSERT_GE(demo, 0);
+  if (demo == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    setenv("TMPDIR", folder.c_str(), 1);
+    execl(program.c_str(), "ferry-demo", "stress", "--seconds", "600", nullptr);
+    _exit(127);
+  }
+  EXPECT_TRUE(comes_true(changes, [&] { return !std::filesystem::is_empty(folder); })) << "it makes no folder";
+  if (!std::filesystem::is_empty(folder)) {
+    const std::filesystem::path made = *std::filesystem::directory_iterator(folder);
+    EXPECT_GE(inotify_add_watch(changes, made.c_str(), IN_CREATE), 0);
+    EXPECT_TRUE(comes_true(changes, [&] { return std::filesystem::exists(made / "socket"); })) << "no manager listens";
+  }
+  kill(demo, GetParam());
+  int status = 0;
+  waitpid(demo, &status, 0);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == GetParam()) << status;
+  EXPECT_TRUE(comes_true(changes, [&] { return std::filesystem::is_empty(folder); })) << "its folder stays";
+  close(changes);
+  std::filesystem::remove_all(folder);
+}
+
+INSTANTIATE_TEST_SUITE_P(Signals, EndedTest, ::testing::Values(SIGINT, SIGTERM, SIGHUP, SIGKILL),
+                         [](const auto& info) { return std::string("SIG") + sigabbrev_np(info.param); });
 
 }  // namespace
