@@ -50,8 +50,8 @@ bool span_of(const Session& s, const void* pointer, std::size_t bytes, wire::Spa
     return false;
   }
   const bool adopted = !s.in_window(pointer) && touches_adopted(pointer, bytes);
-  if (!adopted && (!s.in_window(pointer) || bytes > s.window_base + s.window_bytes - first)) {
-    fail(error, Code::bad_range, 0,
+  if (!adopted && !s.in_window(pointer)) {
+    fail(error, Code::not_allocated, 0,
          "%p is not managed memory (ferry::alloc and ferry::allocator give it, ferry_adopt makes memory that the "
          "program has managed)",
          pointer);
@@ -60,7 +60,9 @@ bool span_of(const Session& s, const void* pointer, std::size_t bytes, wire::Spa
   out = {};
   out.first_page = s.page_of(pointer);
   out.count_pages = ((first % page_bytes) + bytes + page_bytes - 1) / page_bytes;
-  if (!adopted || s.window().numbers(out.first_page, out.count_pages)) return true;
+  const bool fits =
+      adopted ? s.window().numbers(out.first_page, out.count_pages) : bytes <= s.window_base + s.window_bytes - first;
+  if (fits) return true;
   fail(error, Code::bad_range, 0, "%p and %zu bytes reach over an end of managed memory", pointer, bytes);
   return false;
 }

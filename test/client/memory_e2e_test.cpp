@@ -61,7 +61,7 @@ TEST(Memory, BadRequestsAreErrorsAndHarmNothing) {
   EXPECT_EQ(p[99'999], 7);
   ferry::free(p);
   EXPECT_EQ(code_of([&] { ferry::free(p); }), FERRY_NOT_ALLOCATED);
-  EXPECT_EQ(code_of([&] { ferry::prefetch(&local, 4, ferry::to_device(0)); }), FERRY_BAD_RANGE);
+  EXPECT_EQ(code_of([&] { ferry::prefetch(&local, 4, ferry::to_device(0)); }), FERRY_NOT_ALLOCATED);
   EXPECT_EQ(code_of([&] { ferry::prefetch(p, 0, ferry::to_device(0)); }), FERRY_BAD_RANGE);
   Vector<int> v(100);
   EXPECT_EQ(code_of([&] { ferry::prefetch(v.data(), 4, ferry::to_device(77)); }), FERRY_BAD_RANGE);

@@ -90,6 +90,8 @@ TEST(BadInput, MemoryThatIsNotManagedIsRefusedByEveryCall) {
     EXPECT_NE(e.text[0], '\0') << call.name;
     EXPECT_NE(call.ask(nullptr, page, &e), FERRY_OK) << call.name;
   }
+  ferry_error e{};
+  EXPECT_EQ(ferry_prefetch(own, 4 * page, 0, &e), FERRY_NOT_ALLOCATED) << e.text;
   ::munmap(own, 4 * page);
   expect_untouched(m);
 }
