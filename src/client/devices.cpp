@@ -1,10 +1,12 @@
 #include "client/devices.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <cstdio>
 #include <cstring>
 
 #include "client/adopt/code_data.h"
@@ -12,9 +14,11 @@
 #include "client/heap/process_heap.h"
 #include "client/immortal.h"
 #include "client/zygote.h"
+#include "device/program_data.h"
 #include "linux/futex.h"
 #include "linux/lock.h"
 #include "linux/socket.h"
+#include "wire/adopt.h"
 #include "wire/ring.h"
 
 namespace ferry::client {
@@ -56,6 +60,18 @@ wire::QueueControl* map_queues(Device& d, ferry_error* error) {
   fail(error, Code::bad_version, 0, "the device's queue file is of another version");
   ::munmap(at, sizeof(wire::QueueControl));
   return nullptr;
+}
+
+/// No fault and no error comes of such globals: a kernel reads and writes the device's bytes. Once in a process.
+void tell_of_own_globals() {
+  static constinit std::atomic_flag told;
+  const wire::Refusal why = device::program_parts_refusal();
+  if (why == wire::Refusal::none || told.test_and_set()) return;
+  char text[400];
+  const int bytes =
+      std::snprintf(text, sizeof text, "ferry: kernels do not see this program's globals: %s\n", to_text(why));
+  // Without stdio, whose buffers may be managed memory.
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text, static_cast<std::size_t>(bytes));
 }
 
 bool start_process(Session& session, unsigned device, Device& d, ferry_error* error) {
@@ -103,7 +119,10 @@ bool start_process(Session& session, unsigned device, Device& d, ferry_error* er
   const int end[] = {pair.value().first.get()};
   const Status attached =
       session.requests.ask(wire::MessageType::attach_device, wire::AttachDevice{device, 0}, answer, end);
-  if (attached.ok() && answer.type() == wire::MessageType::attached) return true;
+  if (attached.ok() && answer.type() == wire::MessageType::attached) {
+    tell_of_own_globals();
+    return true;
+  }
   fail(error, attached.ok() ? Status(Code::bad_message) : attached, "the device process did not start");
   return false;
 }

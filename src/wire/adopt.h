@@ -40,7 +40,6 @@ enum class Refusal : std::uint32_t {
   system_calls,    ///< no privilege for a full userfaultfd: what the kernel writes there would fail meanwhile
   no_memory,
   no_mappings,
-  program_file,      ///< initialised data of the program that is still mapped from its file
   program_runtime,   ///< globals of a program that holds what the device's own runtime needs
   program_constant,  ///< read-only data of an executable or library: the device has the same bytes
   file_end,          ///< the mapped file has nothing there: it ends before, or cannot be read, or has no room
@@ -71,10 +70,6 @@ inline constexpr std::uint32_t refusal_count = static_cast<std::uint32_t>(Refusa
              "(`ferry doctor` says more)";
     case Refusal::no_memory: return "there is no memory for the copy";
     case Refusal::no_mappings: return "the process has no mappings left (vm.max_map_count)";
-    case Refusal::program_file:
-      return "it is initialised data of the program, of which there is more than 8 MiB, or which threads or a "
-             "debugger "
-             "could change before main";
     case Refusal::program_runtime:
       return "the program itself holds what the device's own runtime works with (Ferry, malloc or another function of "
              "the "
