@@ -268,6 +268,32 @@ TEST(AdoptionAndThreads, WhomADeviceWakesMeanwhileMapsItsOwn) {
   EXPECT_EQ(wrong.load(), 0) << "of " << turns.load();
 }
 
+TEST(AdoptionAndThreads, WhatIsDiscardedWhileItIsAdoptedReadsAsZeros) {
+  // A thread may be stopped between its look whether the memory is adopted and the system call.
+  const Pages all(2 * block_bytes);
+  auto* const block =
+      reinterpret_cast<char*>((all.as<char>() - static_cast<char*>(nullptr) + block_bytes - 1) & ~(block_bytes - 1));
+  char* const others = block + mib;
+  constexpr std::size_t bytes = 4 * 4096;
+  std::atomic<int> wrong{0};
+  const auto discard = [&](char* at) {
+    return [&wrong, at] {
+      auto* const p = reinterpret_cast<volatile unsigned*>(at);
+      for (std::size_t i = 0; i < bytes / 4; i += 1024) p[i] = 7;
+      if (::madvise(at, bytes, MADV_DONTNEED) != 0) ++wrong;
+      for (std::size_t i = 0; i < bytes / 4; i += 1024) wrong += p[i] != 0 ? 1 : 0;
+    };
+  };
+  ferry::queue q;
+  ferry_error e{};
+  const Crowd crowd({discard(others), discard(others + bytes), discard(others + 2 * bytes)});
+  for (int round = 0; round < 60; ++round) {
+    q.launch({.items = 1}, [block](ferry::item) { block[0] += 1; }).wait();
+    ASSERT_EQ(ferry_release(block, block_bytes, &e), FERRY_OK) << e.text;
+  }
+  EXPECT_EQ(wrong.load(), 0);
+}
+
 /// Lowers a limit of the process while it lives.
 class Limit {
  public:

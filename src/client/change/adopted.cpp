@@ -108,6 +108,8 @@ bool touches_adopted(const void* address, std::size_t bytes) {
          session_if_open() != nullptr && process_kind.load(std::memory_order_relaxed) == ProcessKind::application;
 }
 
+std::uint32_t swaps_of_adopted() { return adoption_swaps(); }
+
 NotAdopted::NotAdopted(const void* address, std::size_t bytes) {
   const Part part = part_of(address, bytes);
   holds_ = has_adopted() && !part.empty() && session_if_open() != nullptr &&

@@ -25,6 +25,9 @@ namespace ferry::client {
 /// Some of it may be adopted. False at once for nearly all.
 [[nodiscard]] FERRY_CHANGE_EXPORT bool touches_adopted(const void* address, std::size_t bytes);
 
+/// Adoptions and releases that have begun, of any memory.
+[[nodiscard]] FERRY_CHANGE_EXPORT std::uint32_t swaps_of_adopted();
+
 /// While it lives nothing of [address, +bytes) is adopted: for calls that the kernel makes on memory that is not, and which
 /// it would make of adopted memory with another meaning. Nothing was ever adopted: nothing.
 class FERRY_CHANGE_EXPORT NotAdopted {

@@ -99,12 +99,15 @@ FERRY_INTERPOSED int madvise(void* address, std::size_t bytes, int advice) noexc
   if (touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_advise(address, bytes, advice);
   }
-  const int result = static_cast<int>(::syscall(SYS_madvise, address, bytes, advice));
-  // As in mprotect: of adopted memory the kernel lets go of mappings, and the contents stay.
-  if (result == 0 && touches_adopted(address, bytes) && !FERRY_CALLED_FROM_INSIDE()) {
-    return ferry::client::adopted_advise(address, bytes, advice);
+  for (;;) {
+    const std::uint32_t swaps = ferry::client::swaps_of_adopted();
+    const int result = static_cast<int>(::syscall(SYS_madvise, address, bytes, advice));
+    // As in mprotect: of adopted memory the kernel lets go of mappings, and the contents stay. It may have been adopted for
+    // the call alone, and be as before by now.
+    if (result != 0 || FERRY_CALLED_FROM_INSIDE()) return result;
+    if (touches_adopted(address, bytes)) return ferry::client::adopted_advise(address, bytes, advice);
+    if (ferry::client::swaps_of_adopted() == swaps) return result;
   }
-  return result;
 }
 
 FERRY_INTERPOSED int posix_madvise(void* address, std::size_t bytes, int advice) noexcept {
