@@ -18,6 +18,7 @@
 
 #include "client/adopt/adopter.h"
 #include "client/adopt/code_data.h"
+#include "client/adopt/known.h"
 #include "client/adopt/places.h"
 #include "client/change/fork_adopted.h"
 #include "client/change/fork_advice.h"

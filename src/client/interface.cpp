@@ -11,6 +11,7 @@
 #include "base/types.h"
 #include "client/adopt/adopter.h"
 #include "client/adopt/file_notes.h"
+#include "client/adopt/known.h"
 #include "client/change/adopted.h"
 #include "client/checkpoint/restored.h"
 #include "client/devices.h"

@@ -53,9 +53,7 @@ constinit std::array<Job, 64> jobs{};
 constinit Job device_job;
 constinit std::atomic<std::uint32_t> bell{0};
 constinit std::atomic<std::uint32_t> freed{0};
-constinit std::atomic<bool> any_adopted{false};
 constinit std::atomic<std::uint32_t> generation{0};
-constinit std::atomic<std::uint32_t> swaps_begun{0};
 constinit std::atomic<std::uint32_t> in_doubt{0};
 constinit Session* session = nullptr;
 constinit bool suspended = false;  // the adopter's own
@@ -177,7 +175,7 @@ AdoptResult give_back_piece(std::uint64_t begin, std::uint64_t end) {
   const wire::Span span = wire_span(begin, end, 0);
   AdoptResult result;
   result.address = begin;
-  swaps_begun.fetch_add(1, std::memory_order_seq_cst);
+  note_release();
   result.status = session->requests.tell(wire::MessageType::release, span);
   if (!result.status.ok()) return result;
   const int prot = place_of(begin).prot;
@@ -280,9 +278,6 @@ AdoptResult adopt_piece(const Place& place, std::uint64_t begin, std::uint64_t e
   if (!open_known()) return refuse(wire::Refusal::no_memory, begin);
   if (!keep_fork_advice(begin, end)) return refuse(wire::Refusal::no_mappings, begin);
   note_adopted(begin, end);
-  // Before any thread can meet the new mapping: one that takes it for its own would have the kernel act on that.
-  any_adopted.store(true, std::memory_order_seq_cst);
-  swaps_begun.fetch_add(1, std::memory_order_seq_cst);
   const Doubt doubt;
   const Swap swap{begin, end, place.prot, session->system_file.get(), span.first_page * page_bytes};
   failed.status = convert(place, swap, extent);
@@ -594,9 +589,5 @@ std::uint32_t adoption_generation() { return generation.load(std::memory_order_r
 void await_certainty() {
   while (in_doubt.load(std::memory_order_seq_cst) != 0) wait_on(in_doubt, 1);
 }
-
-std::uint32_t adoption_swaps() { return swaps_begun.load(std::memory_order_seq_cst); }
-
-bool has_adopted() { return any_adopted.load(std::memory_order_acquire); }
 
 }  // namespace ferry::client

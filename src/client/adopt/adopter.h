@@ -52,11 +52,4 @@ void resume_adoption();
 /// Waits while something is adopted of which parts may be unmapped already. Not from the adopter.
 void await_certainty();
 
-/// Something was adopted, or is about to be, since the process began. For calls that need not look otherwise.
-[[nodiscard]] bool has_adopted();
-
-/// Adoptions and releases that have begun. The same before a look whether memory is adopted and after what was done
-/// because it is not: it was not.
-[[nodiscard]] std::uint32_t adoption_swaps();
-
 }  // namespace ferry::client

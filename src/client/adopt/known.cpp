@@ -21,6 +21,8 @@ constexpr std::uint64_t blocks_most = user_address_end / block_bytes;
 
 /// A bit a block of the address space: set, some of it may be adopted.
 constinit std::atomic<std::atomic<std::uint64_t>*> table{nullptr};
+constinit std::atomic<bool> any_adopted{false};
+constinit std::atomic<std::uint32_t> swaps_begun{0};
 
 struct ForkAdvice {
   std::uint64_t begin = 0;
@@ -146,6 +148,8 @@ void note_adopted(std::uint64_t begin, std::uint64_t end) {
   for (std::uint64_t block = begin / block_bytes; block <= (end - 1) / block_bytes && block < blocks_most; ++block) {
     words[block / 64].fetch_or(std::uint64_t{1} << (block % 64), std::memory_order_relaxed);
   }
+  any_adopted.store(true, std::memory_order_seq_cst);
+  swaps_begun.fetch_add(1, std::memory_order_seq_cst);
 }
 
 void forget_adopted(std::uint64_t begin, std::uint64_t end) {
@@ -209,5 +213,9 @@ void give_fork_advice_back(std::uint64_t begin, std::uint64_t end) {
     if (part.wipe_on_fork) ::madvise(at, part.end - part.begin, MADV_WIPEONFORK);
   });
 }
+
+std::uint32_t adoption_swaps() { return swaps_begun.load(std::memory_order_seq_cst); }
+bool has_adopted() { return any_adopted.load(std::memory_order_acquire); }
+void note_release() { swaps_begun.fetch_add(1, std::memory_order_seq_cst); }
 
 }  // namespace ferry::client

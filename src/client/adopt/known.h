@@ -10,7 +10,8 @@ namespace ferry::client {
 
 /// From the first adoption on. False: there is no memory for the table.
 bool open_known();
-/// Before the first page of it is.
+/// Before the first page of it is: a thread that met the new mapping and took it for its own would have the kernel act on
+/// that.
 void note_adopted(std::uint64_t begin, std::uint64_t end);
 /// Nothing of whole blocks in [begin, end) is any more, or can be before it is noted again.
 void forget_adopted(std::uint64_t begin, std::uint64_t end);
@@ -27,5 +28,14 @@ bool keep_fork_advice(std::uint64_t begin, std::uint64_t end);
                                              bool& wipe_on_fork);
 /// [begin, end) is private again.
 void give_fork_advice_back(std::uint64_t begin, std::uint64_t end);
+
+/// Something was adopted, or is about to be, since the process began. For calls that need not look otherwise.
+[[nodiscard]] bool has_adopted();
+
+/// Adoptions and releases that have begun. The same before a look whether memory is adopted and after what was done
+/// because it is not: it was not.
+[[nodiscard]] std::uint32_t adoption_swaps();
+/// Before a release begins.
+void note_release();
 
 }  // namespace ferry::client

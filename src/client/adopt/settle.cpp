@@ -1,4 +1,5 @@
 #include "client/adopt/settle.h"
+#include "client/adopt/known.h"
 
 #include "client/adopt/adopter.h"
 #include "client/session.h"
