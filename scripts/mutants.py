@@ -80,11 +80,6 @@ BUFFERS = ["bin/test/core_buffer_test"]
 CORE = ["bin/test/core_test"]
 INVARIANTS = {
     "I-07": (SIM, [(BLOCK, r"s\.dma_unmapped_pages \+= closed", "s.dma_unmapped_pages += closed - 1")]),
-    "I-13": (SIM, [(f"{BLOCK}/fault.cpp", r"emit\(Verb::wake_cpu, \*client\)\.pages = \{page, 1\};", "")]),
-    "I-15": ([*SIM, "--budget", "off"], [(
-        "src/core/client/range.cpp", r"std::uint32_t pending = 0;\n  Action& action = ask_client\(Verb::discard",
-        "returning_pages += free.charged_pages; free.started = true; free_forgotten(request); return;\n"
-        "  std::uint32_t pending = 0;\n  Action& action = ask_client(Verb::discard")]),
     "I-17": (SIM, [(ROUTE, r"(access_of\(device\) == DeviceAccess::none\) \{\n    return Code::)kernel_fault", r"\1io_error")]),
     "I-23": (JOBS, [(f"{WORK}/timeline.cpp", r"\.done = true;\n  timeline_advance\(at\.timeline\);", ".done = true;")]),
     "I-25": (BUFFERS, [(f"{WORK}/reach.cpp", r"clear = clear && untouched\(m\);", "")]),
@@ -98,10 +93,6 @@ INVARIANTS = {
     "I-38": (JOBS, [(f"{WORK}/gate.cpp", r"  wait_for_units\(job, 0, 0\);\n  std::erase\(dev\.at_gate, id\);",
                      "  std::erase(dev.at_gate, id);")]),
     "I-44": (CORE, [("src/core/reclaim/shrink.cpp", r"fence_for = front\.id;", "fence_for = front.id + 1;")]),
-    "I-52": (SIM, [(ATTRIBUTES, r"    look_plain\(block\);\n    if \(effect", "    if (effect")]),
-    "I-53": (SIM, [(ATTRIBUTES, r"  if \(--request\.remaining == 0\) \{\n    svm_go_on\(index\);",
-                    "  if (--request.remaining == 1) {\n    svm_go_on(index);")]),
-    "I-71": (SIM, [("src/core/client/range.cpp", r"set_protection\(\*client, span, span_all\);", "")]),
 }
 NUMBER = re.compile(r"\bI-\d\d\b")
 FAILED_CHECK = re.compile(r"bug: (\S+?):(\d+): ")

@@ -77,8 +77,14 @@ enum class PlantedBug : std::uint8_t {
   // moves
   keep_moved_mapping,  ///< devices go on with what they map at the old address
   lose_moved,          ///< what lies in system memory is not at the new address
+  // endings
+  keep_freed_mapping,    ///< a free is answered while devices still reach the pages
+  keep_protection,       ///< what was forbidden of freed pages holds for what is allocated there next
+  forget_set_waiter,     ///< a SET is not told that the operation which it waits for has ended
+  forget_moves_fence,    ///< the fence of a migration never signals
+  forget_to_look_again,  ///< a block goes on as one that nothing was said about
 };
-inline constexpr unsigned planted_bug_count = 55;
+inline constexpr unsigned planted_bug_count = 60;
 inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern granules only
 /// Those that `ferry sim` must find; it knows nothing of buffers and fences.
 [[nodiscard]] constexpr bool is_simulated(PlantedBug bug) {
@@ -89,7 +95,7 @@ inline constexpr unsigned memory_bug_count = 16;  ///< those before it concern g
          (number >= static_cast<unsigned>(PlantedBug::keep_discarded) &&
           number <= static_cast<unsigned>(PlantedBug::forget_turn)) ||
          (number >= static_cast<unsigned>(PlantedBug::keep_fork_mapping) &&
-          number <= static_cast<unsigned>(PlantedBug::lose_moved));
+          number <= static_cast<unsigned>(PlantedBug::forget_to_look_again));
 }
 [[nodiscard]] const char* to_string(PlantedBug bug);
 

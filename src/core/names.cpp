@@ -185,6 +185,11 @@ const char* to_string(PlantedBug bug) {
     case PlantedBug::map_copied_writable: return "map_copied_writable";
     case PlantedBug::keep_moved_mapping: return "keep_moved_mapping";
     case PlantedBug::lose_moved: return "lose_moved";
+    case PlantedBug::keep_freed_mapping: return "keep_freed_mapping";
+    case PlantedBug::keep_protection: return "keep_protection";
+    case PlantedBug::forget_set_waiter: return "forget_set_waiter";
+    case PlantedBug::forget_moves_fence: return "forget_moves_fence";
+    case PlantedBug::forget_to_look_again: return "forget_to_look_again";
   }
   return "unknown";
 }

@@ -73,6 +73,7 @@ TEST(Program, CoreIsMeasured) { expect_measured("core", 2); }
 TEST(Program, DeviceFaultsAreMeasured) { expect_measured("fault-1cu fault-all", 3); }
 TEST(Program, CpuFaultsAreMeasured) { expect_measured("fault-cpu", 1); }
 TEST(Program, MigrationIsMeasured) { expect_measured("migrate", 2); }
+TEST(Program, MovesAreMeasured) { expect_measured("move", 2); }
 #endif
 
 }  // namespace

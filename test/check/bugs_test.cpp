@@ -19,7 +19,8 @@ constexpr PlantedBug left_to_sim[] = {
     PlantedBug::wrong_vram_page, PlantedBug::write_map_read_only, PlantedBug::leak_attributes,
     PlantedBug::keep_discarded,  PlantedBug::keep_peer_mapping,   PlantedBug::keep_protected_mapping,
     PlantedBug::forget_turn,     PlantedBug::keep_empty_slot,     PlantedBug::forget_protection,
-    PlantedBug::write_back_copy, PlantedBug::drop_last_copy,      PlantedBug::keep_refusal};
+    PlantedBug::write_back_copy, PlantedBug::drop_last_copy,      PlantedBug::keep_refusal,
+    PlantedBug::keep_protection};
 
 std::vector<std::shared_ptr<const Scenario>> scenarios_that_show(PlantedBug bug) {
   std::vector<std::shared_ptr<const Scenario>> out;

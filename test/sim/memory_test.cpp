@@ -378,5 +378,111 @@ TEST_F(MemoryTest, EndOfAProcessTakesItsMappings) {
   EXPECT_EQ(memory.cpu_access(0, page, Op::read), Touch::segv);
 }
 
+TEST_F(MemoryTest, I60PinnedPageLeaves) {
+  memory.cpu_access(0, page, Op::write);
+  memory.pin(0, page, no_device);
+  memory.dma(0, page, Op::add);
+  memory.revoke_cpu(0, page);
+  memory.use_vram(0, 0, 7, 1);
+  expect_broken(Invariant::pinned_stays, "copied to VRAM", [&] { memory.copy(0, 0, page, Place::vram, 7); });
+}
+
+TEST_F(MemoryTest, I60PinnedWhereItIsNot) {
+  memory.cpu_access(0, page, Op::write);
+  expect_broken(Invariant::pinned_stays, "is not there", [&] { memory.pin(0, page, 0); });
+}
+
+TEST_F(MemoryTest, I70DeviceWritesWhatIsProtected) {
+  migrate(0, 7, true);
+  memory.begin_protect(0, {page, 1}, core::span_read);
+  EXPECT_EQ(memory.device_access(0, 0, page, Op::write), Touch::done) << "not answered yet";
+  memory.end_protect(0, {page, 1});
+  EXPECT_EQ(memory.device_access(0, 0, page, Op::read), Touch::done);
+  expect_broken(Invariant::protected_pages, "writes page", [&] { memory.device_access(0, 0, page, Op::write); });
+}
+
+TEST_F(MemoryTest, I72DiscardedPageStillRead) {
+  memory.cpu_access(0, page, Op::write);
+  memory.begin_zero(0, {page, 1});
+  expect_broken(Invariant::discarded_pages, "the CPU reads", [&] { memory.end_zero(0, {page, 1}); });
+}
+
+TEST_F(MemoryTest, I72DiscardedPageStillReadByADevice) {
+  memory.cpu_access(0, page, Op::write);
+  migrate(0, 7, true);
+  memory.begin_zero(0, {page, 1});
+  memory.discard_system(0, page);
+  expect_broken(Invariant::discarded_pages, "device 0 reads", [&] { memory.end_zero(0, {page, 1}); });
+}
+
+/// What the core says of a page in system memory.
+core::Residency at_home() {
+  core::Residency r;
+  r.allocated = r.system_current = true;
+  return r;
+}
+
+/// Written pages that nobody reaches any more, the first of which is to be moved to the second.
+void begin_move(Memory& memory) {
+  for (const Page p : {page, page + 9}) {
+    memory.cpu_access(0, p, Op::write);
+    memory.revoke_cpu(0, p);
+  }
+  memory.begin_move(0, {page, 1}, page + 9);
+}
+
+TEST_F(MemoryTest, I74GoodMovePasses) {
+  begin_move(memory);
+  memory.copy_system(0, page, page + 9, false);
+  memory.discard_system(0, page);
+  memory.end_move(0, page, at_home(), page + 9, at_home(), true);
+  memory.map_cpu(0, page + 9);
+  EXPECT_EQ(memory.cpu_access(0, page + 9, Op::read), Touch::done);
+}
+
+TEST_F(MemoryTest, I74MovedPageIsLost) {
+  begin_move(memory);
+  memory.discard_system(0, page);
+  expect_broken(Invariant::moved_pages, "was moved",
+                [&] { memory.end_move(0, page, at_home(), page + 9, at_home(), true); });
+}
+
+TEST_F(MemoryTest, I74MovedPageIsInBothPlaces) {
+  begin_move(memory);
+  memory.copy_system(0, page, page + 9, false);
+  expect_broken(Invariant::moved_pages, "was moved",
+                [&] { memory.end_move(0, page, at_home(), page + 9, at_home(), true); });
+}
+
+TEST_F(MemoryTest, I74PageWhoseCounterpartWasFreedHasAnothersBytes) {
+  memory.cpu_access(0, page + 20, Op::write);
+  memory.revoke_cpu(0, page + 20);
+  begin_move(memory);
+  memory.begin_free(0, {page, 1});
+  memory.copy_system(0, page + 20, page + 9, false);
+  expect_broken(Invariant::moved_pages, "half was freed",
+                [&] { memory.end_move(0, page, at_home(), page + 9, at_home(), true); });
+}
+
+TEST_F(MemoryTest, I80DeviceReachesWhatForks) {
+  migrate(0, 7, false);
+  expect_broken(Invariant::fork_is_quiet, "while device 0 reaches", [&] { memory.fork(0); });
+}
+
+TEST_F(MemoryTest, I81ChildGetsWhatWasWrittenLater) {
+  memory.cpu_access(0, page, Op::write);
+  memory.fork(0);
+  EXPECT_TRUE(memory.child_needs(0, page));
+  memory.map_cpu(0, page);
+  memory.cpu_access(0, page, Op::write);
+  expect_broken(Invariant::fork_sees_own, "at the fork it was", [&] { memory.give_children(0, page, {}); });
+}
+
+TEST_F(MemoryTest, I81ChildReadsWhatItNeverGot) {
+  memory.cpu_access(0, page, Op::write);
+  memory.fork(0);
+  expect_broken(Invariant::fork_sees_own, "reads", [&] { memory.child_access(0, 0, page, Op::read); });
+}
+
 }  // namespace
 }  // namespace ferry::sim

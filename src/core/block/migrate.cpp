@@ -122,6 +122,11 @@ bool Core::Impl::step(Op& op) {
       return true;
     case Stage::revoke_source:
       if (op.goal == Goal::discard || op.goal == Goal::freeze) {
+        if (op.goal == Goal::discard && planted(PlantedBug::keep_freed_mapping)) {
+          for (DeviceId d = 0; d < devices.size(); ++d) {
+            mark_revoked(*op.block, d, op.pages);
+          }
+        }
         revoke_everything(op);
         op.stage = op.goal == Goal::discard ? Stage::discard : Stage::finished;
       } else if (op.goal == Goal::take) {
@@ -539,7 +544,9 @@ void Core::Impl::end_op(OpIndex index) {
     prefetch_op_done(request);
   }
   for (const std::uint32_t request : told) {
-    svm_told(request);
+    if (!planted(PlantedBug::forget_set_waiter)) {
+      svm_told(request);
+    }
   }
   --block.holds;
   drop_block_if_empty(client, block);

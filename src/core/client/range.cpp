@@ -219,7 +219,7 @@ void Core::Impl::start_free(Client& owner, PageSpan span, Cookie cookie, std::ui
   for (auto it = client->ranges.find(span.first); it != client->ranges.end() && it->first < span.end(); ++it) {
     it->second.freeing = true;
   }
-  if (!client->protections.empty()) {
+  if (!client->protections.empty() && !planted(PlantedBug::keep_protection)) {
     set_protection(*client, span, span_all);
     for_blocks(*client, span, [&](Block& block) { protect_block(*client, block); });
   }
