@@ -75,7 +75,13 @@ void World::issue(const Action& a) {
             static_cast<unsigned long long>(a.from_page), a.client);
   }
   if (moves(a.verb) && !is_inside_vram(a)) check_copy(a);
-  if (a.verb == Verb::wake_cpu && !a.status.ok()) check_told(a);
+  if (a.verb == Verb::wake_cpu && !a.status.ok()) {
+    check_told(a);
+    // Marks are made as the core says so, and taken out by the process's agent, whenever that comes to it.
+    if (a.status.code == Code::in_use || a.status.code == Code::not_permitted) {
+      for_window(a.pages, [&](Page p) { memory_.refuse_cpu(slot, p); });
+    }
+  }
   if (a.verb == Verb::reply) check_reply(a);
   if (a.verb == Verb::signal_fence) check_signal(a);
 
@@ -419,10 +425,8 @@ void World::perform_pages(Flight& f, PageSpan pages) {
   switch (a.verb) {
     case Verb::map_cpu: wake_cpu_waiters(f.slot, pages, {}, a.prot == Prot::read); break;
     case Verb::wake_cpu:
-      for (Page p = std::max(a.pages.first, memory_.window().first);
-           p < std::min(a.pages.end(), memory_.window().end()); ++p) {
-        if (a.status.ok()) memory_.let_cpu(f.slot, p);
-        if (a.status.code == Code::in_use || a.status.code == Code::not_permitted) memory_.refuse_cpu(f.slot, p);
+      if (a.status.ok()) {
+        for_window(a.pages, [&](Page p) { memory_.let_cpu(f.slot, p); });
       }
       wake_cpu_waiters(f.slot, a.pages, a.status);
       break;

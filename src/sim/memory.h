@@ -275,6 +275,7 @@ class Memory {
     }
   }
   Word settle_place(unsigned slot, Page page, const core::Residency& place);
+  [[nodiscard]] bool reached(unsigned slot, Page page) const;
   void check_moved(unsigned slot, Page from, Page to, Page page) const;
   void end_half(unsigned slot, Page from, Page to, Page page, const core::Residency& place);
   void check_quiet(unsigned slot, Page page, const char* what) const;

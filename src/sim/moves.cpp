@@ -42,6 +42,14 @@ Word Memory::settle_place(unsigned slot, Page page, const core::Residency& r) {
   return v.word;
 }
 
+bool Memory::reached(unsigned slot, Page page) const {
+  bool by_device = false;
+  for (DeviceId d = 0; d < devices_; ++d) {
+    by_device = by_device || device_entry(slot, d, page).kind != DeviceKind::absent;
+  }
+  return by_device || reaches(at(slot, page).cpu);
+}
+
 /// Threads and devices that reach the page read what it holds now.
 void Memory::check_moved(unsigned slot, Page from, Page to, Page page) const {
   const PageState& p = at(slot, page);
@@ -94,7 +102,8 @@ void Memory::end_move(unsigned slot, Page from, const core::Residency& from_plac
       violate(Invariant::moved_pages, "page %llu of client %u was moved to %llu; page %llu has %s; %s", u(from),
               clients_[slot].id, u(to), u(page), describe(word).c_str(), copies_of(slot, page).c_str());
     }
-    settle(*p, word);
+    // What nobody reaches may be dropped yet, where it was discarded.
+    if (reached(slot, page)) settle(*p, word);
     check_moved(slot, from, to, page);
   }
 }

@@ -230,6 +230,14 @@ class World final : public core::Observer {
   void deliver_cpu_fault(unsigned slot, Page page, Access access);
   void wake_agent(std::uint32_t index, Status status);
   /// `readers`: those who want to write wait on.
+  /// Calls fn(page) for those of the pages that are the window's.
+  template <typename Fn>
+  void for_window(PageSpan pages, Fn&& fn) {
+    for (Page p = std::max(pages.first, memory_.window().first); p < std::min(pages.end(), memory_.window().end());
+         ++p) {
+      fn(p);
+    }
+  }
   void wake_cpu_waiters(unsigned slot, PageSpan span, Status status, bool readers = false);
   void start_agent(std::uint32_t index, std::uint64_t delay_ns);
   void manage(unsigned slot);

@@ -195,7 +195,11 @@ void Core::Impl::map_vram(Op& op) {
       forget_stored(op, rights.pages);
     }
     view.mapped |= rights.pages;
-    view.in_place.remove(rights.pages);
+    // Read in place until now: the new entry takes the old one's place.
+    if (const std::uint64_t closed = (view.in_place & rights.pages).count(); closed != 0) {
+      count(client, [closed](Stats& s) { s.dma_unmapped_pages += closed; });
+      view.in_place.remove(rights.pages);
+    }
     if (peer) {
       view.peer |= rights.pages;
     }

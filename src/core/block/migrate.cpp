@@ -410,6 +410,9 @@ void Core::Impl::op_action_done(const Pending& pending, Status status) {
         for_spans(op, mask & block.freeing, [&](PageSpan span) { emit(Verb::wake_cpu, *block.client).pages = span; });
         waiting.remove(block.freeing);
         block.cpu_waiting |= waiting;
+        if (block.copies != nullptr) {
+          block.copies->cpu_reads.remove(waiting);  // who joined meanwhile may only read, and these may want to write
+        }
       } else if (pending.wakes_cpu) {
         tell(EventKind::cpu_fault_end, *block.client, no_device, pending.pages, Cause::cpu_fault);
       }

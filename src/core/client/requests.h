@@ -26,8 +26,9 @@ struct FreeRequest {
 /// Part of a move: in one granule on either side.
 struct MovePiece {
   enum class State : std::uint8_t {
-    waits,  ///< for the operation that is under way in a granule of it, or for a userptr buffer there
-    runs,   ///< operations of its own are
+    waits,   ///< for the operation that is under way in a granule of it, or for a userptr buffer there
+    runs,    ///< two operations of its own are; the source's ends it
+    leaves,  ///< one operation is, at the target, which is left as zeros; it ends it
   } state = State::waits;
   std::uint64_t id = 0;
   Page first = 0;

@@ -142,12 +142,12 @@ void Core::Impl::move_granule(std::uint32_t index, const Block& block, std::uint
   FERRY_CHECK(false && "a piece that waits for the granule");
 }
 
-/// The operations of a piece have ended.
+/// The operation of a piece that ends it has ended.
 void Core::Impl::move_ended(std::uint32_t index, const Block& block, std::uint32_t granule) {
   for (const MovePiece& piece : changes[index].pieces) {
-    const bool here = (block_of(piece.first) == block.index && granule_of(piece.first) == granule) ||
-                      (block_of(piece.to) == block.index && granule_of(piece.to) == granule);
-    if (here && piece.state == MovePiece::State::runs) {
+    // A granule may be the target of two pieces, one that leaves and one whose operation at the source has not ended.
+    const Page page = piece.state == MovePiece::State::runs ? piece.first : piece.to;
+    if (piece.state != MovePiece::State::waits && block_of(page) == block.index && granule_of(page) == granule) {
       end_piece(index, piece.id);
       return;
     }
@@ -305,7 +305,7 @@ void Core::Impl::try_piece(std::uint32_t index, std::uint64_t id) {
 /// They stay where they are, and the others at the target read as zeros.
 void Core::Impl::leave_piece(std::uint32_t index, MovePiece& piece, Block& to, const PageMask& pages) {
   changes[index].status = Code::no_memory;
-  piece.state = MovePiece::State::runs;
+  piece.state = MovePiece::State::leaves;
   Op& op = start_op(to, granule_of(piece.to), Goal::zero, Cause::change, no_device, Access::read);
   op.pages = pages;
   op.changes.push_back(index);
