@@ -25,6 +25,13 @@ Result<Process> Process::open(pid_t pid) {
   return p;
 }
 
+Process Process::adopt(Fd pidfd, pid_t pid) {
+  Process p;
+  p.fd_ = std::move(pidfd);
+  p.pid_ = pid;
+  return p;
+}
+
 bool Process::ended() const {
   pollfd p{fd_.get(), POLLIN, 0};
   return ::poll(&p, 1, 0) > 0;

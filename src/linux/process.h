@@ -16,6 +16,8 @@ class Process {
   Process() = default;
   /// ERRORS: client_gone (no such process), unsupported.
   static Result<Process> open(pid_t pid);
+  /// `pidfd` is of the process that has, or had, that number.
+  static Process adopt(Fd pidfd, pid_t pid);
 
   [[nodiscard]] pid_t pid() const { return pid_; }
   /// For poll: readable once the process has ended.

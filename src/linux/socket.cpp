@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <tuple>
 
 namespace ferry::linux {
 namespace {
@@ -32,8 +33,13 @@ bool wait_for(int fd, short events, int timeout_ms) {
 }
 
 struct alignas(cmsghdr) ControlBuffer {
-  char bytes[CMSG_SPACE(sizeof(int) * wire::message_fds_max) + CMSG_SPACE(sizeof(ucred))];
+  char bytes[CMSG_SPACE(sizeof(int) * std::tuple_size_v<decltype(Incoming::fds)>) + CMSG_SPACE(sizeof(ucred)) +
+             CMSG_SPACE(sizeof(int))];
 };
+
+// Of Linux 6.5.
+constexpr int pass_pidfd = 76;   // SO_PASSPIDFD
+constexpr int sender_pidfd = 4;  // SCM_PIDFD
 
 }  // namespace
 
@@ -43,6 +49,7 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
   in.size = 0;
   in.sender_pid = 0;
   in.sender_uid = 0;
+  in.sender.reset();
 
   ControlBuffer control;
   iovec iov{in.buffer.data(), in.buffer.size()};
@@ -68,6 +75,11 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
       in.sender_pid = who.pid;
       in.sender_uid = who.uid;
     }
+    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == sender_pidfd) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(c), sizeof fd);
+      if (fd >= 0) in.sender.reset(fd);  // else why there is none: its process has ended
+    }
     if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
     const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (std::size_t i = 0; i < count; ++i) {
@@ -86,7 +98,8 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
   std::memcpy(&in.head, in.buffer.data(), sizeof in.head);
   if (in.head.magic != wire::control_magic) return Receive::bad;
   if (in.head.version != wire::wire_version) return Receive::version;
-  return (msg.msg_flags & MSG_CTRUNC) != 0 ? Receive::no_room : Receive::message;
+  const bool no_room = (msg.msg_flags & MSG_CTRUNC) != 0 || in.fd_count > wire::message_fds_max;
+  return no_room ? Receive::no_room : Receive::message;
 }
 
 Status send_bytes(int socket, wire::MessageType type, std::uint64_t request, std::span<const std::byte> body,
@@ -148,6 +161,20 @@ Result<Fd> connect_socket(const char* path) {
     if (errno != EINTR) return Status(Code::io_error, errno);
   }
   return fd;
+}
+
+bool is_message_socket(int fd) {
+  const auto option = [fd](int name) {
+    int value = -1;
+    socklen_t size = sizeof value;
+    return ::getsockopt(fd, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
+  };
+  return option(SO_DOMAIN) == AF_UNIX && option(SO_TYPE) == SOCK_SEQPACKET && option(SO_ACCEPTCONN) == 0;
+}
+
+bool ask_for_sender(int socket) {
+  const int on = 1;
+  return ::setsockopt(socket, SOL_SOCKET, pass_pidfd, &on, sizeof on) == 0;
 }
 
 Result<PeerCredentials> peer_credentials(int socket) {

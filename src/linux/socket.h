@@ -45,8 +45,12 @@ class Incoming {
   /// Who sent it, vouched for by the kernel; 0 unless this end asks for it (both ends of make_socket_pair() do).
   pid_t sender_pid = 0;
   uid_t sender_uid = 0;
+  /// The process itself (a pidfd), whoever has its number by now. Only where ask_for_sender() said so.
+  Fd sender;
   /// Descriptors in the order sent, close-on-exec; those not taken close with the next receive or with *this.
-  std::array<Fd, wire::message_fds_max> fds;
+  /// Room for all that the kernel passes with a message: what it has no room for it would close itself, in this thread,
+  /// however long that takes.
+  std::array<Fd, 253> fds;  // SCM_MAX_FD
   unsigned fd_count = 0;
   alignas(8) std::array<std::byte, wire::message_bytes_max> buffer;
 };
@@ -86,6 +90,13 @@ Result<std::pair<Fd, Fd>> make_socket_pair();
 
 /// Connects to a manager's socket. ERRORS: io_error with ENOENT, ECONNREFUSED (nobody listens), EACCES, ENAMETOOLONG.
 Result<Fd> connect_socket(const char* path);
+
+/// A socket on which messages can be sent: of a pair, or connected.
+bool is_message_socket(int fd);
+
+/// Messages that this end receives say which process sent them, in Incoming::sender, too. False: the kernel is older than
+/// 6.5.
+bool ask_for_sender(int socket);
 
 struct PeerCredentials {
   pid_t pid = 0;

@@ -37,6 +37,20 @@ struct PoisonRange {
 constexpr std::uint64_t feature_poison = 1 << 14;
 constexpr unsigned long ioctl_poison = _IOWR(UFFDIO, 0x08, PoisonRange);
 
+constexpr std::uint64_t change_features =
+    UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+/// A fork's has its reader open a descriptor for each.
+constexpr std::uint64_t event_features = change_features | UFFD_FEATURE_EVENT_FORK;
+
+constexpr std::uint64_t events_of(Userfaultfd::Tells tells) {
+  switch (tells) {
+    case Userfaultfd::Tells::touches: return 0;
+    case Userfaultfd::Tells::unmaps: return UFFD_FEATURE_EVENT_UNMAP;
+    case Userfaultfd::Tells::changes: return change_features;
+  }
+  return 0;
+}
+
 /// What its owner asked for when it was made; nothing where this kernel does not tell.
 std::optional<std::uint64_t> features_of(int fd) {
   char path[64];
@@ -139,10 +153,9 @@ Result<Userfaultfd> Userfaultfd::open(const Options& options) {
   }
   uffdio_api api{};
   api.api = UFFD_API;
-  constexpr std::uint64_t changes = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
   const std::uint64_t features = needed_features | (options.sigbus ? std::uint64_t{UFFD_FEATURE_SIGBUS} : 0) |
                                  (options.thread_ids ? std::uint64_t{UFFD_FEATURE_THREAD_ID} : 0) |
-                                 (options.changes ? changes : 0) |
+                                 (options.changes ? change_features : 0) |
                                  (options.tell_unmaps ? std::uint64_t{UFFD_FEATURE_EVENT_UNMAP} : 0);
   api.features = features | (options.protect ? std::uint64_t{feature_protect_files} : 0);
   if (options.protect && ::ioctl(u.fd_.get(), UFFDIO_API, &api) == 0) return u;
@@ -153,17 +166,22 @@ Result<Userfaultfd> Userfaultfd::open(const Options& options) {
   return u;
 }
 
-Result<Userfaultfd> Userfaultfd::adopt(Fd fd) {
+Result<Userfaultfd> Userfaultfd::adopt(Fd&& fd, Tells tells) {
   char path[64];
   char target[64];
   std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd.get());
   const ssize_t n = ::readlink(path, target, sizeof target - 1);
-  if (n <= 0) return Code::bad_message;
+  if (n <= 0) return Status(fd ? Code::unsupported : Code::bad_message, errno);
   target[n] = '\0';
   if (std::strcmp(target, "anon_inode:[userfaultfd]") != 0) return Code::bad_message;
-  // A fork's event has its reader open a descriptor for each; nothing of Ferry's asks for it.
+  // Refused by one whose features are chosen. One that takes it has none from now on, and is refused all the same: nothing
+  // of Ferry's sends such.
+  uffdio_api api{};
+  api.api = UFFD_API;
+  if (::ioctl(fd.get(), UFFDIO_API, &api) == 0) return Code::bad_message;
   const std::optional<std::uint64_t> features = features_of(fd.get());
-  if (features && (*features & UFFD_FEATURE_EVENT_FORK) != 0) return Code::bad_message;
+  if (!features) return Status(Code::unsupported, errno);
+  if ((*features & event_features & ~events_of(tells)) != 0) return Code::bad_message;
   Userfaultfd u;
   u.fd_ = std::move(fd);
   return u;

@@ -66,8 +66,14 @@ class Userfaultfd {
   /// For faults of the calling process, MINOR and MISSING on shared memory. Non-blocking, close-on-exec.
   /// ERRORS: unsupported (a feature is missing, with errno), not_permitted.
   static Result<Userfaultfd> open(const Options& options);
-  /// Takes one that another process opened. ERRORS: bad_message (it is something else).
-  static Result<Userfaultfd> adopt(Fd fd);
+  /// Messages that one of a peer may raise beside those of touches; each holds up who does it until it was read, and costs
+  /// the reader its time.
+  enum class Tells : std::uint8_t { touches, unmaps, changes };
+  /// Takes one that another process opened, as Options of the same name say, or with fewer messages. `fd` is left alone
+  /// where it is refused.
+  /// ERRORS: bad_message (it is something else, would raise other messages, or has not been opened to its end: what it
+  /// raises could still be chosen), unsupported (this process cannot see what it raises: no /proc, or no descriptors left).
+  static Result<Userfaultfd> adopt(Fd&& fd, Tells tells);
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   explicit operator bool() const { return fd_.valid(); }

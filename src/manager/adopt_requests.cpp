@@ -20,7 +20,8 @@ bool Manager::on_adoption(Client& client) {
     case wire::MessageType::adopt_faults: {
       wire::AdoptFaults body{};
       const bool well = incoming_->body(body) && incoming_->fd_count == 1 && !client.outside_userfault;
-      auto userfault = well ? linux::Userfaultfd::adopt(std::move(incoming_->fds[0])) : Code::bad_message;
+      auto userfault = well ? linux::Userfaultfd::adopt(std::move(incoming_->fds[0]), linux::Userfaultfd::Tells::unmaps)
+                            : Code::bad_message;
       if (userfault) {
         client.outside_userfault = std::move(userfault).value();
         watch(client.outside_userfault.fd(), Source::userfault, &client, no_device, EPOLLIN);

@@ -50,6 +50,7 @@ struct Fork {
   bool hurry = false;          ///< the child gets all the rest, some in each turn
   bool leaving = false;        ///< nothing is missing: it waits for changes of its mappings that have begun
   std::size_t moves_left = 0;  ///< leaving: so many of `moves` are not watched any more
+  bool rings = false;          ///< its alarm stays armed when it is gone: the child is to end
   bool gone = false;           ///< to be forgotten at the end of the turn
 
   [[nodiscard]] PageMask pending_in(BlockIndex block) const {

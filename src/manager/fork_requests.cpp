@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "manager/log.h"
 #include "manager/manager.h"
@@ -12,10 +13,9 @@ constexpr int no_wait = 0;
 /// Children of one application that still need pages of it; each costs descriptors and a mask a block.
 constexpr unsigned forks_max = 1024;
 
-bool is_message_socket(int fd) {
-  int type = 0;
-  socklen_t size = sizeof type;
-  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
+bool is_pipe(int fd) {
+  struct stat of {};
+  return ::fstat(fd, &of) == 0 && S_ISFIFO(of.st_mode);
 }
 
 void answer_child(const Fork& fork, std::uint64_t request, Status status) {
@@ -32,7 +32,7 @@ void Manager::watch_fork(const Fork& fork) { watch_number(fork.socket.get(), Sou
 void Manager::fork_begin(Client& client) {
   const std::uint64_t request = incoming_->head.request;
   wire::ForkBegin begin{};
-  if (!incoming_->body(begin) || incoming_->fd_count != 1 || !is_message_socket(incoming_->fds[0].get())) {
+  if (!incoming_->body(begin) || incoming_->fd_count != 1 || !linux::is_message_socket(incoming_->fds[0].get())) {
     misunderstood(client);
     return;
   }
@@ -101,24 +101,31 @@ void Manager::close_forks(Client& client) {
 void Manager::on_fork(std::uint64_t number) {
   Fork* fork = executor_->find_fork(number);
   if (fork == nullptr) return;
-  switch (linux::receive_message(fork->socket.get(), *incoming_, no_wait)) {
-    case linux::Receive::nothing: return;
-    case linux::Receive::message: break;
-    default:
-      // It has ended, or executes another program, which the next page given to it tells; or has closed all that it had
-      // not opened itself.
-      unwatch(fork->socket.get());
-      executor_->child_left(*fork);
-      return;
+  const linux::Receive received = linux::receive_message(fork->socket.get(), *incoming_, no_wait);
+  if (received == linux::Receive::nothing) return;
+  on_fork_message(*fork, received);
+  sweep_descriptors();
+}
+
+void Manager::on_fork_message(Fork& of, linux::Receive received) {
+  Fork* const fork = &of;
+  if (received != linux::Receive::message) {
+    // It has ended, or executes another program, which the next page given to it tells; or has closed all that it had
+    // not opened itself.
+    unwatch(fork->socket.get());
+    executor_->child_left(*fork);
+    return;
   }
   wire::ForkBegin body{};
   const bool well = incoming_->body(body);
-  if (well && incoming_->type() == wire::MessageType::fork_child && incoming_->fd_count == 3 && !fork->userfault) {
-    auto userfault = linux::Userfaultfd::adopt(std::move(incoming_->fds[0]));
+  if (well && incoming_->type() == wire::MessageType::fork_child && incoming_->fd_count == 3 && !fork->userfault &&
+      is_pipe(incoming_->fds[1].get()) && is_pipe(incoming_->fds[2].get())) {
+    auto userfault = linux::Userfaultfd::adopt(std::move(incoming_->fds[0]), linux::Userfaultfd::Tells::changes);
     if (userfault) {
       fork->alarm = std::move(incoming_->fds[1]);
       fork->alarm_held = std::move(incoming_->fds[2]);
       const int fd = userfault.value().fd();
+      const std::uint64_t number = fork->number;
       // The child is there, so the fork is over.
       if (fork->origin != nullptr && fork->origin->gate != nullptr && fork->origin->gate->fork == number) {
         if (fork->origin->gate->at_once) {
@@ -132,7 +139,7 @@ void Manager::on_fork(std::uint64_t number) {
       return;
     }
   } else if (well && incoming_->type() == wire::MessageType::fork_begin && incoming_->fd_count == 1 &&
-             is_message_socket(incoming_->fds[0].get())) {
+             linux::is_message_socket(incoming_->fds[0].get())) {
     const std::uint64_t request = incoming_->head.request;
     if ((fork->origin != nullptr ? fork->origin->forks : executor_->fork_count()) >= forks_max) {
       answer_child(*fork, request, Code::no_memory);
@@ -151,10 +158,10 @@ void Manager::fork_ended(Fork& fork) {
   if (fork.userfault) unwatch(fork.userfault.fd());
   fork.userfault.close();
   // Disarmed before it rings, and before the child sees the socket close.
-  if (fork.alarm) ::fcntl(fork.alarm.get(), F_SETFL, 0);
-  fork.alarm.reset();
-  fork.alarm_held.reset();
-  fork.socket.reset();
+  if (fork.alarm && !fork.rings) ::fcntl(fork.alarm.get(), F_SETFL, 0);
+  closer_->close(std::move(fork.alarm));
+  closer_->close(std::move(fork.alarm_held));
+  closer_->close_socket(std::move(fork.socket));
 }
 
 /// What children wait for. True: something was done.

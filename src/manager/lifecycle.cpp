@@ -21,12 +21,6 @@ constexpr std::uint64_t window_bytes_max = std::uint64_t{1} << 46;
 constexpr std::uint64_t address_end = std::uint64_t{1} << 47;
 constexpr int no_wait = 0;
 
-bool is_message_socket(int fd) {
-  int type = 0;
-  socklen_t size = sizeof type;
-  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
-}
-
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77  // of Linux 6.5
 #endif
@@ -51,7 +45,7 @@ Result<linux::Mapping> map_whole(const linux::Fd& file, std::size_t bytes) {
 // --- applications ----------------------------------------------------------------------------------------------------
 
 Client* Manager::add_connection(linux::Fd socket) {
-  if (!socket || !is_message_socket(socket.get())) return nullptr;
+  if (!socket || !linux::is_message_socket(socket.get())) return nullptr;
   ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
   const auto who = linux::peer_credentials(socket.get());
   if (!who) return nullptr;
@@ -72,6 +66,12 @@ Client* Manager::add_connection(linux::Fd socket) {
   return c;
 }
 
+/// There is room for a descriptor again.
+void Manager::listen_again() {
+  listener_waits_ = false;
+  watch(listener_.fd(), Source::listener, nullptr, no_device, EPOLLIN);
+}
+
 void Manager::hello(Client& client) {
   wire::Hello hello{};
   if (!incoming_->body(hello) || incoming_->fd_count != 1) {
@@ -83,11 +83,14 @@ void Manager::hello(Client& client) {
                          hello.window_bytes >= block_bytes && hello.window_bytes <= window_bytes_max &&
                          hello.window_base >= block_bytes && hello.window_base < address_end &&
                          hello.window_bytes <= address_end - hello.window_base;
-  auto userfault = linux::Userfaultfd::adopt(std::move(incoming_->fds[0]));
+  auto userfault = linux::Userfaultfd::adopt(std::move(incoming_->fds[0]), linux::Userfaultfd::Tells::touches);
   if (!window_ok || !userfault || !client.process) {
-    const char* why = !window_ok   ? "the window cannot be"
-                      : !userfault ? "the descriptor is no userfaultfd"
-                                   : "the application's process cannot be seen from here (another PID namespace?)";
+    const char* why =
+        !window_ok   ? "the window cannot be"
+        : !userfault ? userfault.status().code == Code::unsupported
+                           ? "what the userfaultfd tells of cannot be seen from here (no /proc, or no descriptors left)"
+                           : "the descriptor is no userfaultfd, or tells of more than touches"
+                     : "the application's process cannot be seen from here (another PID namespace?)";
     refuse(client, client.process ? Code::bad_message : Code::unsupported, why);
     close_client(client, why);
     return;
@@ -202,7 +205,7 @@ void Manager::close_client(Client& client, const char* why) {
   client.closing = true;
   if (why != nullptr) log("connection of pid %d is closed: %s", client.process.pid(), why);
   unwatch(client.socket.get());
-  if (client.serial != shutdown_serial_) client.socket.reset();
+  if (client.serial != shutdown_serial_) closer_->close_socket(std::move(client.socket));
   if (!client.greeted) {
     forget(client);
     return;
@@ -265,7 +268,7 @@ void Manager::attach_device(Client& client) {
   const std::uint64_t request = incoming_->head.request;
   wire::AttachDevice attach{};
   if (!incoming_->body(attach) || incoming_->fd_count != 1 || attach.device >= client.devices.size() ||
-      !is_message_socket(incoming_->fds[0].get())) {
+      !linux::is_message_socket(incoming_->fds[0].get())) {
     answer(client, request, Code::bad_message);
     return;
   }
@@ -278,6 +281,7 @@ void Manager::attach_device(Client& client) {
   peer.state = DeviceState::starting;
   peer.attach_request = request;
   peer.socket = std::move(incoming_->fds[0]);
+  linux::ask_for_sender(peer.socket.get());
   watch(peer.socket.get(), Source::device_socket, &client, static_cast<DeviceId>(attach.device), EPOLLIN);
 }
 
@@ -286,6 +290,12 @@ void Manager::on_device_socket(Client& client, DeviceId device) {
   if (peer.state != DeviceState::starting && peer.state != DeviceState::attached) return;
   const linux::Receive received = linux::receive_message(peer.socket.get(), *incoming_, no_wait);
   if (received == linux::Receive::nothing) return;
+  on_device_hello(client, device, received);
+  sweep_descriptors();
+}
+
+void Manager::on_device_hello(Client& client, DeviceId device, linux::Receive received) {
+  DevicePeer& peer = client.devices[device];
   wire::DeviceHello hello{};
   if (received != linux::Receive::message || peer.state != DeviceState::starting ||
       incoming_->type() != wire::MessageType::device_hello || !incoming_->body(hello) || incoming_->fd_count != 1 ||
@@ -294,8 +304,10 @@ void Manager::on_device_socket(Client& client, DeviceId device) {
     return;
   }
   // The number of the process comes from the kernel, not from the message: it will be killed one day.
-  auto userfault = linux::Userfaultfd::adopt(std::move(incoming_->fds[0]));
-  auto process = linux::Process::open(incoming_->sender_pid);
+  auto userfault = linux::Userfaultfd::adopt(std::move(incoming_->fds[0]), linux::Userfaultfd::Tells::touches);
+  // Where the kernel cannot pass the process itself (before 6.5) its number may be another's by now, if it has ended since.
+  auto process = incoming_->sender ? linux::Process::adopt(std::move(incoming_->sender), incoming_->sender_pid)
+                                   : linux::Process::open(incoming_->sender_pid);
   if (!userfault || !process || incoming_->sender_uid != client.uid || incoming_->sender_pid == ::getpid() ||
       incoming_->sender_pid == client.process.pid()) {
     end_device(client, device);
@@ -347,7 +359,7 @@ void Manager::device_control(Client& client) {
 void Manager::end_device(Client& client, DeviceId device) {
   DevicePeer& peer = client.devices[device];
   unwatch(peer.socket.get());
-  peer.socket.reset();
+  closer_->close_socket(std::move(peer.socket));
   if (peer.state == DeviceState::starting) {
     // It has not said who it is, and has nothing; the closed socket ends it.
     peer.state = DeviceState::lost;
@@ -365,7 +377,7 @@ void Manager::device_process_ended(Client& client, DeviceId device) {
   poll_device(client, device);
   unwatch(peer.process.fd());
   unwatch(peer.socket.get());
-  peer.socket.reset();
+  closer_->close_socket(std::move(peer.socket));
   peer.process = {};
   peer.userfault.close();
   peer.state = DeviceState::lost;

@@ -75,6 +75,7 @@ Status Manager::start() {
     if (!made) return made.status();
     *bell = std::move(made).value();
   }
+  closer_.emplace(copies_bell_);
   epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_) return {Code::no_memory, errno};
   watch(stop_.fd(), Source::stop, nullptr, no_device, EPOLLIN);
@@ -471,7 +472,9 @@ void Manager::poll_events(int timeout_ms) {
     const auto device = static_cast<DeviceId>(key >> 48);
     switch (source) {
       case Source::stop: stopping_ = true; continue;
-      case Source::copies: continue;
+      case Source::copies:
+        if (listener_waits_) listen_again();
+        continue;
       case Source::stall:
         pressure_.stalled();
         relieve();
@@ -480,7 +483,7 @@ void Manager::poll_events(int timeout_ms) {
       case Source::listener:
         for (linux::Fd fd = listener_.accept(); fd; fd = listener_.accept()) add_connection(std::move(fd));
         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
-          // It stays ready, and looking again would find the same: until a connection ends.
+          // It stays ready, and looking again would find the same: until one is closed.
           log("no descriptors for more applications: raise the limit (ulimit -n)");
           unwatch(listener_.fd());
           listener_waits_ = true;
@@ -537,10 +540,7 @@ void Manager::end_dropped() {
   if (forgotten_.empty()) return;
   for (const std::uint64_t serial : forgotten_) connections_.erase(serial);
   forgotten_.clear();
-  if (listener_waits_) {
-    listener_waits_ = false;
-    watch(listener_.fd(), Source::listener, nullptr, no_device, EPOLLIN);
-  }
+  if (listener_waits_) listen_again();
 }
 
 void Manager::drop_device(Client& client, DeviceId device, const char* why) {

@@ -9,11 +9,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "core/core.h"
+#include "linux/closer.h"
 #include "linux/event.h"
 #include "linux/pressure.h"
 #include "linux/socket.h"
@@ -103,10 +105,12 @@ class Manager final : private Household {
   void watch(int fd, Source source, const Client* client, DeviceId device, std::uint32_t events);
   void watch_number(int fd, Source source, std::uint64_t number, std::uint32_t events);
   void unwatch(int fd);
+  void listen_again();
   void finish_files(Status& status);
 
   // requests.cpp
   void on_connection(Client& client);
+  void on_received(Client& client, linux::Receive received);
   void on_message(Client& client);
   bool on_administration(Client& client);
   void on_request(Client& client);
@@ -129,6 +133,7 @@ class Manager final : private Household {
   [[nodiscard]] core::Cookie make_cookie(Request::Kind kind, ClientId client, std::uint64_t number, Page page = 0);
   void forget_cookie(core::Cookie cookie);
   void misunderstood(Client& client);
+  void sweep_descriptors();
 
   // adopt_requests.cpp
   bool on_adoption(Client& client);
@@ -224,6 +229,7 @@ class Manager final : private Household {
   void fork_end(Client& client);
   void close_forks(Client& client);
   void on_fork(std::uint64_t number);
+  void on_fork_message(Fork& fork, linux::Receive received);
   bool serve_forks();
   void free_span(Client& client, PageSpan pages, std::uint64_t request);
 
@@ -232,6 +238,7 @@ class Manager final : private Household {
   void hello(Client& client);
   void attach_device(Client& client);
   void on_device_socket(Client& client, DeviceId device);
+  void on_device_hello(Client& client, DeviceId device, linux::Receive received);
   void device_control(Client& client);
   Status make_control(DevicePeer& peer, unsigned device);
   void device_process_ended(Client& client, DeviceId device);
@@ -254,6 +261,7 @@ class Manager final : private Household {
   linux::Bell stop_;
   linux::Bell copies_bell_;
   linux::Fd epoll_;
+  std::optional<linux::Closer> closer_;  ///< of what peers sent
   Listener listener_;
   std::unique_ptr<Recorder> recorder_;
   std::unique_ptr<core::Core> core_;

@@ -20,20 +20,27 @@ constexpr std::uint64_t budgeted_alloc_pages_max = std::uint64_t{1} << 28;
 
 void Manager::on_connection(Client& client) {
   for (unsigned i = 0; i < messages_a_turn && !client.closing; ++i) {
-    switch (linux::receive_message(client.socket.get(), *incoming_, no_wait)) {
-      case linux::Receive::message: on_message(client); break;
-      case linux::Receive::nothing: return;
-      case linux::Receive::closed: close_client(client, nullptr); return;
-      case linux::Receive::no_room:
-      case linux::Receive::bad:
-        refuse(client, Code::bad_message, "this is no message of Ferry's");
-        close_client(client, "it sent what is no message");
-        return;
-      case linux::Receive::version:
-        refuse(client, Code::bad_version, "another version of the protocol");
-        close_client(client, "it speaks another version of the protocol");
-        return;
-    }
+    const linux::Receive received = linux::receive_message(client.socket.get(), *incoming_, no_wait);
+    if (received == linux::Receive::nothing) return;
+    on_received(client, received);
+    sweep_descriptors();
+  }
+}
+
+void Manager::on_received(Client& client, linux::Receive received) {
+  switch (received) {
+    case linux::Receive::message: on_message(client); return;
+    case linux::Receive::nothing: return;
+    case linux::Receive::closed: close_client(client, nullptr); return;
+    case linux::Receive::no_room:
+    case linux::Receive::bad:
+      refuse(client, Code::bad_message, "this is no message of Ferry's");
+      close_client(client, "it sent what is no message");
+      return;
+    case linux::Receive::version:
+      refuse(client, Code::bad_version, "another version of the protocol");
+      close_client(client, "it speaks another version of the protocol");
+      return;
   }
 }
 
@@ -173,6 +180,12 @@ void Manager::free_span(Client& client, PageSpan pages, std::uint64_t request) {
     return;
   }
   remove_span(client, pages);
+}
+
+/// What came with a message and was not taken. REQUIRES, of everybody who receives one: called when it has been dealt with.
+void Manager::sweep_descriptors() {
+  for (unsigned i = 0; i < incoming_->fd_count; ++i) closer_->close(std::move(incoming_->fds[i]));
+  incoming_->fd_count = 0;
 }
 
 void Manager::misunderstood(Client& client) {

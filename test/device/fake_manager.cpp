@@ -95,7 +95,8 @@ void FakeManager::start_device(const Options& options) {
     throw std::runtime_error("the device's greeting is not one");
   }
   EXPECT_EQ(hello.pid, static_cast<std::uint32_t>(pid_));
-  userfaultfd_ = take(linux::Userfaultfd::adopt(std::move(in->fds[0])), "userfaultfd");
+  userfaultfd_ =
+      take(linux::Userfaultfd::adopt(std::move(in->fds[0]), linux::Userfaultfd::Tells::touches), "userfaultfd");
   for (unsigned i = 0; i < options.cus; ++i) cus_.emplace_back(control_->cus[i]);
   agent_ = wire::ManagerPort(control_->agent);
   wire::DownRecord grant{};

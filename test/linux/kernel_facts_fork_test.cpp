@@ -36,7 +36,7 @@ class ForkFacts : public ::testing::Test {
   static Userfaultfd take(int socket) {
     auto in = std::make_unique<Incoming>();
     EXPECT_EQ(receive_message(socket, *in, patience_ms), Receive::message);
-    return std::move(Userfaultfd::adopt(std::move(in->fds[0])).value());
+    return std::move(Userfaultfd::adopt(std::move(in->fds[0]), Userfaultfd::Tells::changes).value());
   }
   static uffd_msg next(const Userfaultfd& u) {
     std::array<uffd_msg, 1> messages{};

@@ -60,7 +60,7 @@ TEST_F(UserfaultFacts, K20_AnotherProcessServesFaultsByContinue) {
   auto in = std::make_unique<Incoming>();
   ASSERT_EQ(receive_message(pair.first.get(), *in, patience_ms), Receive::message);
   ASSERT_EQ(in->fd_count, 1U);
-  auto u = Userfaultfd::adopt(std::move(in->fds[0]));
+  auto u = Userfaultfd::adopt(std::move(in->fds[0]), Userfaultfd::Tells::touches);
   ASSERT_TRUE(u.ok());
   uffd_msg message;
   ASSERT_TRUE(next_fault(u.value(), message));
@@ -263,7 +263,7 @@ TEST_F(UserfaultFacts, K39_AnotherProcessStopsWritesAndReadsGoOn) {
   auto in = std::make_unique<Incoming>();
   ASSERT_EQ(receive_message(pair.first.get(), *in, patience_ms), Receive::message);
   ASSERT_EQ(in->fd_count, 1U);
-  auto u = Userfaultfd::adopt(std::move(in->fds[0]));
+  auto u = Userfaultfd::adopt(std::move(in->fds[0]), Userfaultfd::Tells::touches);
   ASSERT_TRUE(u.ok());
   ASSERT_EQ(u.value().protect(at(), block_bytes), Fault::ok);
   ASSERT_TRUE(send_text(pair.first.get(), wire::MessageType::stats, 1).ok());
@@ -292,7 +292,7 @@ TEST_F(UserfaultFacts, K37_AnotherProcessPoisonsAPageAndItsWaiterGetsSigbus) {
   });
   auto in = std::make_unique<Incoming>();
   ASSERT_EQ(receive_message(pair.first.get(), *in, patience_ms), Receive::message);
-  auto u = Userfaultfd::adopt(std::move(in->fds[0]));
+  auto u = Userfaultfd::adopt(std::move(in->fds[0]), Userfaultfd::Tells::touches);
   ASSERT_TRUE(u.ok());
   uffd_msg message;
   ASSERT_TRUE(next_fault(u.value(), message));

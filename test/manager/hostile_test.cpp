@@ -49,6 +49,15 @@ class Hostile : public ::testing::Test {
     ASSERT_EQ(good_.ask(MessageType::alloc, 1024, 16), Code::ok) << when;
     ASSERT_EQ(good_.ask(MessageType::free, 1024, 16), Code::ok) << when;
   }
+  /// What peers sent is closed a little later: waits for so few.
+  [[nodiscard]] unsigned fewest_descriptors(unsigned wanted) {
+    unsigned now = ferryd_.descriptors();
+    for (int i = 0; i < patience_ms / 10 && now > wanted; ++i) {
+      honest_is_served("while descriptors are closed");  // once around its loop
+      now = ferryd_.descriptors();
+    }
+    return now;
+  }
   /// The code that a message is answered with, whichever way; nothing if its sender is let go.
   template <typename T>
   std::optional<Code> code_of(MessageType type, const T& body, std::vector<int> fds = {}) {
@@ -254,7 +263,7 @@ TEST_F(Hostile, DescriptorsOfTheWrongKindOrMissing) {
   const unsigned before = ferryd_.descriptors();
   EXPECT_EQ(code_of(MessageType::svm_reset, span(0, 1), {have.all[0].get(), have.all[6].get(), have.all[7].get()}),
             Code::ok);
-  EXPECT_LE(ferryd_.descriptors(), before);
+  EXPECT_LE(fewest_descriptors(before), before);
 }
 
 /// A fork's event would have the manager open a descriptor for each.
@@ -441,7 +450,7 @@ TEST_P(Fuzz, NobodyElseNotices) {
     honest_is_served("beside random messages");
   }
   // Everything of those that have gone is given back; forks of theirs go with their sockets, which this process holds.
-  EXPECT_LE(ferryd_.descriptors(), before + 12 * 4);
+  EXPECT_LE(fewest_descriptors(before + 12 * 4), before + 12 * 4);
 }
 
 }  // namespace

@@ -402,8 +402,7 @@ void Executor::lose_child(Fork& fork, Page page) {
     return;
   }
   // Armed as they are: the child hears of it.
-  fork.alarm.reset();
-  fork.alarm_held.reset();
+  fork.rings = true;
   end_fork(fork);
 }
 
