@@ -40,9 +40,9 @@ TEST(Leave, large_granules_in_tiny_vram_stop_coming_and_going) {
 TEST(Leave, sparse_use_costs_less_by_cost) {
   // One page of each of many granules, once round and round again, with VRAM for an eighth of them.
   constexpr std::uint64_t granule = 16;
-  constexpr std::uint64_t granules = 2048;
+  constexpr std::uint64_t granules = 512;
   const auto walk = [&](LeaveKind kind) {
-    Toucher device(config_of(kind, 8, granule), granules * granule);
+    Toucher device(config_of(kind, 2, granule), granules * granule);
     for (unsigned round = 0; round < 4; ++round) {
       for (Page g = 0; g < granules; ++g) device.touch(g * granule + g % granule, Access::write);
     }
