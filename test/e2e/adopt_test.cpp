@@ -3,9 +3,11 @@
 #include <ferry/svm.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -108,6 +110,45 @@ TEST(Adoption, FreedAndAllocatedAgainIsOtherMemory) {
     ferry::parallel_for(v.size(), [p = v.data()](std::size_t i) { p[i] += static_cast<int>(i); });
     for (std::size_t i = 0; i < v.size(); ++i) ASSERT_EQ(v[i], round + static_cast<int>(i)) << "round " << round;
   }
+}
+
+TEST(Adoption, UnmapsAreHeardOfWhenAForksChildHasLeft) {
+  const Pages pages(2 * mib);
+  auto* const p = pages.as<int>();
+  constexpr std::size_t count = 2 * mib / sizeof(int);
+  // What the child might need of the manager, so that memory is watched for it.
+  auto* const managed = static_cast<int*>(ferry::alloc(mib));
+  for (int round = 1; round <= 5; ++round) {
+    managed[0] = round;
+    std::array<int, 2> end{};
+    ASSERT_EQ(::pipe(end.data()), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::close(end[1]);
+      char none = 0;
+      ::_exit(static_cast<int>(::read(end[0], &none, 1)));
+    }
+    ASSERT_GT(child, 0);
+    ::close(end[0]);
+    std::fill_n(p, count, round);
+    ferry::parallel_for(count, [p](std::size_t i) { ++p[i]; });
+    EXPECT_EQ(std::count(p, p + count, round + 1), static_cast<std::ptrdiff_t>(count));  // all of it is home again
+    ::close(end[1]);
+    int how = 0;
+    ASSERT_EQ(::waitpid(child, &how, 0), child);
+    ASSERT_EQ(how, 0);
+    // The manager has read of the child's end when it has answered what was asked after it.
+    for (int asked = 0; asked < 2; ++asked) ASSERT_EQ(ferry_populate(managed, mib, FERRY_TO_CPU, nullptr), FERRY_OK);
+    // By number, as the C library does it: nobody is asked.
+    ASSERT_EQ(::syscall(SYS_munmap, p, 2 * mib), 0);
+    ASSERT_EQ(::syscall(SYS_mmap, p, 2 * mib, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+                        -1, 0),
+              reinterpret_cast<long>(p));
+    std::fill_n(p, count, -round);
+    ferry::parallel_for(count, [p](std::size_t i) { --p[i]; });
+    ASSERT_EQ(std::count(p, p + count, -round - 1), static_cast<std::ptrdiff_t>(count)) << "round " << round;
+  }
+  ferry::free(managed);
 }
 
 TEST(Adoption, GrowingAnAdoptedBlockOfTheCLibraryMovesItsContents) {

@@ -74,8 +74,8 @@ void Executor::watch_for_fork(Client& client, PageSpan pages) {
   PageSpan run{pages.first, 0};
   const auto flush_run = [&] {
     if (run.count_pages == 0) return;
-    const linux::Fault fault =
-        client.userfault.register_span(client.address_of(run.first), run.count_pages * page_bytes, fork_modes);
+    const linux::Fault fault = client.fault_of(run.first).register_span(client.address_of(run.first),
+                                                                        run.count_pages * page_bytes, fork_modes);
     for (BlockIndex index = block_of(run.first); index <= block_of(run.end() - 1); ++index) {
       BlockState& b = client.block(index);
       if (fault != linux::Fault::ok) {
@@ -283,10 +283,12 @@ void Executor::leave_origin(Fork& fork) {
   if (--origin->forks == 0 && !origin->closing) stop_watching(*origin);
 }
 
-/// The last child has all it needs: blocks that only forks were watched for are the kernel's again.
+/// The last child has all it needs: blocks that only forks were watched for are the kernel's again. Adopted memory stays
+/// watched for as long as it is adopted, or nobody would hear of its unmap.
 void Executor::stop_watching(Client& client) {
   if (config_.machine.system_bytes != 0) return;  // all pages are given by us, always
   client.blocks.for_each([&](BlockIndex index, BlockState& b) {
+    if (client.is_adopted(first_page_of(index))) return;
     const bool guards = b.guard != nullptr && b.guard->read_only.any();
     if (b.armed.any() && b.revoked.none() && b.steered == 0 && !guards) disarm(client, index, b, b.armed);
   });
