@@ -126,7 +126,7 @@ class Worker {
   void forget(Region& region, std::size_t first, std::size_t pages, bool mapped);
   [[nodiscard]] static bool uniform(const Region& region);
   void check(const Region& region, Span span);
-  /// Pages whose contents were given up are looked at: from now on they are what they were found to be.
+  /// Pages whose contents were given up are written: from now on they are what they are found to be.
   void settle(Region& region, Span span);
   void check_page(const Region& region, std::size_t page);
   void note(const Region& region, const char* what, Span span);

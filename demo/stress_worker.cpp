@@ -19,6 +19,8 @@ constexpr std::size_t whole_pages_least = 512;
 constexpr std::size_t whole_pages_most = 640;
 constexpr Origin origins[regions_of_thread] = {Origin::shared_out, Origin::allocated, Origin::own, Origin::own};
 constexpr std::size_t result_pages_most = 64;
+/// What no page is likely to have as its hash.
+constexpr std::uint64_t not_a_hash = 0x6e6f'2072'6573'756c;
 
 std::uint64_t hash_page(const std::uint64_t* words) {
   std::uint64_t hash = 0;
@@ -65,6 +67,7 @@ void Worker::make(Region& region) {
   region.shadow.resize(region.pages * page_words);
   const std::uint64_t salt = random_();
   for (std::size_t i = 0; i < region.shadow.size(); ++i) region.shadow[i] = region.words[i] = mix(i, salt);
+  note(region, "made", {0, region.pages});
 }
 
 void Worker::drop(Region& region) {
@@ -136,7 +139,7 @@ void Worker::check_page(const Region& region, std::size_t page) {
   const std::uint64_t* should = region.shadow.data() + page * page_words;
   for (std::size_t i = 0; i < page_words; ++i) {
     const std::uint64_t found = *static_cast<const volatile std::uint64_t*>(is + i);
-    if (found == should[i]) continue;
+    if (found == should[i] || (state.lazy && found == 0)) continue;
     common_.tell_wrong(
         fmt::format("word {} is {:#x} and should be {:#x}: {}", i, found, should[i], place(region, page)));
     return;
@@ -150,8 +153,12 @@ void Worker::check(const Region& region, Span span) {
 void Worker::settle(Region& region, Span span) {
   for (std::size_t p = span.first; p < span.first + span.pages; ++p) {
     PageState& state = region.states[p];
-    if (!state.lazy || !state.mapped || (state.prot & PROT_READ) == 0) continue;
+    if (!state.lazy || !state.mapped || state.prot != (PROT_READ | PROT_WRITE)) continue;
     state.lazy = false;
+    // Only a write ends it: what is read may be gone a moment later. The write may not give back what it read before.
+    const std::atomic_ref<std::uint64_t> word(region.words[p * page_words]);
+    word.fetch_add(1);
+    word.fetch_sub(1);
     const volatile std::uint64_t* is = region.words + p * page_words;
     bool zeros = true;
     for (std::size_t i = 0; i < page_words; ++i) zeros = zeros && is[i] == 0;
@@ -162,7 +169,6 @@ void Worker::settle(Region& region, Span span) {
 bool Worker::read() {
   Region& region = some_region();
   const Span span = usable_span(region, PROT_READ, 16);
-  settle(region, span);
   note(region, "read", span);
   check(region, span);
   return span.pages != 0;
@@ -212,20 +218,44 @@ bool Worker::device_read() {
   settle(region, span);
   if (span.pages == 0) return false;
   note(region, "device read", span);
-  some_queue()
-      .launch(
-          {span.pages, 1 + draw(8)},
-          [at = region.words + span.first * page_words, to = results_](const item& i) {
-            to[i.global()] = hash_page(at + i.global() * page_words);
-          },
-          "read")
-      .wait();
-  for (std::size_t p = 0; p < span.pages; ++p) {
-    const std::size_t page = span.first + p;
-    if (results_[p] == hash_page(region.shadow.data() + page * page_words)) continue;
-    common_.tell_wrong("a device read what is not there: " + place(region, page));
-    return true;
-  }
+  ferry::queue& queue = some_queue();
+  const auto read = [&] {
+    queue
+        .launch(
+            {span.pages, 1 + draw(8)},
+            [at = region.words + span.first * page_words, to = results_](const item& i) {
+              to[i.global()] = hash_page(at + i.global() * page_words);
+            },
+            "read")
+        .wait();
+  };
+  const auto should = [&](std::size_t p) { return hash_page(region.shadow.data() + (span.first + p) * page_words); };
+  const auto wrong = [&] {
+    std::vector<std::size_t> pages;
+    for (std::size_t p = 0; p < span.pages; ++p) {
+      if (results_[p] != should(p)) pages.push_back(p);
+    }
+    return pages;
+  };
+  // A result that the device did not write, or whose write is not seen, is none.
+  for (std::size_t p = 0; p < span.pages; ++p) results_[p] = not_a_hash;
+  read();
+  const std::vector<std::size_t> first = wrong();
+  if (first.empty()) return true;
+  static constexpr std::array<std::uint64_t, page_words> zeros{};
+  const std::uint64_t got = results_[first.front()];
+  const std::size_t page = span.first + first.front();
+  const std::string now = place(region, page);
+  const bool cpu_right = hash_page(region.words + page * page_words) == should(first.front());
+  read();
+  common_.tell_wrong(
+      fmt::format("a device read what is not there, in {} pages from the {}th of {}: {}; the CPU reads the first as it "
+                  "should be: {}; a second time {} pages are wrong: {}",
+                  first.size(), first.front(), span.pages,
+                  got == not_a_hash                ? "there is no result"
+                  : got == hash_page(zeros.data()) ? "zeros"
+                                                   : "something else",
+                  cpu_right, wrong().size(), now));
   return true;
 }
 

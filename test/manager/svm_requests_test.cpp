@@ -207,7 +207,7 @@ std::uint64_t private_bytes(pid_t pid) {
 TEST_F(SvmRequests, ASpanAPageStaysBounded) {
   // Every page of a whole window by itself, four times over with other values: a million calls.
   ASSERT_EQ(other_.ask(MessageType::alloc, 0, window_pages), Code::ok);
-  const std::uint64_t before = private_bytes(ferryd_.pid());
+  [[maybe_unused]] const std::uint64_t before = private_bytes(ferryd_.pid());
   constexpr unsigned together = 16;
   constexpr Page step = 77'773;  // has no factor in common with the number of pages
   for (std::uint64_t n = 0; n < 4 * window_pages; n += together) {
@@ -218,7 +218,7 @@ TEST_F(SvmRequests, ASpanAPageStaysBounded) {
     }
     for (unsigned i = 0; i < together; ++i) ASSERT_EQ(code(answer(other_)), Code::ok);
   }
-  const std::uint64_t after = private_bytes(ferryd_.pid());
+  [[maybe_unused]] const std::uint64_t after = private_bytes(ferryd_.pid());
 #ifndef __SANITIZE_ADDRESS__  // whose own memory grows along
   EXPECT_LT(after, before + 200 * window_pages);
 #endif
