@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -38,6 +39,28 @@ bool Process::ended() const {
 }
 
 namespace {
+
+// Of Linux 6.11 (PROCMAP_QUERY).
+struct MappingQuery {
+  std::uint64_t size;
+  std::uint64_t flags;
+  std::uint64_t address;
+  std::uint64_t begin;
+  std::uint64_t end;
+  std::uint64_t vma_flags;
+  std::uint64_t page_size;
+  std::uint64_t offset;
+  std::uint64_t inode;
+  std::uint32_t dev_major;
+  std::uint32_t dev_minor;
+  std::uint32_t name_bytes;
+  std::uint32_t build_id_bytes;
+  std::uint64_t name_address;
+  std::uint64_t build_id_address;
+};
+static_assert(sizeof(MappingQuery) == 104);
+constexpr std::uint64_t query_covering_or_next = 0x10;
+constexpr unsigned long ioctl_query_mapping = _IOWR('f', 17, MappingQuery);
 
 /// A small file of /proc, cut where `text` ends.
 template <std::size_t size>
@@ -84,6 +107,29 @@ std::vector<Process::Thread> Process::threads() const {
     out.push_back(thread);
   }
   if (ended()) out.clear();
+  return out;
+}
+
+Result<std::vector<Process::MappedSpan>> Process::mappings(std::uint64_t begin, std::uint64_t end) const {
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%d/maps", pid_);
+  const Fd file(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!file) return Status(Code::unsupported, errno);
+  std::vector<MappedSpan> out;
+  for (std::uint64_t at = begin; at < end;) {
+    MappingQuery query{};
+    query.size = sizeof query;
+    query.flags = query_covering_or_next;
+    query.address = at;
+    if (::ioctl(file.get(), ioctl_query_mapping, &query) != 0) {
+      if (errno == ENOENT) break;  // none from there on
+      return Status(Code::unsupported, errno);
+    }
+    if (query.begin >= end || query.end <= at) break;
+    out.push_back({query.begin, query.end});
+    at = query.end;
+  }
+  if (ended()) out.clear();  // the number may have been another's
   return out;
 }
 

@@ -35,6 +35,13 @@ class Process {
   };
   /// Those that there are, as one after the other was looked at. Empty where that cannot be told.
   [[nodiscard]] std::vector<Thread> threads() const;
+  struct MappedSpan {
+    std::uint64_t begin = 0;
+    std::uint64_t end = 0;
+  };
+  /// Its mappings from `begin` to `end`, whole: the first and the last may reach beyond. Any number of them costs as many
+  /// calls. ERRORS: unsupported (a kernel before 6.11, or a process that this one may not look into).
+  [[nodiscard]] Result<std::vector<MappedSpan>> mappings(std::uint64_t begin, std::uint64_t end) const;
   /// SIGKILL. Quiet if it has ended.
   void kill() const;
 

@@ -160,6 +160,54 @@ class Verbs : public ::testing::Test, public Household {
   std::string dropped_;
 };
 
+/// As many mappings as the process may have, until it goes.
+class Crowd {
+ public:
+  Crowd()
+      : at_(static_cast<char*>(::mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
+    for (std::size_t i = 0; i < size; i += 2 * page_bytes) {
+      if (::mprotect(at_ + i, page_bytes, PROT_READ) != 0) {
+        full_ = errno == ENOMEM;
+        return;
+      }
+    }
+  }
+  ~Crowd() { ::munmap(at_, size); }
+  Crowd(const Crowd&) = delete;
+  Crowd& operator=(const Crowd&) = delete;
+  [[nodiscard]] bool full() const { return full_; }
+
+ private:
+  static constexpr std::size_t size = std::size_t{1} << 30;
+  char* at_;
+  bool full_ = false;
+};
+
+/// What an application has just unmapped, or mapped over, is in the way of registering, and no mapping may be cut in two.
+TEST_F(Verbs, AtTheLimitOfMappingsWhatIsLeftOfAnAllocationIsRegisteredWhole) {
+  client_.process = std::move(linux::Process::open(::getpid()).value());
+  if (!client_.process.mappings(client_.window_base, client_.window_base + 1).ok())
+    GTEST_SKIP() << "PROCMAP_QUERY (Linux 6.11)";
+  for (Page p = 90; p < 110; ++p) word(p).store(p);
+  char* const over = reinterpret_cast<char*>(window_.data()) + 100 * page_bytes;
+  ASSERT_EQ(::mmap(over, page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), over);
+  ASSERT_EQ(::munmap(over + 100 * page_bytes, page_bytes), 0);
+  {
+    const Crowd crowd;
+    if (!crowd.full()) GTEST_SKIP() << "vm.max_map_count is too large for this test";
+    revoke(90, 8);
+  }
+  EXPECT_EQ(dropped_, "");
+  unsigned asked = 0;
+  run([&] { EXPECT_EQ(word(91).load(), 91U); },
+      [&](Page p, Access) {
+        ++asked;
+        EXPECT_EQ(p, 91U);
+        give(90, 8, Prot::read_write);
+      });
+  EXPECT_EQ(asked, 1U);
+}
+
 class VerbsProtect : public Verbs {
  protected:
   void SetUp() override {

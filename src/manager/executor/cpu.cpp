@@ -71,25 +71,45 @@ void Executor::arm_allocations(Client& client, BlockIndex index) {
         client.fault_of(span.first)
             .register_span(client.address_of(span.first), span.count_pages * page_bytes, steer_modes);
     if (fault != linux::Fault::ok) {
-      // Part of the allocation has just been unmapped, which is not told yet: what is left of it in this block is enough.
-      bool room = fault != linux::Fault::no_memory;
-      if (room) {
-        const PageMask here = BlockTable::mask_in(index, span);
-        here.for_each_run([&](unsigned first, unsigned count) {
-          room = room && arm_run(client, index, client.block(index), first, count);
-        });
+      // Part of the allocation has just been unmapped, which is not told yet, or is one mapping with its neighbours.
+      if (fault != linux::Fault::process_gone && !arm_mappings(client, index)) {
+        household_.drop_client(
+            client, "it has no mappings left (vm.max_map_count), and what its memory lies in cannot be seen");
       }
-      if (!room) {
-        household_.drop_client(client, "it has no mappings left (vm.max_map_count)");
-        return;
-      }
-      continue;
+      return;
     }
-    for (BlockIndex b = block_of(span.first); b <= block_of(span.end() - 1); ++b) {
-      BlockState& state = client.block(b);
-      if (state.armed.none()) ++client.armed_blocks;
-      state.armed |= BlockTable::mask_in(b, span);
+    note_armed(client, span);
+  }
+}
+
+/// The mappings themselves, whole, whatever they hold: that cuts nothing. What cannot be registered is no memory of the
+/// system file: nothing of the client's is reachable there. False: they cannot be seen, or the kernel has no memory at all.
+bool Executor::arm_mappings(Client& client, BlockIndex index) {
+  const Page first = first_page_of(index);
+  const auto mappings = client.process.mappings(client.address_of(first), client.address_of(first) + block_bytes);
+  if (!mappings) return false;
+  for (const linux::Process::MappedSpan& m : mappings.value()) {
+    const linux::Fault fault = client.fault_of(first).register_span(m.begin, m.end - m.begin, steer_modes);
+    if (fault == linux::Fault::no_memory) return false;
+    if (fault != linux::Fault::ok) continue;
+    const Page begin = client.window().page_of_address(m.begin);
+    const PageSpan mapped{begin, (m.end - m.begin) / page_bytes};
+    auto it = client.spans.upper_bound(mapped.first);
+    if (it != client.spans.begin()) --it;
+    for (; it != client.spans.end() && it->first < mapped.end(); ++it) {
+      const Page from = std::max(it->first, mapped.first);
+      const Page end = std::min(it->first + it->second, mapped.end());
+      if (from < end) note_armed(client, {from, end - from});
     }
+  }
+  return true;
+}
+
+void Executor::note_armed(Client& client, PageSpan pages) {
+  for (BlockIndex b = block_of(pages.first); b <= block_of(pages.end() - 1); ++b) {
+    BlockState& state = client.block(b);
+    if (state.armed.none()) ++client.armed_blocks;
+    state.armed |= BlockTable::mask_in(b, pages);
   }
 }
 

@@ -259,6 +259,8 @@ class Executor final : private StoreUser {
   void arm(Client& client, BlockIndex index, BlockState& block);
   bool arm_run(Client& client, BlockIndex index, BlockState& block, unsigned first, unsigned count);
   void arm_allocations(Client& client, BlockIndex index);
+  bool arm_mappings(Client& client, BlockIndex index);
+  static void note_armed(Client& client, PageSpan pages);
   void disarm(Client& client, BlockIndex index, BlockState& block, const PageMask& pages);
   Status give_cpu(Client& client, PageSpan pages);
   void give_around(Client& client, BlockState& block, Page page);
