@@ -99,7 +99,7 @@ bool Manager::poll_outside(Client& client) {
 
 /// Said to the application before anything is read (read_outside), and taken back when all of it is done.
 void Manager::note_unmapping(Client& client) {
-  if (client.told.empty() && !is_unmapping(client, {0, client.page_end()})) {
+  if (client.told.empty() && client.unmapped.empty()) {
     client.control()->unmapping.store(0, std::memory_order_seq_cst);
   }
 }
@@ -108,20 +108,11 @@ void Manager::settle_unmaps(Client& client) {
   const std::uint64_t request = incoming_->head.request;
   if (client.outside_userfault) poll_outside(client);
   if (client.closing) return;
-  if (!is_unmapping(client, {0, client.page_end()})) {
+  if (client.unmapped.empty()) {
     answer(client, request, {});
   } else {
     client.beginning.push_back({request, {0, client.page_end()}});
   }
-}
-
-/// Adopted memory of the span that was unmapped is about to be gone. What is pinned there stays until the unpin, which
-/// nobody waits for: who would may be who is to unpin.
-bool Manager::is_unmapping(const Client& client, PageSpan pages) const {
-  return std::any_of(client.unmapped.begin(), client.unmapped.end(), [&](const PageSpan& s) {
-    const bool freed = !client.is_allocated(s.first);  // no device reaches what is pinned by then
-    return s.overlaps(pages) && !(freed && core_->is_pinned(client.id, s));
-  });
 }
 
 void Manager::allocate_adopted(Client& client, PageSpan pages, std::uint32_t flags) {
@@ -157,19 +148,17 @@ void Manager::unmapped(Client& client, PageSpan gone) {
     if (!span.overlaps(gone) || client.is_releasing(span)) continue;
     const Page from = std::max(span.first, gone.first);
     const PageSpan part{from, std::min(span.end(), gone.end()) - from};
-    const bool known = std::any_of(client.unmapped.begin(), client.unmapped.end(),
-                                   [&](const PageSpan& s) { return s.overlaps(part); });
-    if (!known) spans.push_back(part);
+    if (!client.unmapped.overlaps(part) && !client.kept.overlaps(part)) spans.push_back(part);
   }
   for (const PageSpan& span : spans) {
     if (!core_->is_pinned(client.id, span)) {
-      if (free_unmapped(client, span)) client.unmapped.push_back(span);
+      if (free_unmapped(client, span)) client.unmapped.add(span);
       continue;
     }
     // It stays until the unpin, out of the reach of devices: first that, then the free.
     const core::Cookie cookie = make_cookie(Request::Kind::unmapped, client.id, is_out_of_reach, span.first);
     if (core_->change(now_ns_, client.id, core::Change::protect, span, 0, 0, cookie).ok()) {
-      client.unmapped.push_back(span);
+      client.unmapped.add(span);
     } else {
       forget_cookie(cookie);
     }
@@ -188,15 +177,31 @@ bool Manager::free_unmapped(Client& client, PageSpan span) {
   return freed;
 }
 
+/// Of what was unmapped there some is about to be gone now.
+void Manager::unpinned(Client& client, PageSpan pages) {
+  std::vector<PageSpan> going;
+  client.kept.for_each_in(pages, [&](PageSpan span) {
+    if (!core_->is_pinned(client.id, span)) going.push_back(span);
+  });
+  for (const PageSpan& span : going) {
+    client.kept.erase(span.first);
+    client.unmapped.add(span);
+  }
+}
+
 void Manager::unmapped_done(Client& client, const Request& request) {
-  const auto span = std::find_if(client.unmapped.begin(), client.unmapped.end(),
-                                 [&](const PageSpan& s) { return s.first == request.page; });
-  if (span != client.unmapped.end() && (request.number == is_gone || client.closing || !free_unmapped(client, *span))) {
-    client.unmapped.erase(span);
+  if (request.number == is_gone || client.closing) {
+    client.unmapped.erase(request.page);
+    client.kept.erase(request.page);
+  } else if (const PageSpan span = client.unmapped.at(request.page); span.count_pages != 0) {
+    // What is pinned stays until the unpin, which nobody waits for: who would may be who is to unpin. No device reaches it.
+    const bool freed = free_unmapped(client, span);
+    if (!freed || core_->is_pinned(client.id, span)) client.unmapped.erase(span.first);
+    if (freed && core_->is_pinned(client.id, span)) client.kept.add(span);
   }
   std::vector<Client::Beginning> ready;
   std::erase_if(client.beginning, [&](const Client::Beginning& b) {
-    const bool waits = is_unmapping(client, b.pages);
+    const bool waits = client.unmapped.overlaps(b.pages);
     if (!waits) ready.push_back(b);
     return !waits;
   });
@@ -213,13 +218,12 @@ void Manager::begin_adoption(Client& client, PageSpan pages, std::uint32_t flags
     answer(client, incoming_->head.request, {});
     return;
   }
-  if (is_unmapping(client, pages)) {
+  if (client.unmapped.overlaps(pages)) {
     client.beginning.push_back({incoming_->head.request, pages});
     return;
   }
   // A page is its address: what the pins keep is in the way of whatever is there now.
-  const bool kept =
-      std::any_of(client.unmapped.begin(), client.unmapped.end(), [&](const PageSpan& s) { return s.overlaps(pages); });
+  const bool kept = client.kept.overlaps(pages);
   const bool adopts = (flags & wire::span_wait_only) == 0;
   answer(client, incoming_->head.request, kept && adopts ? Code::in_use : Status());
 }
@@ -237,7 +241,7 @@ void Manager::release(Client& client, PageSpan pages) {
     answer(client, request, Code::in_use);
     return;
   }
-  client.releasing.push_back({pages, state.placed_system});
+  client.releasing.emplace(pages.first, Client::Releasing{pages, state.placed_system});
   go_home(client, pages, request);
 }
 
@@ -250,24 +254,22 @@ void Manager::go_home(Client& client, PageSpan pages, std::uint64_t request) {
 }
 
 void Manager::going_home(Client& client, const Request& request) {
-  const auto found = std::find_if(client.releasing.begin(), client.releasing.end(),
-                                  [&](const PageSpan& r) { return r.first == request.page; });
+  const auto found = client.releasing.find(request.page);
   if (found == client.releasing.end() || client.closing) return;
   const core::Cookie cookie = make_cookie(Request::Kind::come_home, client.id, request.number, request.page);
-  const Status s = core_->prefetch(now_ns_, client.id, *found, no_device, cookie);
+  const Status s = core_->prefetch(now_ns_, client.id, found->second, no_device, cookie);
   if (s.ok()) return;
   forget_cookie(cookie);
-  const PageSpan pages = *found;
+  const PageSpan pages = found->second;
   client.releasing.erase(found);
   answer(client, request.number, s);
   executor_->look_at_held(client, pages);
 }
 
 void Manager::came_home(Client& client, const Request& request) {
-  const auto found = std::find_if(client.releasing.begin(), client.releasing.end(),
-                                  [&](const PageSpan& r) { return r.first == request.page; });
+  const auto found = client.releasing.find(request.page);
   if (found == client.releasing.end() || client.closing) return;
-  const PageSpan pages = *found;
+  const PageSpan pages = found->second;
   if (!core_->span_state(client.id, pages).home) {
     // Waves that the core had before may have taken pages away again. There is an end to them: new ones are held.
     go_home(client, pages, request.number);
@@ -286,14 +288,13 @@ void Manager::came_home(Client& client, const Request& request) {
 
 void Manager::released(Client& client, PageSpan pages, std::uint32_t flags) {
   const std::uint64_t request = incoming_->head.request;
-  const auto found =
-      std::find_if(client.releasing.begin(), client.releasing.end(), [&](const PageSpan& r) { return r == pages; });
-  const bool freed = found != client.releasing.end() && !client.is_allocated(pages.first);
+  const auto found = client.releasing.find(pages.first);
+  const bool freed = found != client.releasing.end() && found->second == pages && !client.is_allocated(pages.first);
   if (!freed) {
     answer(client, request, Code::not_allocated);
     return;
   }
-  const bool placed_system = found->placed_system;
+  const bool placed_system = found->second.placed_system;
   client.releasing.erase(found);
   if ((flags & wire::span_has_contents) != 0) {
     allocate_adopted(client, pages, (flags & wire::span_read_only) | (placed_system ? wire::span_place_system : 0U));

@@ -1,5 +1,6 @@
 // What applications do to their address space, as requests.
 #include "core/svm/types.h"
+#include "manager/limits.h"
 #include "manager/manager.h"
 
 namespace ferry::manager {
@@ -45,7 +46,14 @@ bool Manager::on_change(Client& client) {
     answer(client, request, core_->is_pinned(client.id, pages) ? Status(Code::in_use) : Status());
     return true;
   }
+  const bool splits = static_cast<core::Change>(body.change) == core::Change::unmap && splits_too_many(client, pages);
+  const bool protects = static_cast<core::Change>(body.change) == core::Change::protect;
+  if (splits || (protects && client.own_protections.size() >= protections_max)) {
+    answer(client, request, Code::no_memory);
+    return true;
+  }
   if (!children_have(client, body)) {
+    ++client.work.late;
     late_frees_.push_back({client.id, pages, request, true, body});
   } else {
     make_change(client, body, request);

@@ -25,6 +25,7 @@
 #include "manager/client_work.h"
 #include "manager/file_spans.h"
 #include "manager/fork.h"
+#include "manager/span_set.h"
 #include "wire/control.h"
 #include "wire/ring.h"
 
@@ -131,6 +132,7 @@ struct Client {
   Agent agent;
   std::vector<DevicePeer> devices;
   std::map<Page, std::uint64_t> spans;  ///< allocated: first page, pages
+  SpanSet own_protections;              ///< of those, what the application has protected itself (mprotect)
   BlockTable blocks;
   std::uint64_t refused_pages = 0;  ///< BlockState::refused, in sum
   std::uint32_t letting = 0;        ///< commands that take poison out of its page table, not answered
@@ -150,10 +152,11 @@ struct Client {
   std::vector<Told> told;                   ///< read out of turn from outside_userfault
   std::vector<core::Action> deferred_maps;  ///< map_device that waits for DeviceBlock::admitting
   std::vector<HeldWave> held;
-  unsigned stale_answers = 0;      ///< since anything was adopted, that a page is managed which is not
-  std::uint64_t asking = 0;        ///< address that the application was asked to adopt; 0: none
-  bool asking_to_write = false;    ///< of that question
-  std::vector<PageSpan> unmapped;  ///< adopted, and unmapped by the application: the core has not let go of it yet
+  unsigned stale_answers = 0;    ///< since anything was adopted, that a page is managed which is not
+  std::uint64_t asking = 0;      ///< address that the application was asked to adopt; 0: none
+  bool asking_to_write = false;  ///< of that question
+  SpanSet unmapped;              ///< adopted, and unmapped by the application: the core has not let go of it yet
+  SpanSet kept;                  ///< likewise, and freed, but pinned: nobody waits for the unpin
   struct Beginning {
     std::uint64_t request = 0;
     PageSpan pages;
@@ -164,7 +167,7 @@ struct Client {
   struct Releasing : PageSpan {
     bool placed_system = false;  ///< what it was, for the case that the application cannot take it
   };
-  std::vector<Releasing> releasing;     ///< not managed any more, and not yet taken from the system file
+  std::map<Page, Releasing> releasing;  ///< by first page: not managed any more, and not yet taken from the system file
   std::vector<linux::Mapping> mirrors;  ///< the system file, mapped a segment at a time
   ClientWork work;
   std::unique_ptr<ForkGate> gate;  ///< while it forks
@@ -172,6 +175,10 @@ struct Client {
 
   [[nodiscard]] wire::AppControl* control() const { return reinterpret_cast<wire::AppControl*>(control_map.data()); }
   [[nodiscard]] Window window() const { return {window_base, window_bytes}; }
+  /// Requests of it that wait.
+  [[nodiscard]] std::size_t unanswered() const {
+    return work.asked + work.late + beginning.size() + file_drops.size() + held_answers.size();
+  }
   [[nodiscard]] Page page_end() const { return window().page_end(); }
   /// Memory that the application had before and gave to be managed: it lies outside the window.
   [[nodiscard]] bool is_adopted(Page page) const { return page >= window().pages(); }
@@ -217,7 +224,11 @@ struct Client {
   BlockState& block(BlockIndex index) {
     bool is_new = false;
     BlockState& b = blocks.make(index, is_new);
-    if (is_new) b.managed = allocated_in(index);
+    if (is_new) {
+      b.managed = allocated_in(index);
+      own_protections.for_each_in({first_page_of(index), block_pages},
+                                  [&](PageSpan s) { b.own_protection |= BlockTable::mask_in(index, s) & b.managed; });
+    }
     return b;
   }
   DeviceBlock& device_block(BlockState& b, DeviceId device) const {
@@ -241,10 +252,9 @@ struct Client {
     return true;
   }
   [[nodiscard]] bool is_releasing(PageSpan span) const {
-    for (const PageSpan& r : releasing) {
-      if (r.overlaps(span)) return true;
-    }
-    return false;
+    // They were allocated each as they are, so none overlaps another.
+    const auto it = releasing.lower_bound(span.end());
+    return it != releasing.begin() && std::prev(it)->second.overlaps(span);
   }
   [[nodiscard]] PageMask allocated_in(BlockIndex index) const {
     PageMask mask;

@@ -58,7 +58,8 @@ struct ClientWork {
   std::uint32_t jobs = 0;          ///< submitted and not signalled
   std::uint32_t arrays = 0;        ///< merged and not signalled
   std::uint32_t tokens = 0;        ///< exported and still open somewhere
-  std::uint32_t asked = 0;         ///< requests about attributes, moves and pins that are not answered
+  std::uint32_t asked = 0;         ///< requests that the core has not answered
+  std::uint32_t late = 0;          ///< ... that the core does not have yet, as children of forks come first
   std::uint32_t next_group = 1;    ///< of range groups; a number is never given again
   std::set<std::uint32_t> groups;  ///< range groups that exist
 

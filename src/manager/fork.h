@@ -87,6 +87,7 @@ struct ForkGate {
   enum class State : std::uint8_t {
     revoking,  ///< the core takes pages from devices
     zapping,   ///< the agent takes them from the application
+    copying,   ///< nobody reaches a page; what is pinned is copied, some in each turn
     frozen,    ///< nobody reaches a page; the application was told
   };
   State state = State::revoking;
@@ -98,6 +99,7 @@ struct ForkGate {
   std::map<pid_t, std::uint64_t> ran_ns;  ///< of the threads, then
   bool goes = false;                      ///< the forking thread has heard that it may fork
   std::uint32_t zaps = 0;                 ///< unanswered
+  std::vector<BlockIndex> uncopied;       ///< copying: blocks that are still to be looked at for pinned pages
   bool at_once = false;                   ///< only devices are held back, until the child has everything
   Page own_page = ~Page{0};               ///< that the forking thread waits for
   struct Touch {

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "manager/limits.h"
 #include "manager/log.h"
 #include "manager/manager.h"
 
@@ -141,7 +142,8 @@ void Manager::on_fork_message(Fork& of, linux::Receive received) {
   } else if (well && incoming_->type() == wire::MessageType::fork_begin && incoming_->fd_count == 1 &&
              linux::is_message_socket(incoming_->fds[0].get())) {
     const std::uint64_t request = incoming_->head.request;
-    if ((fork->origin != nullptr ? fork->origin->forks : executor_->fork_count()) >= forks_max) {
+    if ((fork->origin != nullptr ? fork->origin->forks : executor_->fork_count()) >= forks_max ||
+        executor_->taken_pages(*fork) + fork->taken.size() > taken_pages_max) {
       answer_child(*fork, request, Code::no_memory);
       return;
     }
@@ -169,6 +171,7 @@ bool Manager::serve_forks() {
   // What waits for forks is looked at once more when the last of them has gone, by whichever way.
   if (!executor_->has_forks() && late_frees_.empty() && !closes_wait_) return false;
   bool progress = executor_->serve_children();
+  progress |= executor_->copy_for_forks();
   progress |= executor_->drain_hurried();
   for (std::size_t i = 0; i < late_frees_.size();) {
     const LateFree late = late_frees_[i];
@@ -179,6 +182,7 @@ bool Manager::serve_forks() {
       continue;
     }
     late_frees_.erase(late_frees_.begin() + static_cast<std::ptrdiff_t>(i));
+    if (client != nullptr) --client->work.late;
     if (client != nullptr && !client->closing) {
       if (late.is_change) {
         make_change(*client, late.change, late.request);

@@ -70,7 +70,7 @@ class Manager final : private Household {
       gone,       ///< the application can be forgotten
       unmap,      ///< as answer, after the buffer's address `page` was given up
       job,        ///< whoever looks at fence `number`
-      svm,        ///< as answer; counts in ClientWork::asked
+      svm,        ///< as answer
       fork,       ///< the application may be taken its memory, for fork `number`
       unmapped,   ///< Client::unmapped that begins at `page`: forgotten
       go_home,    ///< `releasing` that begins at `page`: its attributes are gone
@@ -80,6 +80,12 @@ class Manager final : private Household {
     ClientId client = 0;
     std::uint64_t number = 0;
     Page page = 0;
+
+    /// Counts in ClientWork::asked.
+    [[nodiscard]] bool is_asked() const {
+      return kind == Kind::answer || kind == Kind::unmap || kind == Kind::svm || kind == Kind::go_home ||
+             kind == Kind::come_home;
+    }
   };
 
   explicit Manager(const ManagerConfig& config);
@@ -133,6 +139,8 @@ class Manager final : private Household {
   [[nodiscard]] core::Cookie make_cookie(Request::Kind kind, ClientId client, std::uint64_t number, Page page = 0);
   void forget_cookie(core::Cookie cookie);
   void misunderstood(Client& client);
+  bool too_much(Client& client);
+  static bool splits_too_many(const Client& client, PageSpan pages);
   void sweep_descriptors();
 
   // adopt_requests.cpp
@@ -146,7 +154,7 @@ class Manager final : private Household {
   void settle_unmaps(Client& client);
   void note_unmapping(Client& client);
   bool free_unmapped(Client& client, PageSpan span);
-  [[nodiscard]] bool is_unmapping(const Client& client, PageSpan pages) const;
+  void unpinned(Client& client, PageSpan pages);
   void allocate_adopted(Client& client, PageSpan pages, std::uint32_t flags);
   void go_home(Client& client, PageSpan pages, std::uint64_t request);
   void going_home(Client& client, const Request& request);

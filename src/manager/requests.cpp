@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "manager/limits.h"
 #include "manager/log.h"
 #include "manager/manager.h"
 
@@ -103,6 +104,7 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::fork_end: fork_end(client); return;
     default: break;
   }
+  if (client.unanswered() >= requests_max && !too_much(client)) return;
   if (on_work(client) || on_svm(client) || on_change(client) || on_adoption(client) || on_files(client)) return;
   wire::Span span{};
   if (!incoming_->body(span)) {
@@ -117,6 +119,10 @@ void Manager::on_request(Client& client) {
   switch (incoming_->type()) {
     case wire::MessageType::alloc: {
       if (config_.machine.system_bytes != 0 && pages.count_pages > budgeted_alloc_pages_max) {
+        answer(client, request, Code::no_memory);
+        return;
+      }
+      if (client.spans.size() >= spans_max) {
         answer(client, request, Code::no_memory);
         return;
       }
@@ -144,9 +150,14 @@ void Manager::on_request(Client& client) {
         answer(client, request, Code::in_use);
         return;
       }
+      if (splits_too_many(client, pages)) {
+        answer(client, request, Code::no_memory);
+        return;
+      }
       if (executor_->give_children(client, pages)) {
         free_span(client, pages, request);
       } else {
+        ++client.work.late;
         late_frees_.push_back({client.id, pages, request, false, {}});
       }
       return;
@@ -165,6 +176,29 @@ void Manager::on_request(Client& client) {
     case wire::MessageType::query: send_residency(client, request, client, pages.first); return;
     default: misunderstood(client); return;
   }
+}
+
+/// The application waits for as many requests as it may. True: the message is none that could wait.
+bool Manager::too_much(Client& client) {
+  switch (incoming_->type()) {
+    case wire::MessageType::alloc:
+    case wire::MessageType::free:
+    case wire::MessageType::prefetch:
+    case wire::MessageType::change:
+    case wire::MessageType::adopt_begin:
+    case wire::MessageType::adopt_settle:
+    case wire::MessageType::release:
+    case wire::MessageType::file_drop:
+    case wire::MessageType::buffer_unmap: answer(client, incoming_->head.request, Code::no_memory); return false;
+    default: return true;  // those of svm_requests.cpp say so themselves
+  }
+}
+
+/// Taking the pages out would leave two pieces where one is, and there are as many as there may be.
+bool Manager::splits_too_many(const Client& client, PageSpan pages) {
+  if (client.spans.size() < spans_max) return false;
+  const auto it = client.spans.lower_bound(pages.first);
+  return it != client.spans.begin() && std::prev(it)->first + std::prev(it)->second > pages.end();
 }
 
 void Manager::free_span(Client& client, PageSpan pages, std::uint64_t request) {
@@ -221,6 +255,7 @@ void Manager::add_span(Client& client, PageSpan pages, bool has_contents, bool c
 
 /// The pages are no longer the client's. Pages of neighbours in the same entry stay.
 void Manager::remove_span(Client& client, PageSpan pages) {
+  client.own_protections.cut(pages);
   auto it = client.spans.upper_bound(pages.first);
   if (it != client.spans.begin()) --it;
   while (it != client.spans.end() && it->first < pages.end()) {
@@ -248,12 +283,18 @@ core::Cookie Manager::make_cookie(Request::Kind kind, ClientId client, std::uint
   const std::uint32_t index = free_requests_.back();
   free_requests_.pop_back();
   requests_[index] = {kind, client, number, page};
+  if (requests_[index].is_asked()) {
+    if (Client* c = find_client(client)) ++c->work.asked;
+  }
   return {index + 1U};
 }
 
 /// The core did not take it.
 void Manager::forget_cookie(core::Cookie cookie) {
   const auto index = static_cast<std::uint32_t>(cookie.value - 1);
+  if (requests_[index].is_asked()) {
+    if (Client* c = find_client(requests_[index].client)) --c->work.asked;
+  }
   requests_[index].kind = Request::Kind::none;
   free_requests_.push_back(index);
 }
@@ -271,6 +312,7 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
   }
   Client* client = find_client(request.client);
   if (client == nullptr) return;
+  if (request.is_asked()) --client->work.asked;
   if (request.kind == Request::Kind::unmapped) {
     unmapped_done(*client, request);
     return;
@@ -286,7 +328,6 @@ void Manager::on_reply(core::Cookie cookie, Status status) {
   switch (request.kind) {
     case Request::Kind::gone: forget(*client); return;
     case Request::Kind::svm:
-      --client->work.asked;
       if (client->closing) return;
       client->letting != 0 ? hold_answer(*client, request.number, status) : answer(*client, request.number, status);
       return;

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "linux/userfaultfd.h"
+#include "manager/limits.h"
 #include "manager/log.h"
 #include "manager/manager.h"
 #include "manager/svm_text.h"
@@ -14,8 +15,6 @@ namespace {
 using wire::MessageType;
 
 constexpr int no_wait = 0;
-/// Requests of one application that take time, at a time: libferry never has more than 64.
-constexpr std::uint32_t requests_max = 1024;
 
 }  // namespace
 
@@ -80,7 +79,6 @@ void Manager::end_letting(Client& client, Status status) {
 /// The core took the request, and its reply will be the answer; or it did not, and this is.
 void Manager::end_svm(Client& client, core::Cookie cookie, Status status, const std::string& text) {
   if (status.ok()) {
-    ++client.work.asked;
     return;
   }
   forget_cookie(cookie);
@@ -94,7 +92,7 @@ bool Manager::svm_span(Client& client, PageSpan pages) {
                pages.count_pages == 0 ? "a span of no pages" : "the span is not within managed memory");
     return false;
   }
-  if (client.work.asked >= requests_max) {
+  if (client.unanswered() >= requests_max) {
     refuse_svm(client, Code::no_memory, "this application waits for as many requests as it may");
     return false;
   }
@@ -239,7 +237,9 @@ void Manager::on_svm_span(Client& client, MessageType type) {
     return;
   }
   if (type == MessageType::unpin) {
-    end_letting(client, core_->unpin(now_ns_, client.id, pages));
+    const Status status = core_->unpin(now_ns_, client.id, pages);
+    if (status.ok()) unpinned(client, pages);
+    end_letting(client, status);
     return;
   }
   if (type == MessageType::svm_discard && !executor_->give_children(client, pages)) {

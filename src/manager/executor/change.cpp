@@ -15,20 +15,16 @@ void Executor::protected_by_application(Client& client, PageSpan pages, bool bac
       b.own_protection |= mask & b.managed;
     }
   };
-  if (back_to_normal) {
-    client.blocks.for_each(pages, note);
-    return;
-  }
+  // Blocks that are not there yet learn it when they are made: the span may be as large as the window.
+  client.own_protections.cut(pages);
   auto it = client.spans.upper_bound(pages.first);
   if (it != client.spans.begin()) --it;
-  for (; it != client.spans.end() && it->first < pages.end(); ++it) {
-    const PageSpan span{it->first, it->second};
-    if (!span.overlaps(pages)) continue;
-    const Page end = std::min(span.end(), pages.end());
-    for (BlockIndex b = block_of(std::max(span.first, pages.first)); b <= block_of(end - 1); ++b) {
-      note(b, client.block(b));
-    }
+  for (; !back_to_normal && it != client.spans.end() && it->first < pages.end(); ++it) {
+    const Page from = std::max(it->first, pages.first);
+    const Page end = std::min(it->first + it->second, pages.end());
+    if (from < end) client.own_protections.add({from, end - from});
   }
+  client.blocks.for_each(pages, note);
 }
 
 /// Something else is mapped there. Registrations went with the old mapping; threads that wait for the old pages retry,

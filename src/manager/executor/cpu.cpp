@@ -2,6 +2,7 @@
 #include <cinttypes>
 
 #include "manager/executor/executor.h"
+#include "manager/limits.h"
 #include "manager/log.h"
 
 namespace ferry::manager {
@@ -378,6 +379,10 @@ void Executor::on_cpu_fault(Client& client, std::uint64_t address, Access access
   const Page page = client.window().page_of_address(address);
   if (client.gate != nullptr && !client.gate->at_once) [[unlikely]] {
     if (thread != client.gate->thread) {
+      if (client.gate->touches.size() >= gate_touches_max) {
+        household_.drop_client(client, "more of its threads wait for a fork than there can be");
+        return;
+      }
       client.gate->touches.push_back({address, access});
       return;
     }

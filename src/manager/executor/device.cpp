@@ -19,7 +19,12 @@ std::uint16_t clamp_pieces(unsigned pieces) {
 
 void Executor::on_wave_fault(Client& client, DeviceId device, unsigned cu, const wire::UpRecord& record) {
   if (client.gate != nullptr) [[unlikely]] {
-    client.gate->waves.push_back({device, cu, record});
+    // No more than there can be: what a device posts again and again is looked at when the gate is open.
+    if (client.gate->waves.size() < client.devices.size() * wire::max_cus * wire::max_waves_per_cu) {
+      client.gate->waves.push_back({device, cu, record});
+    } else {
+      ++client.devices[device].garbage;
+    }
     return;
   }
   DevicePeer& peer = client.devices[device];

@@ -177,6 +177,7 @@ class Executor final : private StoreUser {
   [[nodiscard]] Fork* find_fork(std::uint64_t number);
   Fork& add_fork(Client& client, linux::Fd socket);
   Fork& add_grandchild(const Fork& parent, linux::Fd socket);
+  [[nodiscard]] std::uint64_t taken_pages(const Fork& fork) const;
   void end_fork(Fork& fork);
   void forget_forks();
   [[nodiscard]] bool has_forks() const { return !forks_.empty(); }
@@ -185,6 +186,8 @@ class Executor final : private StoreUser {
   void zap_for_fork(Client& client);
   void note_gate() { ++gates_; }
   void open_gate(Client& client);
+  /// Pinned pages for children that are being forked, some a call. True: more are to be copied.
+  bool copy_for_forks();
   /// The forking thread has heard that it may fork.
   void fork_goes(Client& client);
   /// Gates that stand for too long are opened.
@@ -282,7 +285,8 @@ class Executor final : private StoreUser {
   // fork.cpp
   void watch_for_fork(Client& client, PageSpan pages);
   void fork_zapped(Client& client);
-  void copy_pinned(Client& client, Fork& fork);
+  void begin_copying(Client& client);
+  std::uint64_t copy_pinned(Client& client, Fork& fork, BlockIndex index);
   void frozen(Client& client);
   void device_left_gate(Client& client, DeviceId device);
   bool gate_holds(Client& client, const core::Action& action);

@@ -61,8 +61,10 @@ PageSpan Executor::free_around(const Client& client, DeviceId device, PageSpan s
   auto it = client.spans.upper_bound(first);
   if (it != client.spans.begin()) --it;
   for (; it != client.spans.end() && it->first < end; ++it) cut({it->first, it->second});
-  for (const PageSpan& s : client.releasing) cut(s);
-  for (const PageSpan& s : client.unmapped) cut(s);
+  for (auto r = client.releasing.lower_bound(first); r != client.releasing.end() && r->first < end; ++r) cut(r->second);
+  if (const auto r = client.releasing.lower_bound(first); r != client.releasing.begin()) cut(std::prev(r)->second);
+  client.unmapped.for_each_in(span, cut);
+  client.kept.for_each_in(span, cut);
   client.files.for_each([&](const FileSpan& s) {
     if (s.device == device) cut(s.pages);
   });

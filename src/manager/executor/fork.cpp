@@ -13,6 +13,9 @@ constexpr unsigned fork_modes = linux::track_missing | linux::track_minor;
 constexpr std::uint64_t zap_pages_max = 64 * block_pages;
 /// What a child does to its mappings ends soon, unless it is stopped: then it is looked at again in the next turn.
 constexpr unsigned let_go_tries = 20;
+/// Pinned pages that are copied, and blocks looked at for some, before others have their turn.
+constexpr std::uint64_t copied_pages_a_turn = 256;
+constexpr unsigned looked_at_a_turn = 1024;
 /// The forking thread may wait for a thread that waits here (both use the C library's locks). So long between two looks
 /// whether it does: far above what a fork takes.
 constexpr std::uint64_t look_after_ns = 200'000'000;
@@ -66,7 +69,7 @@ void Executor::zap_for_fork(Client& client) {
     }
     flush_run();
   }
-  if (gate.zaps == 0) frozen(client);
+  if (gate.zaps == 0) begin_copying(client);
 }
 
 /// From now on first touches of the pages come here. Blocks that are watched already, for writes maybe, stay so.
@@ -105,32 +108,65 @@ void Executor::watch_for_fork(Client& client, PageSpan pages) {
 
 void Executor::fork_zapped(Client& client) {
   if (client.gate == nullptr || client.gate->state != ForkGate::State::zapping) return;
-  if (--client.gate->zaps == 0) frozen(client);
+  if (--client.gate->zaps == 0) begin_copying(client);
 }
 
 /// Whoever asked for a pin may write there without any mapping of ours, at any time: the child has what was there at the
 /// fork, as it gets early copies from the kernel of pages that are pinned for DMA.
-void Executor::copy_pinned(Client& client, Fork& fork) {
-  if (!core_.is_pinned(client.id, {0, Page{1} << 52})) return;
-  std::vector<std::pair<BlockIndex, PageMask>> wanted;
-  for (const auto& [index, pages] : fork.pending) {
-    if (!core_.is_pinned(client.id, {first_page_of(index), block_pages})) continue;
-    PageMask pinned;
-    pages.for_each_run([&, in = index](unsigned first, unsigned count) {
-      for (unsigned at = first; at < first + count; ++at) {
-        if (core_.query(client.id, first_page_of(in) + at).pinned) pinned.set(at);
-      }
-    });
-    if (pinned.any()) wanted.emplace_back(index, pinned);
+void Executor::begin_copying(Client& client) {
+  ForkGate& gate = *client.gate;
+  gate.state = ForkGate::State::copying;
+  const Fork* fork = find_fork(gate.fork);
+  if (fork == nullptr || !core_.is_pinned(client.id, {0, Page{1} << 52})) {
+    frozen(client);
+    return;
   }
-  for (const auto& [index, pages] : wanted) give_block(fork, index, pages);
+  gate.uncopied.reserve(fork->pending.size());
+  for (const auto& [index, pages] : fork->pending) gate.uncopied.push_back(index);
+}
+
+/// Of one block. How many pages there were.
+std::uint64_t Executor::copy_pinned(Client& client, Fork& fork, BlockIndex index) {
+  if (!core_.is_pinned(client.id, {first_page_of(index), block_pages})) return 0;
+  PageMask pinned;
+  fork.pending_in(index).for_each_run([&](unsigned first, unsigned count) {
+    for (unsigned at = first; at < first + count; ++at) {
+      if (core_.query(client.id, first_page_of(index) + at).pinned) pinned.set(at);
+    }
+  });
+  if (pinned.any()) give_block(fork, index, pinned);
+  return pinned.count();
+}
+
+bool Executor::copy_for_forks() {
+  if (gates_ == 0) return false;
+  bool more = false;
+  for (std::size_t i = 0; i < forks_.size(); ++i) {
+    Fork& fork = *forks_[i];
+    if (fork.origin == nullptr || fork.origin->gate == nullptr) continue;
+    Client& client = *fork.origin;
+    if (client.gate->fork != fork.number || client.gate->state != ForkGate::State::copying) continue;
+    std::uint64_t pages = 0;
+    for (unsigned blocks = 0; blocks < looked_at_a_turn && pages < copied_pages_a_turn && !fork.gone; ++blocks) {
+      if (client.gate->uncopied.empty()) break;
+      const BlockIndex index = client.gate->uncopied.back();
+      client.gate->uncopied.pop_back();
+      pages += copy_pinned(client, fork, index);
+    }
+    if (fork.gone) continue;  // its gate is open
+    if (client.gate->uncopied.empty()) {
+      frozen(client);
+    } else {
+      more = true;
+    }
+  }
+  return more;
 }
 
 void Executor::frozen(Client& client) {
   ForkGate& gate = *client.gate;
   gate.state = ForkGate::State::frozen;
   gate.frozen_ns = now_ns_;
-  if (Fork* fork = find_fork(gate.fork)) copy_pinned(client, *fork);
   household_.fork_ready(client, gate.request);
 }
 
@@ -269,9 +305,13 @@ void Executor::end_fork(Fork& fork) {
   fork.taken.clear();
   Client* origin = fork.origin;
   leave_origin(fork);
-  if (origin != nullptr && origin->gate != nullptr && origin->gate->fork == fork.number &&
-      origin->gate->state == ForkGate::State::frozen) {
+  if (origin == nullptr || origin->gate == nullptr || origin->gate->fork != fork.number) return;
+  if (origin->gate->state == ForkGate::State::frozen) {
     open_gate(*origin);
+  } else if (origin->gate->state == ForkGate::State::copying) {
+    const std::uint64_t request = origin->gate->request;
+    open_gate(*origin);
+    household_.answer_request(*origin, request, fork.rings ? Code::no_memory : Code::client_gone);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "manager/executor/executor.h"
+#include "manager/limits.h"
 #include "manager/log.h"
 
 namespace ferry::manager {
@@ -73,6 +74,12 @@ void Executor::give_child(Fork& fork, BlockIndex index, PageMask pages, const st
     if (again) read_child(fork);
   }
   pages &= fork.pending_in(index);
+  if (pages.any() && taken_pages(fork) + pages.count() > taken_pages_max) {
+    log("more is written than can be kept for a child of a fork that does not take it: the child is ended");
+    fork.rings = true;
+    end_fork(fork);
+    return;
+  }
   pages.for_each_run([&](unsigned first, unsigned count) {
     for (unsigned at = first; at < first + count; ++at) {
       std::unique_ptr<Fork::PageBytes> copy;
@@ -84,6 +91,16 @@ void Executor::give_child(Fork& fork, BlockIndex index, PageMask pages, const st
     }
   });
   fork.settle(index, pages);
+}
+
+/// That are kept for it and all others of its origin.
+std::uint64_t Executor::taken_pages(const Fork& fork) const {
+  if (fork.origin == nullptr) return fork.taken.size();
+  std::uint64_t pages = 0;
+  for (const auto& other : forks_) {
+    if (other->origin == fork.origin) pages += other->taken.size();
+  }
+  return pages;
 }
 
 /// Pages that were kept for the child.
