@@ -98,6 +98,30 @@ void forget(Held& held, const Part& part) {
   told = s.requests.tell(wire::MessageType::adopt_begin, gone);
 }
 
+/// The same of what is not adopted of `part` any more: the kernel may have refused the call, or left some of it as it was.
+void forget_what_went(Held& held, const Part& part) {
+  Session& s = *session_if_open();
+  bool some = false;
+  for_others(part.first, part.end, [&](const Part& gone) {
+    some = true;
+    wire::Span span{};
+    span.first_page = s.window().page_of_address(gone.first);
+    span.count_pages = gone.bytes() / page_bytes;
+    span.device = wire::to_system;
+    span.flags = wire::span_no_wait;
+    [[maybe_unused]] const Status told = s.requests.tell(wire::MessageType::adopt_begin, span);
+    forget_adopted(gone.first, gone.end);
+  });
+  held.let_go();
+  if (!some) return;
+  wire::Span all{};
+  all.first_page = s.window().page_of_address(part.first);
+  all.count_pages = part.bytes() / page_bytes;
+  all.device = wire::to_system;
+  all.flags = wire::span_wait_only;
+  [[maybe_unused]] const Status waited = s.requests.tell(wire::MessageType::adopt_begin, all);
+}
+
 /// The kernel's answer, passed on.
 int result_of(int result, int error) { return result == 0 ? 0 : fail_with(error); }
 
@@ -148,8 +172,11 @@ void* adopted_map_over(void* address, std::size_t bytes, int prot, int flags, in
   void* const mapped = raw_mmap(part.first, bytes, prot, flags, fd, offset);
   const int error = errno;
   // Refused arguments have changed nothing; who is refused later has lost what was there.
-  Place still;
-  if (mapped != MAP_FAILED || !find_adopted(part.first, part.end, still)) forget(held, part);
+  if (mapped != MAP_FAILED) {
+    forget(held, part);
+  } else {
+    forget_what_went(held, part);
+  }
   errno = error;
   return mapped;
 }
@@ -294,6 +321,8 @@ void* adopted_remap(void* address, std::size_t old_bytes, std::size_t new_bytes,
   const bool fixed = (flags & MREMAP_FIXED) != 0;
   const auto target = reinterpret_cast<std::uint64_t>(to);
   const Part over = fixed ? part_of(to, new_bytes) : Part{};
+  // A second mapping of shared memory, which this is for the kernel alone.
+  if (old_bytes == 0 && place_of(old.first & ~(page_bytes - 1)).adopted) return remap_failed(EINVAL);
   if (!well_formed(old.first, old_bytes) || new_bytes == 0 || round_up(new_bytes) < new_bytes ||
       (fixed && (!well_formed(target, new_bytes) || (old.first < over.end && over.first < old.end)))) {
     return raw_mremap(old.first, old_bytes, new_bytes, flags, target);  // says what is wrong
@@ -310,7 +339,7 @@ void* adopted_remap(void* address, std::size_t old_bytes, std::size_t new_bytes,
   void* const moved = sound && has_pieces(old) ? remap_pieces(old, round_up(new_bytes), flags, target)
                                                : raw_mremap(old.first, old_bytes, new_bytes, flags, target);
   const int error = errno;
-  if (fixed && touches_adopted(to, new_bytes)) forget(held, over);
+  if (fixed && touches_adopted(to, new_bytes)) forget_what_went(held, over);
   errno = error;
   return moved;
 }

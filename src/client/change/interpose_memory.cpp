@@ -114,13 +114,24 @@ FERRY_INTERPOSED int posix_madvise(void* address, std::size_t bytes, int advice)
   // As libc: what POSIX calls DONTNEED may not lose contents, and does nothing.
   if (advice == POSIX_MADV_DONTNEED) return 0;
   const int before = errno;
-  const int result = static_cast<int>(::syscall(SYS_madvise, address, bytes, advice)) == 0 ? 0 : errno;
+  const bool inside = FERRY_CALLED_FROM_INSIDE();
+  int done = 0;
+  if (!inside && touches_managed(address, bytes)) {
+    done = ferry::client::change_advise(address, bytes, advice);
+  } else if (!inside && touches_adopted(address, bytes)) {
+    done = ferry::client::adopted_advise(address, bytes, advice);
+  } else {
+    done = static_cast<int>(::syscall(SYS_madvise, address, bytes, advice));
+  }
+  const int result = done == 0 ? 0 : errno;
   errno = before;
   return result;
 }
 
 FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, ...) noexcept {
   wait_while_stopped();
+  // Nothing, of shared memory: all of it once more.
+  const std::size_t looked_at = old_bytes == 0 ? 1 : old_bytes;
   void* to = nullptr;
   if ((flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0) {
     va_list more;
@@ -137,7 +148,7 @@ FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t 
     if (ferry::client::change_unmap(to, new_bytes) != 0) return MAP_FAILED;
   }
   const auto adopted = [&] {
-    return touches_adopted(address, old_bytes) || ((flags & MREMAP_FIXED) != 0 && touches_adopted(to, new_bytes));
+    return touches_adopted(address, looked_at) || ((flags & MREMAP_FIXED) != 0 && touches_adopted(to, new_bytes));
   };
   if (adopted() && !FERRY_CALLED_FROM_INSIDE()) {
     return ferry::client::adopted_remap(address, old_bytes, new_bytes, flags, to);
@@ -147,7 +158,7 @@ FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t 
   bool late = false;
   {
     // Moved by the kernel, adopted memory would show there what belongs to other addresses; or is refused, as several mappings.
-    const ferry::client::NotAdopted as_it_is(address, inside ? 0 : old_bytes);
+    const ferry::client::NotAdopted as_it_is(address, inside ? 0 : looked_at);
     late = !inside && adopted();
     const FileChange files(address, old_bytes, inside);
     const FileChange files_there(to, (flags & MREMAP_FIXED) != 0 ? new_bytes : 0, inside);
