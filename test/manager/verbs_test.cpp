@@ -208,6 +208,29 @@ TEST_F(Verbs, AtTheLimitOfMappingsWhatIsLeftOfAnAllocationIsRegisteredWhole) {
   EXPECT_EQ(asked, 1U);
 }
 
+/// Memory that the machine did not have for a chunk is asked for again by the next copy.
+TEST_F(Verbs, AChunkThatCouldNotBeGivenMemoryIsPreparedAgain) {
+  const auto copy_up = [&] {
+    core::Action a = action(core::Verb::copy, 0, 64);
+    a.device = 0;
+    a.place = core::Place::system;
+    perform(a);
+    const std::uint64_t limit = linux::monotonic_ns() + std::uint64_t{patience_ms} * 1'000'000;
+    while (executor_->copying() && linux::monotonic_ns() < limit) executor_->poll_copies();
+    ASSERT_FALSE(executor_->copying());
+  };
+  DevicePeer& peer = client_.devices[0];
+  word(0).store(42);
+  // As a kernel without memory, to MADV_POPULATE_WRITE.
+  ASSERT_EQ(::mprotect(peer.vram.data(), block_bytes, PROT_NONE), 0);
+  copy_up();
+  EXPECT_EQ(peer.chunk_ready[0], 0);
+  ASSERT_EQ(::mprotect(peer.vram.data(), block_bytes, PROT_READ | PROT_WRITE), 0);
+  copy_up();
+  EXPECT_EQ(peer.chunk_ready[0], 1);
+  EXPECT_EQ(*reinterpret_cast<const std::uint64_t*>(peer.vram.data()), 42U);
+}
+
 class VerbsProtect : public Verbs {
  protected:
   void SetUp() override {

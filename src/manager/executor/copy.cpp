@@ -68,8 +68,9 @@ void Executor::copy_to_peer(Client& client, const core::Action& action) {
   job.bytes = action.pages.count_pages * page_bytes;
   job.source = from.vram.data() + std::uint64_t{action.vram_first} * page_bytes;
   job.target = to.vram.data() + std::uint64_t{action.vram_to} * page_bytes;
-  prepare_chunk(to, action.vram_to, job);
+  std::uint8_t* const chunk_ready = prepare_chunk(to, action.vram_to, job);
   job.tag = make_copy(action, client);
+  copies_[job.tag].chunk_ready = chunk_ready;
   if (action.pages.count_pages <= inline_pages_max && job.prepare_at == nullptr) {
     copy_done(linux::CopyEngine::run_here(job));
   } else {
@@ -77,14 +78,15 @@ void Executor::copy_to_peer(Client& client, const core::Action& action) {
   }
 }
 
-/// The pool's memory is made huge once and kept while the client holds it.
-void Executor::prepare_chunk(DevicePeer& peer, VramPage page, linux::CopyJob& job) {
+/// The pool's memory is made huge once and kept while the client holds it. Null: that was done.
+std::uint8_t* Executor::prepare_chunk(DevicePeer& peer, VramPage page, linux::CopyJob& job) {
   const std::size_t chunk = page / block_pages;
-  if (peer.chunk_ready[chunk] != 0) return;
+  if (peer.chunk_ready[chunk] != 0) return nullptr;
   peer.chunk_ready[chunk] = 1;
   job.prepare_target = linux::Prepare::make_huge;
   job.prepare_at = peer.vram.data() + chunk * block_bytes;
   job.prepare_bytes = block_bytes;
+  return &peer.chunk_ready[chunk];
 }
 
 void Executor::copy(Client& client, const core::Action& action) {
@@ -104,6 +106,7 @@ void Executor::copy(Client& client, const core::Action& action) {
   }
   const bool make_huge = whole && !b.huge && !b.huge_refused && b.steered >= steered_for_huge;
   linux::CopyJob job;
+  std::uint8_t* chunk_ready = nullptr;
   job.bytes = action.pages.count_pages * page_bytes;
   if (action.place == core::Place::system) {
     job.source = system;
@@ -117,7 +120,7 @@ void Executor::copy(Client& client, const core::Action& action) {
     } else if (whole && !b.mirrored) {
       job.prepare_source = linux::Prepare::populate;
     }
-    prepare_chunk(peer, action.vram_first, job);
+    chunk_ready = prepare_chunk(peer, action.vram_first, job);
   } else {
     job.source = vram;
     job.target = system;
@@ -129,6 +132,7 @@ void Executor::copy(Client& client, const core::Action& action) {
   }
   const std::uint64_t tag = make_copy(action, client);
   copies_[tag].whole_huge = make_huge;
+  copies_[tag].chunk_ready = chunk_ready;
   job.tag = tag;
   if (action.pages.count_pages <= inline_pages_max && job.prepare_at == nullptr) {
     copy_done(linux::CopyEngine::run_here(job));
@@ -140,6 +144,9 @@ void Executor::copy(Client& client, const core::Action& action) {
 void Executor::copy_done(const linux::CopyCompletion& completion) {
   const Copy copy = copies_[completion.tag];
   free_copies_.push_back(static_cast<std::uint32_t>(completion.tag));
+  // The next copy there asks for its memory anew: one that took it for given would have it from the kernel's fault, which
+  // ends a process where there is none.
+  if (copy.chunk_ready != nullptr && !completion.status.ok()) *copy.chunk_ready = 0;
   if (copy.verb == core::Verb::copy && copy.to == core::Place::vram) {
     copy_to_peer_ns += completion.work_ns;
     done(copy.action, completion.status);

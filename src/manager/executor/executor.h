@@ -225,9 +225,10 @@ class Executor final : private StoreUser {
     bool has_token = false;
     core::FaultToken token;
     bool whole_huge = false;
-    core::FenceId fence = 0;    ///< run_job
-    core::BufferId buffer = 0;  ///< move_buffer; `source` is the place that it leaves
-    std::uint64_t bytes = 0;    ///< run_job: of this part
+    std::uint8_t* chunk_ready = nullptr;  ///< of the chunk that it prepares; or null
+    core::FenceId fence = 0;              ///< run_job
+    core::BufferId buffer = 0;            ///< move_buffer; `source` is the place that it leaves
+    std::uint64_t bytes = 0;              ///< run_job: of this part
   };
 
   /// A job on the copy or video engine.
@@ -354,7 +355,7 @@ class Executor final : private StoreUser {
   void copy(Client& client, const core::Action& action);
   void copy_to_peer(Client& client, const core::Action& action);
   void copy_system(Client& client, const core::Action& action);
-  static void prepare_chunk(DevicePeer& peer, VramPage page, linux::CopyJob& job);
+  static std::uint8_t* prepare_chunk(DevicePeer& peer, VramPage page, linux::CopyJob& job);
   void release_chunk(Client& client, const core::Action& action);
   void discard_system(Client& client, const core::Action& action);
   std::uint64_t make_copy(const core::Action& action, Client& client);
