@@ -47,5 +47,23 @@ TEST_F(DifferNamed, AdviceOfPosixKeepsAdoptedMemoryTogether) {
   EXPECT_TRUE(twins.remap(pages(0), bytes(Twins::pages), bytes(Twins::pages + 8), MREMAP_MAYMOVE, 0));
 }
 
+TEST_F(DifferNamed, ProtectionForSemaphoresBindsKernels) {
+  constexpr int prot_sem = 8;
+  EXPECT_TRUE(twins.protect(pages(71), bytes(6), PROT_READ | prot_sem));
+  EXPECT_TRUE(twins.device_as_thread(72, false));
+#if !defined(__SANITIZE_ADDRESS__)
+  EXPECT_TRUE(twins.device_as_thread(76, true));
+#endif
+}
+
+TEST_F(DifferNamed, AdviceEndsWhereTheKernelRefusesIt) {
+  EXPECT_TRUE(twins.advise(pages(12), bytes(3), MADV_REMOVE));
+  EXPECT_TRUE(twins.map(pages(73), bytes(4), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+  // Shared memory cannot be freed so; what lies behind it stays, and the hole behind that is not reached.
+  EXPECT_TRUE(twins.advise(pages(74), bytes(50), MADV_FREE));
+  EXPECT_TRUE(twins.unmap(pages(30), bytes(2)));
+  EXPECT_TRUE(twins.advise(pages(28), bytes(8), MADV_DONTNEED));
+}
+
 }  // namespace
 }  // namespace ferry::test

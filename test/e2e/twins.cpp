@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 
 #include "change.h"
 
@@ -201,7 +202,21 @@ bool Twins::advise(std::int64_t where, std::size_t bytes, int advice, bool posix
               });
 }
 
+bool Twins::several_mappings(std::int64_t where, std::size_t bytes) const {
+  const std::vector<Rights> has = rights(sides_[1]);
+  const auto most = static_cast<std::size_t>(pages + margin) * page;
+  std::set<int> seen;
+  for (std::int64_t from = 0; from < static_cast<std::int64_t>(std::min(bytes, most)); from += page_i) {
+    const std::int64_t number = (where + from) / page_i;
+    if (number < -2 || number >= pages + margin) continue;
+    if (const Rights& r = right(has, static_cast<int>(number)); r.mapped) seen.insert(r.mapping);
+  }
+  return seen.size() > 1;
+}
+
 bool Twins::remap(std::int64_t where, std::size_t old_bytes, std::size_t new_bytes, int flags, std::int64_t to) {
+  // What the kernel has as several mappings it may have as others where some are adopted: docs/SVM.md.
+  if (several_mappings(where, old_bytes)) return true;
   void* got[2];
   const bool same = both("mremap" + in(where, old_bytes) + ", " + hex(new_bytes) + ", flags " + std::to_string(flags) +
                              ", " + hex(to) + ")",
@@ -475,17 +490,20 @@ std::vector<Rights> Twins::rights(const Side& side) const {
   std::FILE* const maps = std::fopen("/proc/self/maps", "re");
   if (maps == nullptr) return all;
   char line[512];
+  int mapping = 0;
   const auto base = reinterpret_cast<std::uintptr_t>(side.base) - 2 * page;
   while (std::fgets(line, sizeof line, maps) != nullptr) {
     std::uintptr_t begin = 0;
     std::uintptr_t end = 0;
     char flags[5] = {};
     if (std::sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s", &begin, &end, flags) != 3) continue;
+    ++mapping;
     if (end <= base || begin >= base + all.size() * page) continue;
     const bool of_file = std::strstr(line, "/tmp/ferry_twins_") != nullptr;
     const std::uintptr_t stop = std::min(end, base + all.size() * page);
     for (std::uintptr_t p = std::max(begin, base); p < stop; p += page) {
-      all[(p - base) / page] = {true, flags[0] == 'r', flags[1] == 'w', flags[2] == 'x', flags[3] == 's', of_file};
+      all[(p - base) / page] = {true,    flags[0] == 'r', flags[1] == 'w', flags[2] == 'x', flags[3] == 's',
+                                of_file, mapping};
     }
   }
   std::fclose(maps);

@@ -38,7 +38,7 @@ struct Rights {
   bool exec = false;
   bool shared = false;
   bool file = false;  ///< of a file of the test's
-  bool operator==(const Rights&) const = default;
+  int mapping = 0;    ///< of the kernel's, from 1
 };
 
 class Twins {
@@ -100,6 +100,7 @@ class Twins {
   [[nodiscard]] std::vector<Rights> rights(const Side& side) const;
   [[nodiscard]] const Rights& right(const std::vector<Rights>& all, int number) const { return all[number + 2]; }
   void forget_files();
+  [[nodiscard]] bool several_mappings(std::int64_t at, std::size_t bytes) const;
   bool compare_elsewhere(void* const (&where)[2], std::size_t bytes);
 
   Side sides_[2];

@@ -122,9 +122,6 @@ void forget_what_went(Held& held, const Part& part) {
   [[maybe_unused]] const Status waited = s.requests.tell(wire::MessageType::adopt_begin, all);
 }
 
-/// The kernel's answer, passed on.
-int result_of(int result, int error) { return result == 0 ? 0 : fail_with(error); }
-
 }  // namespace
 
 bool touches_adopted(const void* address, std::size_t bytes) {
@@ -183,7 +180,7 @@ void* adopted_map_over(void* address, std::size_t bytes, int prot, int flags, in
 
 int adopted_protect(void* address, std::size_t bytes, int prot) {
   const Part part = part_of(address, bytes);
-  if (!well_formed(part.first, bytes) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) != 0) {
+  if (!well_formed(part.first, bytes) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | prot_semaphores)) != 0) {
     return raw_mprotect(part.first, bytes, prot);
   }
   const Held held(part.first, part.end);
@@ -201,6 +198,38 @@ int adopted_protect(void* address, std::size_t bytes, int prot) {
   return fail_with(error);
 }
 
+namespace {
+
+/// As the kernel does: rising, past holes, which are an error in the end, and up to any other error. The span is held.
+int advise_in_order(const Part& part, AdviceRule rule, int advice) {
+  int error = 0;
+  Part adopted{part.first, part.first};
+  const auto tell = [&]() -> Status {
+    if (adopted.empty() || rule == AdviceRule::hint) return {};
+    if (advice == MADV_REMOVE) return Status(Code::bad_range, EINVAL);  // of private memory, as this is for the program
+    return tell_adopted(rule == AdviceRule::free ? core::Change::lazy_free : core::Change::discard, adopted);
+  };
+  for (std::uint64_t at = part.first; at < part.end;) {
+    Place next;
+    const bool found = find_adopted(at, part.end, next);
+    const Part other{at, found ? std::max(next.begin, at) : part.end};
+    if (!other.empty()) {
+      if (const Status told = tell(); !told.ok()) return fail_with(errno_of(told));
+      if (raw_madvise(other.first, other.bytes(), advice) != 0) {
+        if (errno != ENOMEM) return -1;
+        error = ENOMEM;
+      }
+      adopted = {other.end, other.end};
+    }
+    if (!found) break;
+    adopted.end = at = std::min(next.end, part.end);  // stripes are as one
+  }
+  if (const Status told = tell(); !told.ok()) return fail_with(errno_of(told));
+  return error == 0 ? 0 : fail_with(error);
+}
+
+}  // namespace
+
 int adopted_advise(void* address, std::size_t bytes, int advice) {
   const Part part = part_of(address, bytes);
   const AdviceRule rule = rule_of_advice(advice);
@@ -216,18 +245,7 @@ int adopted_advise(void* address, std::size_t bytes, int advice) {
     const Status given = held.give_back(part);
     return given.ok() ? raw_madvise(part.first, bytes, advice) : fail_with(errno_of(given));
   }
-  int result = 0;
-  int error = 0;
-  if (rule != AdviceRule::hint) {
-    const Status told = tell_adopted(rule == AdviceRule::free ? core::Change::lazy_free : core::Change::discard, part);
-    if (!told.ok()) return fail_with(errno_of(told));
-  }
-  for_others(part.first, part.end, [&](const Part& other) {
-    if (raw_madvise(other.first, other.bytes(), advice) == 0) return;
-    result = -1;
-    error = errno;
-  });
-  return result_of(result, error);
+  return advise_in_order(part, rule, advice);
 }
 
 // --- mremap ----------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ void* change_map_over(void* address, std::size_t bytes, int prot, int flags, int
 int change_protect(void* address, std::size_t bytes, int prot) {
   Session& s = *session_if_open();
   const std::uint64_t at = number(address);
-  if (!well_formed(at, bytes) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) != 0) {
+  if (!well_formed(at, bytes) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | prot_semaphores)) != 0) {
     return raw_mprotect(at, bytes, prot);
   }
   const Cut parts = cut(s, at, bytes);

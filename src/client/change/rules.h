@@ -38,6 +38,9 @@ struct Part {
   return {at, at + round_up(bytes)};
 }
 
+/// What mprotect takes beside reading, writing and code: for semaphores (PROT_SEM), which makes no difference.
+inline constexpr int prot_semaphores = 8;
+
 /// What madvise means for managed memory.
 enum class AdviceRule : std::uint8_t {
   zero,    ///< contents are zeros afterwards
