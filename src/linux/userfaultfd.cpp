@@ -280,7 +280,8 @@ Fault Userfaultfd::poison(std::uint64_t address, std::uint64_t bytes) const {
     PoisonRange p{};
     p.range = {address + done, bytes - done};
     if (::ioctl(fd_.get(), ioctl_poison, &p) == 0) return Fault::ok;
-    if (errno != EAGAIN || p.updated < 0) return classify_userfault(errno);
+    // Nothing done: mappings change, and some kernels leave the count as it was then.
+    if (errno != EAGAIN || p.updated <= 0) return classify_userfault(errno);
     done += static_cast<std::uint64_t>(p.updated);
   }
   return Fault::ok;

@@ -156,7 +156,9 @@ Status Manager::run() {
       continue;
     }
     doze_idle(now);
-    const bool anyone = std::any_of(clients_.begin(), clients_.end(), [](const Client* c) { return c->awake; });
+    // What was read out of turn rings no bell.
+    const bool anyone = std::any_of(clients_.begin(), clients_.end(),
+                                    [](const Client* c) { return c->awake || (!c->told.empty() && !c->closing); });
     const bool copying = executor_->copying() && now - last_progress_ns_ < config_.spin_expecting_ns;
     if (anyone || copying) {
       // Who polls must not keep from running what it waits for; but while events flow, a yield would lose their pace.
@@ -309,7 +311,7 @@ bool Manager::poll_peers() {
     if (!client.awake && client.told.empty()) continue;
     bool some = poll_client(client);
     if (faults && client.armed_blocks != 0 && !client.closing) some |= poll_userfault(client);
-    if (faults && client.outside_userfault && !client.closing) some |= poll_outside(client);
+    if ((faults || !client.told.empty()) && client.outside_userfault && !client.closing) some |= poll_outside(client);
     if (some) client.last_event_ns = now_ns_;
     progress |= some;
   }

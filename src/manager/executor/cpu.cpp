@@ -331,6 +331,10 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
     return;
   }
   const auto poison = [&](std::uint64_t at, std::uint64_t bytes) {
+    const linux::Fault done = client.fault_of(pages.first).poison(at, bytes);
+    // It may wait to be heard first.
+    if (done != linux::Fault::again || !client.outside_userfault) return done;
+    read_outside(client);
     return client.fault_of(pages.first).poison(at, bytes);
   };
   linux::Fault fault = poison(address, pages.count_pages * page_bytes);
@@ -343,6 +347,11 @@ void Executor::lose_cpu(Client& client, PageSpan pages, Status status) {
     if (fault == linux::Fault::exists) fault = linux::Fault::ok;
   }
   if (fault == linux::Fault::ok || fault == linux::Fault::process_gone) return;
+  if (fault == linux::Fault::again) {
+    // A thread that changes the mappings has to run before it is over: who touches the pages comes again.
+    client.fault_of(pages.first).wake(address, pages.count_pages * page_bytes);
+    return;
+  }
   household_.drop_client(
       client, refused ? "it touches what is kept in VRAM, and this kernel has no other way to tell its threads"
                       : "pages of it are lost, and this kernel has no other way to tell its threads");
@@ -465,7 +474,14 @@ void Executor::give_around(Client& client, BlockState& b, Page page) {
   // Holes are filled only where they were touched.
   std::uint64_t done_bytes = 0;
   const linux::Userfaultfd& userfault = client.fault_of(page);
-  if (userfault.map_present(client.address_of(page), page_bytes, true, done_bytes, rights) == linux::Fault::ok) {
+  const linux::Fault mapped = userfault.map_present(client.address_of(page), page_bytes, true, done_bytes, rights);
+  if (mapped == linux::Fault::exists && rights == linux::MapRights::read_write && b.guard != nullptr &&
+      b.guard->guarded.test(bit)) {
+    // An entry whose right to be written could not be given when the core gave it: mappings were changing. If they still
+    // are, the thread comes here again.
+    userfault.allow_writes(client.address_of(page), page_bytes);
+  }
+  if (mapped == linux::Fault::ok) {
     if (to > bit + 1) {
       userfault.map_present(client.address_of(page + 1), (to - bit - 1) * page_bytes, true, done_bytes, rights);
     }

@@ -141,8 +141,13 @@ void Executor::allow_cpu_writes(Client& client, BlockIndex index, BlockState& bl
     const auto allow = [&](std::uint64_t at, std::uint64_t bytes) {
       return while_again(client, [&] { return client.fault_of(first_page_of(index)).allow_writes(at, bytes); });
     };
-    if (allow(address, count * page_bytes) == linux::Fault::ok || count == 1) return;
-    for (unsigned i = 0; i < count; ++i) allow(address + i * page_bytes, page_bytes);
+    linux::Fault fault = allow(address, count * page_bytes);
+    for (unsigned i = 0; i < count && count > 1 && fault != linux::Fault::ok && fault != linux::Fault::again; ++i) {
+      if (allow(address + i * page_bytes, page_bytes) == linux::Fault::again) fault = linux::Fault::again;
+    }
+    // A thread that changes the mappings has to run before it is over, and nobody waits for that here: whoever waits to
+    // write comes again, and gets the right then (give_around).
+    if (fault == linux::Fault::again) client.fault_of(first_page_of(index)).wake(address, count * page_bytes);
   });
   g.read_only.remove(pages);
 }
