@@ -33,6 +33,7 @@ TEST_F(DifferNamed, AMoveOfHolesLeavesWhatTheKernelLeavesOfItsTarget) {
 TEST_F(DifferNamed, PrivateMemoryIsNotMappedTwice) {
   EXPECT_TRUE(twins.remap(pages(17), 0, bytes(60), MREMAP_MAYMOVE, 0));
   EXPECT_TRUE(twins.remap(pages(56), 0, bytes(2), MREMAP_MAYMOVE | MREMAP_FIXED, pages(49)));
+  EXPECT_TRUE(twins.remap(pages(12), ~std::size_t{0} - 1, bytes(47), 0, 0));  // nothing, when it is rounded
 }
 
 TEST_F(DifferNamed, AMappingThatIsRefusedLosesNothing) {

@@ -216,7 +216,8 @@ bool Twins::several_mappings(std::int64_t where, std::size_t bytes) const {
 
 bool Twins::remap(std::int64_t where, std::size_t old_bytes, std::size_t new_bytes, int flags, std::int64_t to) {
   // What the kernel has as several mappings it may have as others where some are adopted: docs/SVM.md.
-  if (several_mappings(where, old_bytes)) return true;
+  const bool resized = (flags & MREMAP_DONTUNMAP) != 0 || new_bytes > old_bytes || (flags & MREMAP_FIXED) != 0;
+  if (resized && several_mappings(where, old_bytes)) return true;
   void* got[2];
   const bool same = both("mremap" + in(where, old_bytes) + ", " + hex(new_bytes) + ", flags " + std::to_string(flags) +
                              ", " + hex(to) + ")",

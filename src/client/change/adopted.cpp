@@ -340,7 +340,7 @@ void* adopted_remap(void* address, std::size_t old_bytes, std::size_t new_bytes,
   const auto target = reinterpret_cast<std::uint64_t>(to);
   const Part over = fixed ? part_of(to, new_bytes) : Part{};
   // A second mapping of shared memory, which this is for the kernel alone.
-  if (old_bytes == 0 && place_of(old.first & ~(page_bytes - 1)).adopted) return remap_failed(EINVAL);
+  if (round_up(old_bytes) == 0 && place_of(old.first & ~(page_bytes - 1)).adopted) return remap_failed(EINVAL);
   if (!well_formed(old.first, old_bytes) || new_bytes == 0 || round_up(new_bytes) < new_bytes ||
       (fixed && (!well_formed(target, new_bytes) || (old.first < over.end && over.first < old.end)))) {
     return raw_mremap(old.first, old_bytes, new_bytes, flags, target);  // says what is wrong

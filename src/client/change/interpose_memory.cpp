@@ -13,6 +13,7 @@
 #include "client/change/adopted.h"
 #include "client/change/change.h"
 #include "client/change/libc.h"
+#include "client/change/rules.h"
 
 using ferry::client::FileChange;
 using ferry::client::files_mapped_anew;
@@ -131,7 +132,7 @@ FERRY_INTERPOSED int posix_madvise(void* address, std::size_t bytes, int advice)
 FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t new_bytes, int flags, ...) noexcept {
   wait_while_stopped();
   // Nothing, of shared memory: all of it once more.
-  const std::size_t looked_at = old_bytes == 0 ? 1 : old_bytes;
+  const std::size_t looked_at = ferry::client::round_up(old_bytes) == 0 ? 1 : old_bytes;
   void* to = nullptr;
   if ((flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0) {
     va_list more;
