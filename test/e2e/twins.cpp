@@ -382,10 +382,12 @@ bool Twins::device(int first, int count, bool write, std::uint64_t add) {
   char* const base = sides_[0].base;
   bool same = true;
   try {
-    ferry::parallel_for(may.size(), [=](std::size_t i) {
-      auto* const words = reinterpret_cast<std::uint64_t*>(base + list[i] * page);
-      sums[i] = words[0] + words[300];
-      if (write) {
+    // One after the other, as below: two pages may be one of a file.
+    ferry::parallel_for(1, [=, count_of = may.size()](std::size_t) {
+      for (std::size_t i = 0; i < count_of; ++i) {
+        auto* const words = reinterpret_cast<std::uint64_t*>(base + list[i] * page);
+        sums[i] = words[0] + words[300];
+        if (!write) continue;
         words[0] += add;
         words[300] += add + i;
       }
