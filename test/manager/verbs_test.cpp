@@ -231,6 +231,20 @@ TEST_F(Verbs, AChunkThatCouldNotBeGivenMemoryIsPreparedAgain) {
   EXPECT_EQ(*reinterpret_cast<const std::uint64_t*>(peer.vram.data()), 42U);
 }
 
+TEST_F(Verbs, WhatIsDiscardedWhileItsApplicationTakesItBackIsGone) {
+  client_.block(0).managed = PageMask::all();
+  client_.releasing.emplace(0, Client::Releasing{{0, 16}, false});
+  word(3) = 42;
+  word(4) = 43;
+  perform(action(core::Verb::discard_system, 3, 1));
+  EXPECT_EQ(behind(3), 0U) << "it is the core's still: what went to VRAM, or was given up, is not here any more";
+  // Freed: from here on the bytes are the application's, until it says that it has them.
+  client_.block(0).managed.remove(PageMask::range(0, 16));
+  client_.spans.clear();
+  perform(action(core::Verb::discard_system, 0, 16));
+  EXPECT_EQ(behind(4), 43U);
+}
+
 class VerbsProtect : public Verbs {
  protected:
   void SetUp() override {

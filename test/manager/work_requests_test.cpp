@@ -329,10 +329,10 @@ TEST_F(WorkRequests, ADeathLeavesNothing) {
   }
   bool back = false;
   for (int i = 0; i < patience_ms && !back; ++i) {
-    back = ferryd_.descriptors() == before;
+    back = ferryd_.descriptors() <= before;  // before: what others sent may not all have been closed
     if (!back) ::poll(nullptr, 0, 1);
   }
-  EXPECT_EQ(ferryd_.descriptors(), before);
+  EXPECT_LE(ferryd_.descriptors(), before);
 }
 
 }  // namespace

@@ -368,8 +368,8 @@ void Core::Impl::zero(Op& op) {
   if (state.slot != none_index && !block.vram_current.intersects(granule_mask(op.granule))) {
     release_slot(block, op.granule);
   }
-  const PageMask give = reclaim.counts() ? op.pages & block.held : op.pages;
-  give.for_each_run([&](unsigned first, unsigned count) {
+  // Those, too, that are not charged: memory that had contents before it was managed is not, until its granule was free.
+  op.pages.for_each_run([&](unsigned first, unsigned count) {
     ask(Verb::discard_system, op, {first_page_of(block.index) + first, count});
   });
 }

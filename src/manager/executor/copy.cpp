@@ -217,8 +217,9 @@ void Executor::discard_system(Client& client, const core::Action& action) {
     b.mirrored = false;
     if (freed.any()) b.steered = 0;
   });
-  if (client.is_releasing(action.pages)) {
-    // The application has still to take the bytes; it says when it has.
+  if (client.is_releasing(action.pages) && !client.is_allocated(action.pages.first)) {
+    // The last of a release: the application has still to take the bytes; it says when it has. Before that the core's word
+    // counts as ever: what it discards may be older than what pages have.
     done(action.id, {});
     return;
   }
