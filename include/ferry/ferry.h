@@ -105,7 +105,11 @@ FERRY_API size_t ferry_stats(char* buffer, size_t bytes, ferry_error* error);
 
 /* --- memory ---------------------------------------------------------------------------------------------------- */
 
+#ifdef __cplusplus /* any number may come from C, and is looked at */
+typedef enum ferry_placement : int {
+#else
 typedef enum ferry_placement {
+#endif
   FERRY_AUTOMATIC = 0, /**< moves to the processor that touches it */
   FERRY_SYSTEM = 1     /**< stays in system memory; devices reach it in place */
 } ferry_placement;

@@ -56,7 +56,11 @@ typedef enum ferry_progress_result {
 } ferry_progress_result;
 
 /** What the members of a class are, and so which rules they keep. The rules are those of dma-fence. */
+#ifdef __cplusplus /* any number may come from C, and is looked at */
+typedef enum ferry_progress_kind : int {
+#else
 typedef enum ferry_progress_kind {
+#endif
   FERRY_PROGRESS_WORK = 0,        /**< threads, jobs, waves: no rule */
   FERRY_PROGRESS_FENCE = 1,       /**< owed a signal once published; waits only for fences published before */
   FERRY_PROGRESS_ENGINE = 2,      /**< held by work: compute units, engine slots, ring space */

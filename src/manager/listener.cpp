@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "linux/socket.h"
@@ -27,8 +28,10 @@ Listener::~Listener() {
 Result<Listener> Listener::make(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path) return Status(Code::io_error, ENAMETOOLONG);
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  // Whoever finds a socket at the path may connect at once: until it listens it has another name.
+  const std::string early = path + "~";
+  if (path.empty() || early.size() >= sizeof address.sun_path) return Status(Code::io_error, ENAMETOOLONG);
+  std::memcpy(address.sun_path, early.c_str(), early.size() + 1);
 
   // Two managers that start at once must not both find the old socket dead and remove it, one the other's new one.
   Listener l;
@@ -56,13 +59,18 @@ Result<Listener> Listener::make(const std::string& path) {
   }
   l.fd_.reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!l.fd_) return Status(Code::io_error, errno);
+  ::unlink(early.c_str());  // of a manager that was killed in between
   const mode_t old = ::umask(0177);
   const int bound = ::bind(l.fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
   const int error = errno;
   ::umask(old);
   if (bound != 0) return Status(Code::io_error, error);
+  if (::listen(l.fd_.get(), backlog) != 0 || ::rename(early.c_str(), path.c_str()) != 0) {
+    const int failed = errno;
+    ::unlink(early.c_str());
+    return Status(Code::io_error, failed);
+  }
   l.path_ = path;
-  if (::listen(l.fd_.get(), backlog) != 0) return Status(Code::io_error, errno);
   return l;
 }
 

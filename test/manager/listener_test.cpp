@@ -1,12 +1,15 @@
 #include "manager/listener.h"
 
 #include <gtest/gtest.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "linux/socket.h"
@@ -35,6 +38,27 @@ TEST_F(Listeners, OneAPath) {
   ASSERT_TRUE(first.ok());
   EXPECT_EQ(Listener::make(path_).status().code, Code::overlap);
   EXPECT_TRUE(linux::connect_socket(path_.c_str()).ok());
+}
+
+TEST_F(Listeners, WhoeverFindsItsPathCanConnect) {
+  // A socket that is made at the path does not listen yet; one that is moved there may.
+  const linux::Fd watch(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  ASSERT_GE(::inotify_add_watch(watch.get(), folder_.c_str(), IN_CREATE | IN_MOVED_TO), 0);
+  const auto listener = Listener::make(path_);
+  ASSERT_TRUE(listener.ok());
+  alignas(inotify_event) std::array<char, 4096> events{};
+  const ssize_t bytes = ::read(watch.get(), events.data(), events.size());
+  ASSERT_GT(bytes, 0);
+  bool moved = false;
+  for (ssize_t at = 0; at < bytes;) {
+    inotify_event event{};
+    std::memcpy(&event, events.data() + at, sizeof event);
+    const std::string name = events.data() + at + sizeof event;
+    EXPECT_FALSE(name == "s" && (event.mask & IN_CREATE) != 0);
+    moved = moved || (name == "s" && (event.mask & IN_MOVED_TO) != 0);
+    at += static_cast<ssize_t>(sizeof event + event.len);
+  }
+  EXPECT_TRUE(moved);
 }
 
 TEST_F(Listeners, FilesGoWithIt) {
