@@ -145,10 +145,17 @@ void Manager::unmapped(Client& client, PageSpan gone) {
   if (it != client.spans.begin()) --it;
   for (; it != client.spans.end() && it->first < gone.end(); ++it) {
     const PageSpan span{it->first, it->second};
-    if (!span.overlaps(gone) || client.is_releasing(span)) continue;
+    if (!span.overlaps(gone)) continue;
     const Page from = std::max(span.first, gone.first);
     const PageSpan part{from, std::min(span.end(), gone.end()) - from};
-    if (!client.unmapped.overlaps(part) && !client.kept.overlaps(part)) spans.push_back(part);
+    // What goes already, stays for its pins, or is being taken back is seen to; what lies beside it is not.
+    SpanSet news;
+    news.add(part);
+    const auto known = [&](PageSpan other) { news.cut(other); };
+    client.unmapped.for_each_in(part, known);
+    client.kept.for_each_in(part, known);
+    client.for_each_releasing(part, known);
+    news.for_each_in(part, [&](PageSpan piece) { spans.push_back(piece); });
   }
   for (const PageSpan& span : spans) {
     if (!core_->is_pinned(client.id, span)) {
@@ -206,7 +213,8 @@ void Manager::unmapped_done(Client& client, const Request& request) {
     return !waits;
   });
   for (const Client::Beginning& b : ready) {
-    if (!client.closing) answer(client, b.request, {});
+    // A page is its address: what the pins keep is in the way of whatever is there now.
+    if (!client.closing) answer(client, b.request, b.adopts && client.kept.overlaps(b.pages) ? Code::in_use : Code::ok);
   }
   if (!client.closing) note_unmapping(client);
 }
@@ -218,13 +226,12 @@ void Manager::begin_adoption(Client& client, PageSpan pages, std::uint32_t flags
     answer(client, incoming_->head.request, {});
     return;
   }
+  const bool adopts = (flags & wire::span_wait_only) == 0;
   if (client.unmapped.overlaps(pages)) {
-    client.beginning.push_back({incoming_->head.request, pages});
+    client.beginning.push_back({incoming_->head.request, pages, adopts});
     return;
   }
-  // A page is its address: what the pins keep is in the way of whatever is there now.
   const bool kept = client.kept.overlaps(pages);
-  const bool adopts = (flags & wire::span_wait_only) == 0;
   answer(client, incoming_->head.request, kept && adopts ? Code::in_use : Status());
 }
 

@@ -160,6 +160,7 @@ struct Client {
   struct Beginning {
     std::uint64_t request = 0;
     PageSpan pages;
+    bool adopts = false;  ///< adopt_begin: the pages are to be adopted; cleared: only to be out of reach
   };
   FileSpans files;                    ///< of the application, that devices have mapped
   std::vector<Beginning> file_drops;  ///< file_drop that waits for devices
@@ -250,6 +251,15 @@ struct Client {
       if (it == spans.end()) return page >= span.end();
     }
     return true;
+  }
+  /// Calls fn(span) for what is being taken back and overlaps, whole.
+  template <typename Fn>
+  void for_each_releasing(PageSpan span, Fn&& fn) const {
+    auto it = releasing.upper_bound(span.first);
+    if (it != releasing.begin()) --it;
+    for (; it != releasing.end() && it->first < span.end(); ++it) {
+      if (it->second.overlaps(span)) fn(static_cast<PageSpan>(it->second));
+    }
   }
   [[nodiscard]] bool is_releasing(PageSpan span) const {
     // They were allocated each as they are, so none overlaps another.

@@ -181,6 +181,23 @@ TEST_F(Hostile, BeginsTwiceReleasesTwice) {
 }
 
 /// A span as large as an address space: it is taken or refused, and nobody waits for it to be walked through.
+TEST_F(Hostile, AnUnmapBesideWhatIsPinnedIsNotForgotten) {
+  ASSERT_EQ(bad_.ask(MessageType::alloc, outside, 16), Code::ok);
+  ASSERT_EQ(code_of(MessageType::pin, span(outside + 1, 1)), Code::ok);
+  wire::Span gone = span(outside, 4);
+  gone.flags = wire::span_no_wait;
+  ASSERT_EQ(code_of(MessageType::adopt_begin, gone), Code::ok) << "stays until the unpin";
+  gone = span(outside + 2, 6);
+  gone.flags = wire::span_no_wait;
+  ASSERT_EQ(code_of(MessageType::adopt_begin, gone), Code::ok);
+  // Gone without being asked for once more: devices may not reach what was there.
+  gone.flags = wire::span_wait_only;
+  ASSERT_EQ(code_of(MessageType::adopt_begin, gone), Code::ok);
+  EXPECT_EQ(bad_.ask(MessageType::alloc, outside + 4, 4), Code::ok);
+  EXPECT_EQ(code_of(MessageType::adopt_begin, span(outside, 4)), Code::in_use);
+  EXPECT_EQ(code_of(MessageType::unpin, span(outside + 1, 1)), Code::ok);
+}
+
 TEST_F(Hostile, SpansOfAllAddresses) {
   constexpr std::uint64_t huge = std::uint64_t{1} << 26;
   ASSERT_EQ(bad_.ask(MessageType::alloc, outside, huge), Code::ok);
