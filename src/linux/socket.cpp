@@ -55,6 +55,7 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
   iovec iov{in.buffer.data(), in.buffer.size()};
   msghdr msg{};
   ssize_t n = 0;
+  bool reset = false;
   for (;;) {
     msg.msg_iov = &iov;
     msg.msg_iovlen = 1;
@@ -63,6 +64,11 @@ Receive receive_message(int socket, Incoming& in, int timeout_ms) {
     n = ::recvmsg(socket, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n >= 0) break;
     if (errno == EINTR) continue;
+    // The peer has closed and left messages of this end unread. It is said once, before what the peer sent.
+    if (errno == ECONNRESET && !reset) {
+      reset = true;
+      continue;
+    }
     if (errno != EAGAIN && errno != EWOULDBLOCK) return Receive::closed;
     if (timeout_ms == 0 || !wait_for(socket, POLLIN, timeout_ms)) return Receive::nothing;
   }

@@ -52,5 +52,16 @@ TEST(Closing, ASocketIsOverAtOnceAndWhatItsPeerWasToldCanStillBeRead) {
   EXPECT_EQ(receive_message(pair.second.get(), *in, patience_ms), Receive::closed);
 }
 
+TEST(Closing, ThatLeavesMessagesUnreadKeepsNobodyFromTheLastWords) {
+  auto pair = std::move(make_socket_pair().value());
+  ASSERT_TRUE(send_text(pair.first.get(), wire::MessageType::reply_text, 1, "last words").ok());
+  ASSERT_TRUE(send_text(pair.second.get(), wire::MessageType::reply_text, 1, "unread").ok());
+  pair.first.reset();
+  auto in = std::make_unique<Incoming>();
+  ASSERT_EQ(receive_message(pair.second.get(), *in, patience_ms), Receive::message);
+  EXPECT_EQ(in->text(), "last words");
+  EXPECT_EQ(receive_message(pair.second.get(), *in, patience_ms), Receive::closed);
+}
+
 }  // namespace
 }  // namespace ferry::linux::test
