@@ -184,7 +184,7 @@ def rows_look(where, tests, log):
     def look():
         bad = []
         for test in tests:
-            code = run(["ctest", "--test-dir", where, "-R", r"(^|\.|/)" + re.escape(test) + "$", "--no-tests=error",
+            code = run(["ctest", "--test-dir", where, "-R", r"(^|\.|/)" + re.escape(test) + r"(/[^/]*)?$", "--no-tests=error",
                         "--timeout", str(TEST_SECONDS_MAX), "--output-on-failure"], log)
             bad += [test] if code != 0 else []
         return f"{', '.join(bad)} failed" if bad else ""
