@@ -354,8 +354,12 @@ void* adopted_remap(void* address, std::size_t old_bytes, std::size_t new_bytes,
   const bool sound = (flags & ~known) == 0 && (moves || (flags & ~MREMAP_MAYMOVE) == 0) &&
                      ((flags & MREMAP_DONTUNMAP) == 0 || round_up(old_bytes) == round_up(new_bytes));
   // Not tried first: the kernel unmaps the target before it refuses several mappings, and others may map there then.
-  void* const moved = sound && has_pieces(old) ? remap_pieces(old, round_up(new_bytes), flags, target)
-                                               : raw_mremap(old.first, old_bytes, new_bytes, flags, target);
+  void* moved = sound && has_pieces(old) ? remap_pieces(old, round_up(new_bytes), flags, target)
+                                         : raw_mremap(old.first, old_bytes, new_bytes, flags, target);
+  // What the kernel found there counts, where it has not touched anything.
+  if (moved == MAP_FAILED && errno == EFAULT && sound && !fixed && has_pieces(old)) {
+    moved = remap_pieces(old, round_up(new_bytes), flags, target);
+  }
   const int error = errno;
   if (fixed && touches_adopted(to, new_bytes)) forget_what_went(held, over);
   errno = error;

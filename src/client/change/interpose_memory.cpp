@@ -165,7 +165,11 @@ FERRY_INTERPOSED void* mremap(void* address, std::size_t old_bytes, std::size_t 
     const FileChange files_there(to, (flags & MREMAP_FIXED) != 0 ? new_bytes : 0, inside);
     if (!late) moved = reinterpret_cast<void*>(::syscall(SYS_mremap, address, old_bytes, new_bytes, flags, to));
   }
-  if (late) return ferry::client::adopted_remap(address, old_bytes, new_bytes, flags, to);
+  // Several mappings, maybe of what was adopted and given back: for the program they are one.
+  const bool pieces = moved == MAP_FAILED && errno == EFAULT && (flags & MREMAP_FIXED) == 0 && !inside;
+  if (late || (pieces && ferry::client::swaps_of_adopted() != 0)) {
+    return ferry::client::adopted_remap(address, old_bytes, new_bytes, flags, to);
+  }
   if ((flags & MREMAP_FIXED) == 0) files_mapped_anew(moved, new_bytes, inside);
   return moved;
 }
