@@ -209,6 +209,8 @@ bool connect_child(bool fresh) {
     ::sigaction(SIGURG, &ours, nullptr);
     ::fcntl(pipe[0], F_SETSIG, SIGURG);
     ::fcntl(pipe[0], F_SETOWN, ::getpid());
+    // It may have ended since it was sent to, when there was nobody to signal.
+    on_urgent(SIGURG);
   }
   return true;
 }
